@@ -1,0 +1,284 @@
+//! What a frame says about its stream: identity, order, clock, and the ledger of operations.
+
+use heapless::Vec;
+use serde::{Deserialize, Serialize};
+
+/// Which stream a frame belongs to, and its place in it. Together with the agent's identity
+/// (from its certificate) and the boot id this is the key under which a collector stores a
+/// frame: two frames with one key are one frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct StreamKey {
+    /// The first eight bytes of the run id: which start of the agent.
+    pub run_tag: [u8; 8],
+    /// Priority class.
+    pub class: u8,
+    /// Number of the frame in (run, class), from 0, without gaps.
+    pub sequence: u64,
+}
+
+/// The header of a frame. The optional parts travel as length-delimited extensions, so that
+/// a receiver skips those that it does not know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header<'a> {
+    /// Stream and place in it.
+    pub key: StreamKey,
+    /// Generation within (run, class): entities and file numbers hold for one generation.
+    pub generation: u32,
+    /// Oldest and newest record time in the frame, boot clock, ns; equal where it is empty.
+    pub first_ns: u64,
+    /// See `first_ns`.
+    pub last_ns: u64,
+    /// Records in the body.
+    pub records: u32,
+    /// Present in the first frame of each generation.
+    pub start: Option<GenerationStart<'a>>,
+    /// Present in the first frame of each generation, and whenever the mapping moved.
+    pub clock: Option<Clock>,
+    /// Counters that changed since the frame before; all that are not zero in the first
+    /// frame of a generation.
+    pub ledger: Ledger,
+    /// A run before this one that ended without saying so.
+    pub interruption: Option<Interruption>,
+    /// Present in the first frame of each generation.
+    pub capabilities: Option<Capabilities>,
+}
+
+/// Who speaks: sent once for each generation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GenerationStart<'a> {
+    /// The device's name; equals the certificate's.
+    pub agent_id: &'a str,
+    /// The kernel's `boot_id`.
+    pub boot_id: [u8; 16],
+    /// Random, one for each start of the agent.
+    pub run_id: [u8; 16],
+    /// Version of the agent.
+    pub agent_version: &'a str,
+    /// Kernel release (`uname -r`).
+    pub kernel: &'a str,
+    /// Machine (`uname -m`).
+    pub machine: &'a str,
+}
+
+/// How the boot clock maps to wall time: `wall = boot + offset`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clock {
+    /// Unix time minus boot time, ns.
+    pub offset_ns: i64,
+    /// How far the offset may be wrong by the way it was read, ns.
+    pub uncertainty_ns: u64,
+    /// Whether the kernel says that a time service keeps its clock.
+    pub synchronized: bool,
+}
+
+/// A run that ended without a farewell: what the kernel still held for it is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interruption {
+    /// The boot in which it ran.
+    pub boot_id: [u8; 16],
+    /// The run that was cut.
+    pub run_id: [u8; 16],
+    /// All operations up to here, on the boot clock of `boot_id`, are in its frames.
+    pub from_ns: u64,
+    /// Operations from here on are seen again; 0 if the boot ended first.
+    pub to_ns: u64,
+    /// At least so many operations were observed and are not in any frame.
+    pub operations_at_least: u64,
+}
+
+/// Hooks by number, for [`Capabilities`].
+pub mod hook {
+    /// `sys_exit`: system calls.
+    pub const SYS_EXIT: u32 = 1;
+    /// `sched_process_fork`.
+    pub const FORK: u32 = 1 << 1;
+    /// `sched_process_exec`.
+    pub const EXEC: u32 = 1 << 2;
+    /// `sched_process_exit`.
+    pub const EXIT: u32 = 1 << 3;
+    /// `inet_sock_set_state`.
+    pub const SOCKET_STATE: u32 = 1 << 4;
+}
+
+/// What the agent can see on this kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// Hooks attached, bits of [`hook`].
+    pub attached: u32,
+    /// Hooks that this kernel refused: what they show is not seen.
+    pub missing: u32,
+    /// Whether the programs run compiled (not interpreted).
+    pub jit: bool,
+}
+
+/// The kinds of operations that the ledger counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[repr(u8)]
+#[allow(missing_docs)]
+pub enum Operation {
+    Clone,
+    Exec,
+    Exit,
+    Setuid,
+    Open,
+    Close,
+    Read,
+    Write,
+    Receive,
+    Send,
+    Connect,
+    Accept,
+    Shutdown,
+    Mkdir,
+    Rmdir,
+    Unlink,
+    Rename,
+    Link,
+    Symlink,
+    SocketState,
+}
+
+impl Operation {
+    /// All kinds, in the order of their numbers.
+    pub const ALL: [Operation; 20] = [
+        Operation::Clone,
+        Operation::Exec,
+        Operation::Exit,
+        Operation::Setuid,
+        Operation::Open,
+        Operation::Close,
+        Operation::Read,
+        Operation::Write,
+        Operation::Receive,
+        Operation::Send,
+        Operation::Connect,
+        Operation::Accept,
+        Operation::Shutdown,
+        Operation::Mkdir,
+        Operation::Rmdir,
+        Operation::Unlink,
+        Operation::Rename,
+        Operation::Link,
+        Operation::Symlink,
+        Operation::SocketState,
+    ];
+
+    /// The name that reports print.
+    pub fn name(self) -> &'static str {
+        match self {
+            Operation::Clone => "clone",
+            Operation::Exec => "exec",
+            Operation::Exit => "exit",
+            Operation::Setuid => "setuid",
+            Operation::Open => "open",
+            Operation::Close => "close",
+            Operation::Read => "read",
+            Operation::Write => "write",
+            Operation::Receive => "receive",
+            Operation::Send => "send",
+            Operation::Connect => "connect",
+            Operation::Accept => "accept",
+            Operation::Shutdown => "shutdown",
+            Operation::Mkdir => "mkdir",
+            Operation::Rmdir => "rmdir",
+            Operation::Unlink => "unlink",
+            Operation::Rename => "rename",
+            Operation::Link => "link",
+            Operation::Symlink => "symlink",
+            Operation::SocketState => "socket_state",
+        }
+    }
+}
+
+/// The terms of the ledger: `observed = stored + aggregated + filtered + own + lost`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[repr(u8)]
+pub enum Term {
+    /// Operations that a hook saw.
+    Observed,
+    /// Became a record of their own.
+    Stored,
+    /// Are part of a flow record.
+    Aggregated,
+    /// Not recorded by rule: an object of no recorded kind, or a call that touched nothing.
+    Filtered,
+    /// The agent's own doing, left out.
+    Own,
+    /// Lost: the ring had no room.
+    LostRing,
+    /// Lost: a kernel map had no room.
+    LostMap,
+    /// Lost: the kernel object could not be read.
+    LostUnreadable,
+    /// Lost: a table of the agent had no room.
+    LostTable,
+    /// Lost: a record did not fit or could not be encoded.
+    LostEncoding,
+    /// Lost: the spool was full and dropped its oldest frames (unit: records).
+    LostSpoolFull,
+    /// Lost: the spool could not be written or read back (unit: records).
+    LostSpoolError,
+    /// Lost: the collector refused the frame for good (unit: records).
+    LostRefused,
+}
+
+impl Term {
+    /// All terms, in the order of their numbers.
+    pub const ALL: [Term; 13] = [
+        Term::Observed,
+        Term::Stored,
+        Term::Aggregated,
+        Term::Filtered,
+        Term::Own,
+        Term::LostRing,
+        Term::LostMap,
+        Term::LostUnreadable,
+        Term::LostTable,
+        Term::LostEncoding,
+        Term::LostSpoolFull,
+        Term::LostSpoolError,
+        Term::LostRefused,
+    ];
+
+    /// The name that reports print.
+    pub fn name(self) -> &'static str {
+        match self {
+            Term::Observed => "observed",
+            Term::Stored => "stored",
+            Term::Aggregated => "aggregated",
+            Term::Filtered => "filtered",
+            Term::Own => "own",
+            Term::LostRing => "lost_ring",
+            Term::LostMap => "lost_map",
+            Term::LostUnreadable => "lost_unreadable",
+            Term::LostTable => "lost_table",
+            Term::LostEncoding => "lost_encoding",
+            Term::LostSpoolFull => "lost_spool_full",
+            Term::LostSpoolError => "lost_spool_error",
+            Term::LostRefused => "lost_refused",
+        }
+    }
+
+    /// Whether the term is a loss.
+    pub fn is_loss(self) -> bool {
+        self >= Term::LostRing
+    }
+}
+
+/// One counter of the ledger: its total since the start of the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counter {
+    /// Kind of operation; none where the unit is records (spool losses).
+    pub operation: Option<Operation>,
+    /// Term.
+    pub term: Term,
+    /// Total since the start of the run.
+    pub total: u64,
+}
+
+/// Most counters that one frame can carry: every kind with every term, and the losses that
+/// have no kind.
+pub const LEDGER_COUNTERS_MAX: usize = 288;
+
+/// The counters of one frame.
+pub type Ledger = Vec<Counter, LEDGER_COUNTERS_MAX>;
