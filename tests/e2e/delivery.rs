@@ -1,5 +1,6 @@
 //! Delivery under faults: every frame is stored once, and what cannot be had is named.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -118,9 +119,13 @@ fn an_agent_that_is_killed_leaves_its_frames_and_a_named_gap() -> Result {
     // Nobody takes frames now; the agent's spool must.
     collector.program.kill()?;
     let delivered = frames::find(&fleet.store())?.len();
+    let before = spooled(&settings.spool)?;
     let second = work(&fleet, "two")?;
-    // A frame's age limit closes it, and the exits of the workload are in it.
-    wait_for_spooled(&settings.spool)?;
+    let grown = wait_for_spool(&settings.spool, before)?;
+    // Records keep their order: once later ones are in the spool, so are those of the second
+    // workload.
+    work(&fleet, "more")?;
+    wait_for_spool(&settings.spool, grown)?;
     agent.program.kill()?;
 
     collector = fleet.start_collector("127.0.0.1:0")?;
@@ -150,16 +155,19 @@ fn an_agent_that_is_killed_leaves_its_frames_and_a_named_gap() -> Result {
     Ok(())
 }
 
-/// Waits until the spool has grown and then stayed as it is for longer than a frame may be
-/// open: what the workload did is in whole frames.
-fn wait_for_spooled(spool: &std::path::Path) -> Result {
-    let size = || -> Result<u64> {
-        let mut sum = 0;
-        for entry in std::fs::read_dir(spool)? {
-            sum += entry?.metadata()?.len();
-        }
-        Ok(sum)
-    };
-    let before = size()?;
-    wait_for("frames in the spool", DEADLINE, || Ok((size()? > before).then_some(())))
+/// Bytes of all files in the spool.
+fn spooled(spool: &Path) -> Result<u64> {
+    let mut sum = 0;
+    for entry in std::fs::read_dir(spool)? {
+        sum += entry?.metadata()?.len();
+    }
+    Ok(sum)
+}
+
+/// Waits until the spool is larger than `before`, and returns its size.
+fn wait_for_spool(spool: &Path, before: u64) -> Result<u64> {
+    wait_for("frames in the spool", DEADLINE, || {
+        let size = spooled(spool)?;
+        Ok((size > before).then_some(size))
+    })
 }

@@ -10,7 +10,7 @@ use tests::Result;
 use tests::fleet::{AGENT_ID, Collector, Fleet};
 use tests::frames::{self, Summary};
 use tests::machine::{Machine, Need};
-use tests::post::{self, FRAMES, Identity};
+use tests::post::{self, Identity};
 use tests::wait::wait_for;
 
 const DEADLINE: Duration = Duration::from_secs(20);
