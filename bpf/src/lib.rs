@@ -1,1 +1,18 @@
-//! Placeholder.
+//! The kernel side of SysFlow Edge, and a safe way to use it.
+//!
+//! It owns the probes (C, compiled by the build script into one CO-RE object), their maps and
+//! the decoding of what they say. Out come [`Event`]s, flow counters and tallies; nothing goes
+//! in but bounds. Every map is sized before loading. It knows nothing of SysFlow, files,
+//! networks or configuration, and is the only crate with `unsafe`.
+
+mod calls;
+mod event;
+mod kernel;
+mod probes;
+
+pub use event::{EVENT_COMPAT, Event, Named, Walked, flow, path};
+pub use kernel::{
+    Clone_, Exec, ExecFailed, Exit, FlowEnd, FlowKey, FlowStart, Fork, Header, Operation,
+    PathEvent, Setuid, SocketState, Tally, Task, Volume,
+};
+pub use probes::{Bounds, Entry, Error, Hook, Probes, Ring};

@@ -1,0 +1,98 @@
+//! The table of system calls: which numbers are recorded, and how their arguments lie. It is
+//! data for the kernel side; one architecture's numbers for native tasks, and the 32-bit ones
+//! for compat tasks. Numbers are from the kernel's tables (`syscall_64.tbl`, `syscall_32.tbl`,
+//! `arch/arm/tools/syscall.tbl`, `asm-generic/unistd.h`).
+
+use crate::kernel::{Call, Operation};
+
+/// Number, layout of the arguments, kind of operation.
+pub(crate) type Row = (u16, Call, Operation);
+
+/// The rows that are alike on every architecture.
+macro_rules! table {
+    ($($number:literal $call:ident $operation:ident),* $(,)?) => {
+        &[$(($number, Call::$call, Operation::$operation)),*]
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) const NATIVE: &[Row] = table![
+    0 Read Read, 1 Write Write, 2 Open Open, 3 Close Close, 17 Read Read, 18 Write Write,
+    19 Read Read, 20 Write Write, 42 Connect Connect, 43 Accept Accept, 44 SendTo Send,
+    45 RecvFrom Receive, 46 SendMsg Send, 47 RecvMsg Receive, 48 Shutdown Shutdown,
+    56 Clone Clone, 57 Fork Clone, 58 Fork Clone, 59 Execve Exec, 82 Rename Rename,
+    83 Mkdir Mkdir, 84 Rmdir Rmdir, 85 Creat Open, 86 Link Link, 87 Unlink Unlink,
+    88 Symlink Symlink, 105 Setuid Setuid, 113 Setreuid Setuid, 117 Setreuid Setuid,
+    257 OpenAt Open, 258 MkdirAt Mkdir, 263 UnlinkAt Unlink, 264 RenameAt Rename,
+    265 LinkAt Link, 266 SymlinkAt Symlink, 288 Accept Accept, 295 Read Read, 296 Write Write,
+    316 RenameAt Rename, 322 ExecveAt Exec, 327 Read Read, 328 Write Write, 435 Clone3 Clone,
+    437 OpenAt2 Open,
+];
+
+/// i386. Programs that still use the multiplexer socketcall (102) are not seen on sockets.
+#[cfg(target_arch = "x86_64")]
+pub(crate) const COMPAT: &[Row] = table![
+    2 Fork Clone, 3 Read Read, 4 Write Write, 5 Open Open, 6 Close Close, 8 Creat Open,
+    9 Link Link, 10 Unlink Unlink, 11 Execve Exec, 23 Setuid Setuid, 38 Rename Rename,
+    39 Mkdir Mkdir, 40 Rmdir Rmdir, 70 Setreuid Setuid, 83 Symlink Symlink, 120 Clone Clone,
+    145 Read Read, 146 Write Write, 164 Setreuid Setuid, 180 Read Read, 181 Write Write,
+    190 Fork Clone, 203 Setreuid Setuid, 208 Setreuid Setuid, 213 Setuid Setuid,
+    295 OpenAt Open, 296 MkdirAt Mkdir, 301 UnlinkAt Unlink, 302 RenameAt Rename,
+    303 LinkAt Link, 304 SymlinkAt Symlink, 333 Read Read, 334 Write Write,
+    353 RenameAt Rename, 358 ExecveAt Exec, 362 Connect Connect, 364 Accept Accept,
+    369 SendTo Send, 370 SendMsg Send, 371 RecvFrom Receive, 372 RecvMsg Receive,
+    373 Shutdown Shutdown, 378 Read Read, 379 Write Write, 435 Clone3 Clone, 437 OpenAt2 Open,
+];
+
+#[cfg(target_arch = "aarch64")]
+pub(crate) const NATIVE: &[Row] = table![
+    34 MkdirAt Mkdir, 35 UnlinkAt Unlink, 36 SymlinkAt Symlink, 37 LinkAt Link,
+    38 RenameAt Rename, 56 OpenAt Open, 57 Close Close, 63 Read Read, 64 Write Write,
+    65 Read Read, 66 Write Write, 67 Read Read, 68 Write Write, 69 Read Read, 70 Write Write,
+    145 Setreuid Setuid, 146 Setuid Setuid, 147 Setreuid Setuid, 202 Accept Accept,
+    203 Connect Connect, 206 SendTo Send, 207 RecvFrom Receive, 210 Shutdown Shutdown,
+    211 SendMsg Send, 212 RecvMsg Receive, 220 Clone Clone, 221 Execve Exec,
+    242 Accept Accept, 276 RenameAt Rename, 281 ExecveAt Exec, 286 Read Read, 287 Write Write,
+    435 Clone3 Clone, 437 OpenAt2 Open,
+];
+
+/// ARM EABI: native on arm32, compat on arm64.
+#[cfg(any(target_arch = "arm", target_arch = "aarch64"))]
+const ARM: &[Row] = table![
+    2 Fork Clone, 3 Read Read, 4 Write Write, 5 Open Open, 6 Close Close, 8 Creat Open,
+    9 Link Link, 10 Unlink Unlink, 11 Execve Exec, 23 Setuid Setuid, 38 Rename Rename,
+    39 Mkdir Mkdir, 40 Rmdir Rmdir, 70 Setreuid Setuid, 83 Symlink Symlink, 120 Clone Clone,
+    145 Read Read, 146 Write Write, 164 Setreuid Setuid, 180 Read Read, 181 Write Write,
+    190 Fork Clone, 203 Setreuid Setuid, 208 Setreuid Setuid, 213 Setuid Setuid,
+    283 Connect Connect, 285 Accept Accept, 289 Write Send, 290 SendTo Send,
+    291 Read Receive, 292 RecvFrom Receive, 293 Shutdown Shutdown, 296 SendMsg Send,
+    297 RecvMsg Receive, 322 OpenAt Open, 323 MkdirAt Mkdir, 328 UnlinkAt Unlink,
+    329 RenameAt Rename, 330 LinkAt Link, 331 SymlinkAt Symlink, 361 Read Read,
+    362 Write Write, 366 Accept Accept, 382 RenameAt Rename, 387 ExecveAt Exec,
+    392 Read Read, 393 Write Write, 435 Clone3 Clone, 437 OpenAt2 Open,
+];
+
+#[cfg(target_arch = "aarch64")]
+pub(crate) const COMPAT: &[Row] = ARM;
+
+#[cfg(target_arch = "arm")]
+pub(crate) const NATIVE: &[Row] = ARM;
+
+#[cfg(target_arch = "arm")]
+pub(crate) const COMPAT: &[Row] = &[];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_fit_the_kernel_side_table_and_are_unique() {
+        for table in [NATIVE, COMPAT] {
+            let mut numbers: Vec<u16> = table.iter().map(|row| row.0).collect();
+            assert!(numbers.iter().all(|number| *number < 512));
+            numbers.sort_unstable();
+            numbers.dedup();
+            assert_eq!(numbers.len(), table.len());
+        }
+    }
+}

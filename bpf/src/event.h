@@ -1,0 +1,331 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The one definition of what the kernel side says to user space: the events that cross the
+ * ring, and the maps that both sides touch. Included by the probes and, through its BTF, the
+ * source of the Rust types.
+ *
+ * Rules: fixed-width integers, large to small, padding written out, no pointers, no enums as
+ * members. Times are nanoseconds on the boot clock. Integers are in the CPU's byte order,
+ * addresses in network order, ports in the CPU's. Text follows its event, in the order that
+ * the event's comment gives, each part as long as its `_bytes` member says.
+ *
+ * A *walked path* is a list of names, leaf first, a NUL after each, as the kernel's tree is
+ * climbed; "/" is an empty list.
+ */
+#ifndef SYSFLOW_EVENT_H
+#define SYSFLOW_EVENT_H
+
+/* Counters of a flow: one set shared by atomics, or where the JIT has none (arm32) one set a
+ * CPU. The build says which. */
+#ifndef VOLUME_SLOTS
+#define VOLUME_SLOTS 1
+#endif
+
+enum event_kind {
+	EVENT_FORK = 1,
+	EVENT_EXEC,
+	EVENT_EXIT,
+	EVENT_CLONE,
+	EVENT_EXEC_FAILED,
+	EVENT_SETUID,
+	EVENT_FLOW_START,
+	EVENT_FLOW_END,
+	EVENT_PATH,
+	EVENT_SOCKET_STATE,
+};
+
+/* Kinds of operations, as the ledger counts them. */
+enum operation {
+	OPERATION_CLONE,
+	OPERATION_EXEC,
+	OPERATION_EXIT,
+	OPERATION_SETUID,
+	OPERATION_OPEN,
+	OPERATION_CLOSE,
+	OPERATION_READ,
+	OPERATION_WRITE,
+	OPERATION_RECEIVE,
+	OPERATION_SEND,
+	OPERATION_CONNECT,
+	OPERATION_ACCEPT,
+	OPERATION_SHUTDOWN,
+	OPERATION_MKDIR,
+	OPERATION_RMDIR,
+	OPERATION_UNLINK,
+	OPERATION_RENAME,
+	OPERATION_LINK,
+	OPERATION_SYMLINK,
+	OPERATION_SOCKET_STATE,
+	OPERATION_COUNT,
+};
+
+/* Bounds that the agent sets before the probes are loaded. */
+struct settings {
+	__u32 peers_max;      /* flows by peer that hang on one descriptor */
+	__u32 args_bytes_max; /* of a program's arguments, at most 4096 */
+	__u32 wake_bytes;     /* ring fill at which the agent is woken */
+};
+
+/* What became of an operation in the kernel. */
+struct tally {
+	__u64 observed;
+	__u64 filtered;	       /* touches no object of a recorded kind */
+	__u64 own;	       /* the agent's own doing */
+	__u64 lost_ring;       /* no room in the ring */
+	__u64 lost_map;	       /* no room in a map, and no room in the ring to say it there */
+	__u64 lost_unreadable; /* the object could not be read */
+};
+
+/* How a system call's arguments are laid out: what the table of calls maps numbers to. */
+enum call {
+	CALL_NONE,
+	CALL_OPEN,
+	CALL_OPENAT,
+	CALL_OPENAT2,
+	CALL_CREAT,
+	CALL_CLOSE,
+	CALL_READ,  /* any call that reads from the descriptor in its first argument */
+	CALL_WRITE, /* any that writes */
+	CALL_RECVFROM,
+	CALL_SENDTO,
+	CALL_RECVMSG,
+	CALL_SENDMSG,
+	CALL_CONNECT,
+	CALL_ACCEPT,
+	CALL_SHUTDOWN,
+	CALL_CLONE,
+	CALL_CLONE3,
+	CALL_FORK,
+	CALL_EXECVE,
+	CALL_EXECVEAT,
+	CALL_SETUID,	/* setuid, setfsuid: the user in the first argument */
+	CALL_SETREUID,	/* setreuid, setresuid: the effective user in the second */
+	CALL_MKDIR,
+	CALL_MKDIRAT,
+	CALL_RMDIR,
+	CALL_UNLINK,
+	CALL_UNLINKAT,
+	CALL_RENAME,
+	CALL_RENAMEAT, /* renameat, renameat2 */
+	CALL_LINK,
+	CALL_LINKAT,
+	CALL_SYMLINK,
+	CALL_SYMLINKAT,
+};
+
+/* One entry of the table of system calls: how to read it for a native task, and for a 32-bit
+ * task on a 64-bit kernel, whose numbers are others. */
+struct call_entry {
+	__u8 call;	       /* enum call */
+	__u8 operation;	       /* enum operation */
+	__u8 compat_call;      /* enum call */
+	__u8 compat_operation; /* enum operation */
+};
+
+struct volume {
+	__u64 read_ops;
+	__u64 write_ops;
+	__u64 read_bytes;
+	__u64 write_bytes;
+};
+
+/* Whose flow, on which descriptor; for a datagram socket without a fixed peer also which
+ * peer. All other bytes are zero. */
+struct flow_key {
+	__u32 tgid;
+	__s32 fd;
+	__u8 peer[16]; /* IPv4 in the first four bytes */
+	__u16 peer_port;
+	__u16 peer_family; /* AF_INET, AF_INET6, or 0: no peer */
+	__u32 zero;
+};
+
+/* A flow as the kernel keeps it. The counters only ever grow; the agent subtracts what it
+ * has exported. */
+struct flow {
+	struct volume volume[VOLUME_SLOTS];
+	__u64 file;	/* address of its struct file: a reused descriptor has another */
+	__u64 start_ns; /* when this entry was made: names it together with its key */
+	__u32 peers;	/* entries with a peer that hang on this one */
+	__u8 ended;	/* enum flow_end_reason if its end found no room in the ring, else 0 */
+	__u8 shutdown;	/* shutdown was called */
+	__u8 unconnected; /* a datagram socket whose peer is named in each call */
+	__u8 socket;
+};
+
+/* Flags of event_header. */
+#define EVENT_COMPAT 1 /* a 32-bit task on a 64-bit kernel */
+
+struct event_header {
+	__u64 time_ns;
+	__u64 start_ns; /* start of the process (its first thread) */
+	__u32 tgid;
+	__u32 tid;
+	__u16 kind; /* enum event_kind */
+	__u16 flags;
+	__u32 zero;
+};
+
+/* A thread or process was created. The header is about the creator. */
+struct event_fork {
+	struct event_header header;
+	__u64 child_start_ns;
+	__u64 parent_start_ns; /* the child's parent: not the creator with CLONE_PARENT */
+	__u32 child_tgid;      /* equals the header's for a thread */
+	__u32 child_tid;
+	__u32 parent_tgid;
+	__u32 child_namespace_pid; /* in the child's own pid namespace */
+};
+
+/* Flags of walked paths. */
+#define PATH_TRUNCATED 1 /* the leading part is missing */
+#define PATH_DELETED 2	 /* no name leads there any more */
+#define PATH_DETACHED 4	 /* not below the root of the mount namespace */
+#define PATH_CHROOT 8	 /* the process's root is not the root of its mount namespace */
+#define PATH_OUTSIDE 16	 /* not below the process's root */
+
+/* A process began a program. Text: exe (walked), cwd (walked), arguments (argv[0] first, a NUL
+ * after each), name of the innermost control group. */
+struct event_exec {
+	struct event_header header;
+	__u64 parent_start_ns;
+	__u32 parent_tgid;
+	__u32 uid;
+	__u32 euid; /* differs from uid after a set-user-id program was started */
+	__u32 gid;
+	__u32 namespace_pid;
+	__u32 args_total; /* length of the arguments before they were cut */
+	__u16 exe_bytes;
+	__u16 cwd_bytes;
+	__u16 args_bytes;
+	__u16 cgroup_bytes;
+	__u8 exe_flags;
+	__u8 cwd_flags;
+	__u8 tty;
+	__u8 zero[5];
+};
+
+/* A thread ended. */
+struct event_exit {
+	struct event_header header;
+	__s32 status; /* raw wait status of the process; only with `last` */
+	__u32 last;   /* the process ended with this thread */
+};
+
+/* The creator's side of clone, fork and vfork. */
+struct event_clone {
+	struct event_header header;
+	__s32 ret;
+	__u32 thread;
+};
+
+/* An exec that failed. Text: the path as the program named it. */
+struct event_exec_failed {
+	struct event_header header;
+	__s32 ret;
+	__u16 path_bytes;
+	__u16 zero;
+};
+
+/* A call of the setuid family. */
+struct event_setuid {
+	struct event_header header;
+	__s32 ret;
+	__u32 wanted; /* the (effective) user asked for */
+	__u32 uid;    /* real user after the call */
+	__u32 gid;    /* real group after the call */
+};
+
+/* Flags of event_flow_start. */
+#define FLOW_UNTRACKED 1	 /* the table was full: this one operation is all there is */
+#define FLOW_PEER_FROM_PROGRAM 2 /* the peer is what the program passed, not the socket's */
+#define FLOW_CONTINUED 4	 /* connect on a flow that exists */
+
+/* A flow began: a descriptor was opened, or used for the first time. Text: the path (walked),
+ * or a unix socket's name. */
+struct event_flow_start {
+	struct event_header header;
+	__u64 file;
+	__u64 flow_ns; /* start_ns of the map entry */
+	__u64 inode;
+	struct flow_key key;
+	struct volume volume; /* with FLOW_UNTRACKED: this operation's */
+	__s32 ret;
+	__u32 device;
+	__u32 open_flags; /* as the kernel's headers of this architecture number them */
+	__u8 local[16];
+	__u8 remote[16];
+	__u16 local_port;
+	__u16 remote_port;
+	__u16 mode; /* of the inode, with its type */
+	__u16 family; /* AF_*, 0 if it is no socket */
+	__u16 protocol;
+	__u16 path_bytes;
+	__u8 path_flags;
+	__u8 operation; /* enum operation */
+	__u8 flags;
+	__u8 zero[5];
+};
+
+enum flow_end_reason {
+	FLOW_CLOSED = 1, /* close */
+	FLOW_REPLACED,	 /* the descriptor's number belongs to another file now */
+	FLOW_EXEC,	 /* closed by exec */
+	FLOW_EXIT,	 /* the process ended */
+};
+
+/* A flow ended; its map entry is gone. */
+struct event_flow_end {
+	struct event_header header;
+	__u64 file;
+	__u64 flow_ns;
+	struct flow_key key;
+	struct volume volume;
+	__u8 reason; /* enum flow_end_reason */
+	__u8 shutdown;
+	__u8 zero[6];
+};
+
+/* An operation on names. Text for each of one or two names: where it starts (walked; empty for
+ * a symbolic link's content), then the name as the program gave it, without a NUL. */
+struct event_path {
+	struct event_header header;
+	__s32 ret;
+	__u16 base_bytes[2];
+	__u16 name_bytes[2];
+	__u8 base_flags[2];
+	__u8 operation; /* enum operation */
+	__u8 names;	/* 1 or 2 */
+};
+
+/* A connection attempt failed after the call that began it had returned. */
+struct event_socket_state {
+	struct event_header header;
+	__u64 file; /* the socket's */
+	__s32 error; /* negative errno */
+	__u32 zero;
+};
+
+/* One process as the task iterator sees it. */
+struct task_entry {
+	__u64 start_ns;
+	__u64 parent_start_ns;
+	__u32 tgid;
+	__u32 parent_tgid;
+};
+
+_Static_assert(sizeof(struct event_header) == 32, "event_header");
+_Static_assert(sizeof(struct event_fork) == 64, "event_fork");
+_Static_assert(sizeof(struct event_exec) == 80, "event_exec");
+_Static_assert(sizeof(struct event_exit) == 40, "event_exit");
+_Static_assert(sizeof(struct event_clone) == 40, "event_clone");
+_Static_assert(sizeof(struct event_exec_failed) == 40, "event_exec_failed");
+_Static_assert(sizeof(struct event_setuid) == 48, "event_setuid");
+_Static_assert(sizeof(struct flow_key) == 32, "flow_key");
+_Static_assert(sizeof(struct flow) == 32 * VOLUME_SLOTS + 24, "flow");
+_Static_assert(sizeof(struct event_flow_start) == 184, "event_flow_start");
+_Static_assert(sizeof(struct event_flow_end) == 120, "event_flow_end");
+_Static_assert(sizeof(struct event_path) == 48, "event_path");
+_Static_assert(sizeof(struct event_socket_state) == 48, "event_socket_state");
+
+#endif

@@ -1,0 +1,144 @@
+//! Events as they come out of the ring: bytes in, borrowed views out. Pure; it knows neither
+//! libbpf nor SysFlow. An event that is cut short or of an unknown kind gives `None`, and the
+//! caller counts it.
+
+use crate::kernel::{
+    Clone_, Exec, ExecFailed, Exit, FlowEnd, FlowStart, Fork, Header, Operation, PathEvent, Plain,
+    Setuid, SocketState,
+};
+
+/// `EVENT_COMPAT` of `event.h`: a 32-bit task on a 64-bit kernel.
+pub const EVENT_COMPAT: u16 = 1;
+
+/// Flags of walked paths (`PATH_*` of `event.h`).
+pub mod path {
+    /// The leading part is missing.
+    pub const TRUNCATED: u8 = 1;
+    /// No name leads there any more.
+    pub const DELETED: u8 = 2;
+    /// Not below the root of the mount namespace.
+    pub const DETACHED: u8 = 4;
+    /// The process's root is not the root of its mount namespace.
+    pub const CHROOT: u8 = 8;
+    /// Not below the process's root.
+    pub const OUTSIDE: u8 = 16;
+}
+
+/// Flags of [`FlowStart`] (`FLOW_*` of `event.h`).
+pub mod flow {
+    /// The table was full: this one operation is all there is.
+    pub const UNTRACKED: u8 = 1;
+    /// The peer is what the program passed, not the socket's.
+    pub const PEER_FROM_PROGRAM: u8 = 2;
+    /// connect on a flow that exists.
+    pub const CONTINUED: u8 = 4;
+    /// [`FlowEnd`](super::FlowEnd) by close.
+    pub const CLOSED: u8 = 1;
+}
+
+/// A path as the kernel side walked it: names, leaf first, a NUL after each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Walked<'a> {
+    /// The names.
+    pub names: &'a [u8],
+    /// Bits of [`path`].
+    pub flags: u8,
+}
+
+impl Walked<'_> {
+    /// Appends the path, root first, with a leading slash, through `append`.
+    pub fn each_part<'s>(&'s self, mut append: impl FnMut(&'s [u8])) {
+        let names = self.names.strip_suffix(&[0]).unwrap_or(self.names);
+        if names.is_empty() {
+            return;
+        }
+        for name in names.rsplit(|byte| *byte == 0) {
+            append(name);
+        }
+    }
+}
+
+/// One or two names of a [`PathEvent`]: where it starts, and the program's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Named<'a> {
+    /// The directory that a relative name starts from, or the process's root.
+    pub base: Walked<'a>,
+    /// The name as the program gave it.
+    pub name: &'a [u8],
+}
+
+/// One observation from the kernel.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)]
+pub enum Event<'a> {
+    Fork(Fork),
+    Exec { exec: Exec, exe: Walked<'a>, cwd: Walked<'a>, args: &'a [u8], cgroup: &'a [u8] },
+    Exit(Exit),
+    Clone(Clone_),
+    ExecFailed { failed: ExecFailed, path: &'a [u8] },
+    Setuid(Setuid),
+    FlowStart { start: FlowStart, operation: Operation, path: Walked<'a> },
+    FlowEnd(FlowEnd),
+    Path { path: PathEvent, operation: Operation, first: Named<'a>, second: Option<Named<'a>> },
+    SocketState(SocketState),
+}
+
+impl<'a> Event<'a> {
+    /// Decodes one ring record.
+    pub fn decode(bytes: &'a [u8]) -> Option<Event<'a>> {
+        let (header, _) = Header::read(bytes)?;
+        Some(match header.kind {
+            1 => Event::Fork(Fork::read(bytes)?.0),
+            2 => {
+                let (exec, text) = Exec::read(bytes)?;
+                let (exe, text) = text.split_at_checked(exec.exe_bytes.into())?;
+                let (cwd, text) = text.split_at_checked(exec.cwd_bytes.into())?;
+                let (args, text) = text.split_at_checked(exec.args_bytes.into())?;
+                let (cgroup, _) = text.split_at_checked(exec.cgroup_bytes.into())?;
+                Event::Exec {
+                    exe: Walked { names: exe, flags: exec.exe_flags },
+                    cwd: Walked { names: cwd, flags: exec.cwd_flags },
+                    args,
+                    cgroup,
+                    exec,
+                }
+            }
+            3 => Event::Exit(Exit::read(bytes)?.0),
+            4 => Event::Clone(Clone_::read(bytes)?.0),
+            5 => {
+                let (failed, text) = ExecFailed::read(bytes)?;
+                Event::ExecFailed { path: text.get(..failed.path_bytes.into())?, failed }
+            }
+            6 => Event::Setuid(Setuid::read(bytes)?.0),
+            7 => {
+                let (start, text) = FlowStart::read(bytes)?;
+                let names = text.get(..start.path_bytes.into())?;
+                Event::FlowStart {
+                    operation: Operation::from_number(start.operation)?,
+                    path: Walked { names, flags: start.path_flags },
+                    start,
+                }
+            }
+            8 => Event::FlowEnd(FlowEnd::read(bytes)?.0),
+            9 => {
+                let (path, mut text) = PathEvent::read(bytes)?;
+                let mut named = [None; 2];
+                for (index, named) in named.iter_mut().enumerate().take(path.names.min(2).into()) {
+                    let (base, rest) = text.split_at_checked(path.base_bytes[index].into())?;
+                    let (name, rest) = rest.split_at_checked(path.name_bytes[index].into())?;
+                    text = rest;
+                    let base = Walked { names: base, flags: path.base_flags[index] };
+                    *named = Some(Named { base, name });
+                }
+                Event::Path {
+                    operation: Operation::from_number(path.operation)?,
+                    first: named[0]?,
+                    second: named[1],
+                    path,
+                }
+            }
+            10 => Event::SocketState(SocketState::read(bytes)?.0),
+            _ => return None,
+        })
+    }
+}

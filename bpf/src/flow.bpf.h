@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Flows: one map entry for each descriptor in use (and, on unconnected datagram sockets, each
+ * peer). Its counters grow in place; only beginning and end cross the ring.
+ */
+#ifndef SYSFLOW_FLOW_H
+#define SYSFLOW_FLOW_H
+
+#include "network.bpf.h"
+
+inline_always __u32 is_reading(__u8 operation)
+{
+	return operation == OPERATION_READ || operation == OPERATION_RECEIVE;
+}
+
+inline_always __u32 is_writing(__u8 operation)
+{
+	return operation == OPERATION_WRITE || operation == OPERATION_SEND;
+}
+
+/* Counts one call in a flow: a failed one has no bytes. */
+inline_always void flow_add(struct flow *flow, __u8 operation, __s64 ret)
+{
+	struct volume *volume = SLOT_OF(flow);
+
+	if (is_reading(operation)) {
+		ADD(volume->read_ops, 1);
+		if (ret > 0)
+			ADD(volume->read_bytes, ret);
+	} else if (is_writing(operation)) {
+		ADD(volume->write_ops, 1);
+		if (ret > 0)
+			ADD(volume->write_bytes, ret);
+	} else if (operation == OPERATION_SHUTDOWN) {
+		flow->shutdown++;
+	}
+}
+
+/*
+ * Reports the end of a flow and deletes it. If the ring has no room, the entry stays and is
+ * marked: the agent finds it when it next goes through the map, so nothing is lost.
+ */
+inline_always void flow_end(struct flow_key *key, struct flow *flow, __u64 task, __u8 reason)
+{
+	struct event_flow_end *event = bpf_ringbuf_reserve(&ring, sizeof(*event), 0);
+	int slot;
+
+	if (!event) {
+		flow->ended = reason;
+		return;
+	}
+	__builtin_memset(event, 0, sizeof(*event));
+	fill_header(&event->header, task, EVENT_FLOW_END, 0);
+	event->file = flow->file;
+	event->flow_ns = flow->start_ns;
+	__builtin_memcpy(&event->key, key, sizeof(*key));
+#pragma clang loop unroll(full)
+	for (slot = 0; slot < VOLUME_SLOTS; slot++) {
+		event->volume.read_ops += flow->volume[slot].read_ops;
+		event->volume.write_ops += flow->volume[slot].write_ops;
+		event->volume.read_bytes += flow->volume[slot].read_bytes;
+		event->volume.write_bytes += flow->volume[slot].write_bytes;
+	}
+	event->reason = reason;
+	event->shutdown = flow->shutdown;
+	/* Two threads may end one flow at once; only the one that deletes it reports it. */
+	if (bpf_map_delete_elem(&flows, key))
+		bpf_ringbuf_discard(event, BPF_RB_NO_WAKEUP);
+	else
+		bpf_ringbuf_submit(event, ring_flags());
+}
+
+/* Whether files of this mode are recorded: files, directories, devices, pipes, and sockets. */
+inline_always __u32 is_recorded(__u16 mode)
+{
+	__u16 type = mode & S_IFMT;
+
+	return type == S_IFREG || type == S_IFDIR || type == S_IFIFO || type == S_IFCHR ||
+	       type == S_IFBLK || type == S_IFSOCK;
+}
+
+/* The flags that the program opened with. The file itself forgets O_CREAT, O_EXCL and O_TRUNC,
+ * so they come from the call. */
+inline_always __u32 open_flags(struct ending *ending)
+{
+	__u32 flags = 0;
+
+	switch (ending->call) {
+	case CALL_OPEN:
+		return argument(ending->regs, ending->compat, 1);
+	case CALL_OPENAT:
+		return argument(ending->regs, ending->compat, 2);
+	case CALL_CREAT:
+		return O_CREAT_WRONLY_TRUNC;
+	case CALL_OPENAT2:
+		/* struct open_how begins with its flags. */
+		bpf_probe_read_user(&flags, sizeof(flags),
+				    (void *)argument(ending->regs, ending->compat, 2));
+		return flags;
+	}
+	return 0;
+}
+
+/* Fills in what the inode says. */
+inline_always void describe_inode(struct event_flow_start *event, __u64 file)
+{
+	__u64 inode = READ(struct file, file, f_inode);
+
+	event->mode = READ(struct inode, inode, i_mode);
+	event->inode = READ(struct inode, inode, i_ino);
+	event->device = READ(struct super_block, READ(struct inode, inode, i_sb), s_dev);
+}
+
+/* Makes the map entry that `event` describes and sends the event; 0 if it could do neither. */
+inline_always void flow_begin(struct scratch *scratch, struct event_flow_start *event,
+			      struct flow *flow, struct tally *tally)
+{
+	__u8 tracked = 1;
+
+	if (bpf_map_update_elem(&flows, &event->key, flow, BPF_NOEXIST)) {
+		/* No room: this operation travels as a flow of its own. */
+		event->flags |= FLOW_UNTRACKED;
+		event->volume = flow->volume[0];
+		tracked = 0;
+	}
+	if (!scratch_output(scratch, sizeof(*event)))
+		return;
+	if (tracked) {
+		/* The agent must hear of an entry before its counters mean anything. The next
+		 * operation tries again. */
+		bpf_map_delete_elem(&flows, &event->key);
+		tally->lost_ring++;
+	} else {
+		tally->lost_map++;
+	}
+}
+
+#endif

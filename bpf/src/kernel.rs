@@ -1,0 +1,227 @@
+//! `event.h` as Rust types: the same members in the same order. The sizes are asserted on both
+//! sides, and a test holds members and offsets against the BTF of the object.
+
+/// Kinds of operations (`enum operation`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+#[allow(missing_docs)]
+pub enum Operation {
+    Clone,
+    Exec,
+    Exit,
+    Setuid,
+    Open,
+    Close,
+    Read,
+    Write,
+    Receive,
+    Send,
+    Connect,
+    Accept,
+    Shutdown,
+    Mkdir,
+    Rmdir,
+    Unlink,
+    Rename,
+    Link,
+    Symlink,
+    SocketState,
+}
+
+impl Operation {
+    /// All kinds, in the order of their numbers.
+    pub const ALL: [Operation; 20] = {
+        use Operation::{
+            Accept, Clone, Close, Connect, Exec, Exit, Link, Mkdir, Open, Read, Receive, Rename,
+            Rmdir, Send, Setuid, Shutdown, SocketState, Symlink, Unlink, Write,
+        };
+        [
+            Clone,
+            Exec,
+            Exit,
+            Setuid,
+            Open,
+            Close,
+            Read,
+            Write,
+            Receive,
+            Send,
+            Connect,
+            Accept,
+            Shutdown,
+            Mkdir,
+            Rmdir,
+            Unlink,
+            Rename,
+            Link,
+            Symlink,
+            SocketState,
+        ]
+    };
+
+    pub(crate) fn from_number(number: u8) -> Option<Operation> {
+        Operation::ALL.get(number as usize).copied()
+    }
+}
+
+/// Layouts of arguments (`enum call`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+#[allow(missing_docs, dead_code, reason = "each architecture's table uses a part")]
+pub(crate) enum Call {
+    None,
+    Open,
+    OpenAt,
+    OpenAt2,
+    Creat,
+    Close,
+    Read,
+    Write,
+    RecvFrom,
+    SendTo,
+    RecvMsg,
+    SendMsg,
+    Connect,
+    Accept,
+    Shutdown,
+    Clone,
+    Clone3,
+    Fork,
+    Execve,
+    ExecveAt,
+    Setuid,
+    Setreuid,
+    Mkdir,
+    MkdirAt,
+    Rmdir,
+    Unlink,
+    UnlinkAt,
+    Rename,
+    RenameAt,
+    Link,
+    LinkAt,
+    Symlink,
+    SymlinkAt,
+}
+
+/// A type that any bytes are a value of.
+///
+/// # Safety
+/// The type is `repr(C)`, without padding, and of integers and arrays of them alone.
+pub(crate) unsafe trait Plain: Copy {
+    /// The value at the start of `bytes`, and what follows it.
+    fn read(bytes: &[u8]) -> Option<(Self, &[u8])> {
+        let (head, rest) = bytes.split_at_checked(size_of::<Self>())?;
+        // SAFETY: `head` has the size of `Self`, any bytes are a `Self`, and the read does
+        // not need an alignment.
+        Some((unsafe { std::ptr::read_unaligned(head.as_ptr().cast()) }, rest))
+    }
+
+    /// The bytes of the value.
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: `Self` has no padding, so all its bytes are initialised.
+        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(self).cast(), size_of::<Self>()) }
+    }
+}
+
+macro_rules! plain {
+    ($($(#[$meta:meta])* struct $name:ident ($size:expr) {
+        $($(#[$field_meta:meta])* $field:ident: $type:ty,)*
+    })*) => {
+        $(
+            $(#[$meta])*
+            #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+            #[repr(C)]
+            #[allow(missing_docs, unreachable_pub, reason = "one macro for public and inner types")]
+            pub struct $name {
+                $($(#[$field_meta])* pub $field: $type,)*
+            }
+
+            const _: () = assert!(size_of::<$name>() == $size);
+
+            // SAFETY: integers and arrays of integers only, padding written out (the size is
+            // asserted above against the sum that `event.h` asserts).
+            unsafe impl Plain for $name {}
+
+            #[cfg(test)]
+            impl $name {
+                /// Names and offsets of the members.
+                pub(crate) fn members() -> Vec<(&'static str, usize)> {
+                    vec![$((stringify!($field), std::mem::offset_of!($name, $field))),*]
+                }
+            }
+        )*
+    };
+}
+
+/// Sets of counters that a flow has; see `VOLUME_SLOTS` in `event.h`.
+pub(crate) const VOLUME_SLOTS: usize = if cfg!(target_arch = "arm") { 8 } else { 1 };
+
+plain! {
+    struct CallEntry (4) { call: u8, operation: u8, compat_call: u8, compat_operation: u8, }
+    struct Settings (12) { peers_max: u32, args_bytes_max: u32, wake_bytes: u32, }
+    /// What became of the operations of one kind in the kernel.
+    struct Tally (48) {
+        observed: u64, filtered: u64, own: u64, lost_ring: u64, lost_map: u64,
+        lost_unreadable: u64,
+    }
+    /// Calls and bytes.
+    struct Volume (32) { read_ops: u64, write_ops: u64, read_bytes: u64, write_bytes: u64, }
+    /// Names a flow's map entry.
+    struct FlowKey (32) {
+        tgid: u32, fd: i32, peer: [u8; 16], peer_port: u16, peer_family: u16, zero: u32,
+    }
+    struct Flow (32 * VOLUME_SLOTS + 24) {
+        volume: [Volume; VOLUME_SLOTS], file: u64, start_ns: u64, peers: u32, ended: u8,
+        shutdown: u8, unconnected: u8, socket: u8,
+    }
+    /// What every event begins with.
+    struct Header (32) {
+        time_ns: u64, start_ns: u64, tgid: u32, tid: u32, kind: u16, flags: u16, zero: u32,
+    }
+    struct Fork (64) {
+        header: Header, child_start_ns: u64, parent_start_ns: u64, child_tgid: u32,
+        child_tid: u32, parent_tgid: u32, child_namespace_pid: u32,
+    }
+    struct Exec (80) {
+        header: Header, parent_start_ns: u64, parent_tgid: u32, uid: u32, euid: u32, gid: u32,
+        namespace_pid: u32, args_total: u32, exe_bytes: u16, cwd_bytes: u16, args_bytes: u16,
+        cgroup_bytes: u16, exe_flags: u8, cwd_flags: u8, tty: u8, zero: [u8; 5],
+    }
+    struct Exit (40) { header: Header, status: i32, last: u32, }
+    struct Clone_ (40) { header: Header, ret: i32, thread: u32, }
+    struct ExecFailed (40) { header: Header, ret: i32, path_bytes: u16, zero: u16, }
+    struct Setuid (48) { header: Header, ret: i32, wanted: u32, uid: u32, gid: u32, }
+    struct FlowStart (184) {
+        header: Header, file: u64, flow_ns: u64, inode: u64, key: FlowKey, volume: Volume,
+        ret: i32, device: u32, open_flags: u32, local: [u8; 16], remote: [u8; 16],
+        local_port: u16, remote_port: u16, mode: u16, family: u16, protocol: u16,
+        path_bytes: u16, path_flags: u8, operation: u8, flags: u8, zero: [u8; 5],
+    }
+    struct FlowEnd (120) {
+        header: Header, file: u64, flow_ns: u64, key: FlowKey, volume: Volume, reason: u8,
+        shutdown: u8, zero: [u8; 6],
+    }
+    struct PathEvent (48) {
+        header: Header, ret: i32, base_bytes: [u16; 2], name_bytes: [u16; 2],
+        base_flags: [u8; 2], operation: u8, names: u8,
+    }
+    struct SocketState (48) { header: Header, file: u64, error: i32, zero: u32, }
+    /// One process as the task iterator sees it.
+    struct Task (24) { start_ns: u64, parent_start_ns: u64, tgid: u32, parent_tgid: u32, }
+}
+
+impl Flow {
+    /// The counters, summed over their sets.
+    pub(crate) fn total(&self) -> Volume {
+        self.volume.iter().fold(
+            Volume { read_ops: 0, write_ops: 0, read_bytes: 0, write_bytes: 0 },
+            |sum, slot| Volume {
+                read_ops: sum.read_ops + slot.read_ops,
+                write_ops: sum.write_ops + slot.write_ops,
+                read_bytes: sum.read_bytes + slot.read_bytes,
+                write_bytes: sum.write_bytes + slot.write_bytes,
+            },
+        )
+    }
+}

@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What all probes share: maps, settings, the ledger's tallies, the scratch space in which
+ * events with text are put together, and the way into the ring.
+ *
+ * Sizes of `ring` and `flows` are set before loading, from the agent's configuration.
+ */
+#ifndef SYSFLOW_MAPS_H
+#define SYSFLOW_MAPS_H
+
+#include "compat.h"
+#include "event.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 512 * 1024);
+} ring SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct flow_key);
+	__type(value, struct flow);
+} flows SEC(".maps");
+
+#define CALL_NUMBERS 512 /* above every number in use, without the ARM-private ones */
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, CALL_NUMBERS);
+	__type(key, __u32);
+	__type(value, struct call_entry);
+} calls SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, OPERATION_COUNT);
+	__type(key, __u32);
+	__type(value, struct tally);
+} tallies SEC(".maps");
+
+#define HEAD_BYTES 256	     /* room for the largest event without its text */
+#define TEXT_BYTES 16384     /* the longest text: two names of 4,095 bytes and their bases */
+#define NAME_BYTES 256	     /* NAME_MAX and a NUL */
+#define PATH_BYTES_MAX 1024  /* of a walked path; then its leading part is cut */
+#define PATH_STEPS_MAX 32    /* names and mounts that one walk climbs */
+#define USER_PATH_BYTES 4096 /* PATH_MAX */
+
+/*
+ * An event with text is put together here: its fixed part ends where `text` begins. What a
+ * walk carries from step to step lies here too, not on the stack: the verifier does not track
+ * values in maps, so that all steps look alike to it and one pass over the loop is enough.
+ */
+struct scratch {
+	__u8 head[HEAD_BYTES];
+	char text[TEXT_BYTES + USER_PATH_BYTES];
+	__u32 at;	  /* length of the text so far */
+	__u32 path_start; /* where in the text the path being walked starts */
+	__u32 root_at;	  /* where in the text the walk met the process's root */
+	__u32 flags;	  /* PATH_* of the path being walked */
+};
+
+/* The fixed part of an event of this type, in the scratch space. */
+#define SCRATCH_EVENT(scratch, type) ((type *)((scratch)->head + HEAD_BYTES - sizeof(type)))
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct scratch);
+} scratches SEC(".maps");
+
+const volatile struct settings settings = {
+	.peers_max = 64,
+	.args_bytes_max = 2048,
+	.wake_bytes = 128 * 1024,
+};
+
+/* The agent's process id in the initial pid namespace; see `learn_own`. */
+__u32 own_tgid = 0;
+
+/*
+ * Waking the agent for each event costs more than the event. It looks into the ring by itself
+ * several times a second, and is woken only when the ring fills faster than that.
+ */
+inline_always __u64 ring_flags(void)
+{
+	return bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) >= settings.wake_bytes ? BPF_RB_FORCE_WAKEUP :
+									     BPF_RB_NO_WAKEUP;
+}
+
+inline_always struct scratch *scratch_begin(void)
+{
+	__u32 zero = 0;
+	struct scratch *scratch = bpf_map_lookup_elem(&scratches, &zero);
+
+	if (scratch)
+		scratch->at = 0;
+	return scratch;
+}
+
+/* Sends the scratch space's event, whose fixed part has `head_bytes` (a constant). */
+inline_always long scratch_output(struct scratch *scratch, __u32 head_bytes)
+{
+	__u64 text_bytes = scratch->at;
+
+	BOUND(text_bytes, TEXT_BYTES);
+	return bpf_ringbuf_output(&ring, scratch->head + HEAD_BYTES - head_bytes,
+				  head_bytes + text_bytes, ring_flags());
+}
+
+inline_always void fill_header(struct event_header *header, __u64 task, __u16 kind, __u32 compat)
+{
+	__u64 ids = bpf_get_current_pid_tgid();
+
+	header->time_ns = bpf_ktime_get_boot_ns();
+	header->start_ns = READ(struct task_struct,
+				READ(struct task_struct, task, group_leader), start_boottime);
+	header->tgid = ids >> 32;
+	header->tid = ids;
+	header->kind = kind;
+	header->flags = compat ? EVENT_COMPAT : 0;
+	header->zero = 0;
+}
+
+inline_always struct tally *tally_of(__u32 operation)
+{
+	return bpf_map_lookup_elem(&tallies, &operation);
+}
+
+#define COUNT(operation, term)                                                                \
+	({                                                                                    \
+		struct tally *tally_ = tally_of(operation);                                   \
+		if (tally_)                                                                   \
+			tally_->term++;                                                       \
+	})
+
+/* Whether this is the agent itself; then the operation is counted as its own. */
+inline_always __u32 is_own(__u32 tgid, struct tally *tally)
+{
+	if (tgid != own_tgid)
+		return 0;
+	tally->own++;
+	return 1;
+}
+
+/* A system call that ends, as its probe needs it. */
+struct ending {
+	__u64 regs;
+	__u64 task;
+	__u64 first_argument;
+	__s64 ret;
+	__u32 tgid;
+	__u32 compat;
+	__u8 call;
+	__u8 operation;
+};
+
+/* Whether the call that ends is one that is recorded; reads what all probes need of it. */
+inline_always __u32 read_ending(struct bpf_raw_tracepoint_args *ctx, struct ending *ending)
+{
+	struct call_number number = {};
+	struct call_entry *entry;
+	__u32 index;
+
+	ending->regs = ctx->args[0];
+	read_call_number(ending->regs, &number);
+	index = number.number;
+	entry = bpf_map_lookup_elem(&calls, &index);
+	if (!entry || !(entry->call | entry->compat_call))
+		return 0;
+	ending->task = bpf_get_current_task();
+	ending->compat = is_compat(ending->task);
+	ending->call = ending->compat ? entry->compat_call : entry->call;
+	ending->operation = ending->compat ? entry->compat_operation : entry->operation;
+	if (!ending->call)
+		return 0;
+	ending->ret = call_result(ctx->args[1], ending->compat);
+	/* Interrupted: the kernel runs the call again, and only then it has a result. */
+	if (ending->ret <= -ERESTARTSYS && ending->ret >= -ERESTART_RESTARTBLOCK)
+		return 0;
+	ending->first_argument = ON_X86 && ending->compat ?
+					 argument(ending->regs, 1, 0) :
+					 number.first_argument;
+	ending->tgid = bpf_get_current_pid_tgid() >> 32;
+	return 1;
+}
+
+#endif

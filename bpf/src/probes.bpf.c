@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * The kernel side, one object for all kernels. What crosses the ring is defined in event.h;
+ * what differs between kernels is in compat.h; the probes are grouped by what they watch.
+ *
+ * A probe has five beats: guard, reserve, header, fill, submit. Whatever goes wrong is counted
+ * by kind of operation and reason.
+ */
+#include "process.bpf.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/*
+ * void trace_inet_sock_set_state(const struct sock *sk, const int oldstate, const int newstate)
+ *
+ * Tells of connection attempts that fail after connect returned EINPROGRESS. May interrupt a
+ * probe on the same CPU, so it does not use the scratch space.
+ */
+SEC("raw_tp/inet_sock_set_state")
+int socket_state(struct bpf_raw_tracepoint_args *ctx)
+{
+	__u64 sock = ctx->args[0], socket, file;
+	struct event_socket_state *event;
+	struct tally *tally;
+	__s32 error;
+
+	if ((__s32)ctx->args[1] != TCP_SYN_SENT || (__s32)ctx->args[2] != TCP_CLOSE)
+		return 0;
+	tally = tally_of(OPERATION_SOCKET_STATE);
+	if (!tally)
+		return 0;
+	tally->observed++;
+	error = (__s32)READ(struct sock, sock, sk_err);
+	socket = READ(struct sock, sock, sk_socket);
+	file = socket ? READ(struct socket, socket, file) : 0;
+	if (!error || !file) {
+		tally->filtered++;
+		return 0;
+	}
+	event = bpf_ringbuf_reserve(&ring, sizeof(*event), 0);
+	if (!event) {
+		tally->lost_ring++;
+		return 0;
+	}
+	fill_header(&event->header, bpf_get_current_task(), EVENT_SOCKET_STATE, 0);
+	event->file = file;
+	event->error = -error;
+	event->zero = 0;
+	bpf_ringbuf_submit(event, ring_flags());
+	return 0;
+}
+
+/* Run once by the agent itself: learns the agent's id in the initial pid namespace, which the
+ * agent cannot know where it runs in another one. */
+SEC("raw_tp/sys_exit")
+int learn_own(struct bpf_raw_tracepoint_args *ctx)
+{
+	own_tgid = bpf_get_current_pid_tgid() >> 32;
+	return 0;
+}

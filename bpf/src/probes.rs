@@ -1,0 +1,464 @@
+//! Loads and attaches the probes, and reads their maps.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use libbpf_rs::{
+    ErrorKind, Iter, Link, MapCore, MapFlags, MapHandle, Object, ObjectBuilder, PrintLevel,
+    RingBuffer, RingBufferBuilder,
+};
+
+use crate::calls;
+use crate::event::Event;
+use crate::kernel::{CallEntry, Flow, FlowKey, Operation, Plain, Settings, Tally, Task, Volume};
+
+const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/probes.bpf.o"));
+const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
+/// Entries that one batch look-up asks for.
+const BATCH_ENTRIES: u32 = 256;
+
+/// Bounds of the kernel side.
+#[derive(Clone, Debug)]
+pub struct Bounds {
+    /// Bytes of the ring: a power of two and a multiple of the page size.
+    pub ring_bytes: u32,
+    /// Flows that the kernel keeps at once.
+    pub flow_entries: u32,
+    /// Peers of one unconnected datagram socket that are told apart.
+    pub peers_max: u32,
+    /// Bytes of a program's arguments that are kept, at most 4096.
+    pub args_bytes_max: u32,
+    /// A file with the types of the running kernel; none: the kernel's own.
+    pub btf: Option<PathBuf>,
+}
+
+/// Where probes attach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Hook {
+    SysExit,
+    Fork,
+    Exec,
+    Exit,
+    SocketState,
+}
+
+impl Hook {
+    /// The tracepoint's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Hook::SysExit => "sys_exit",
+            Hook::Fork => "sched_process_fork",
+            Hook::Exec => "sched_process_exec",
+            Hook::Exit => "sched_process_exit",
+            Hook::SocketState => "inet_sock_set_state",
+        }
+    }
+}
+
+/// Programs that are attached, in this order: programs on one hook run in the order in which
+/// they were attached, and exec's flows end before its program is told.
+const ATTACHED: [(&str, Hook); 6] = [
+    ("process_exec_sweep", Hook::Exec),
+    ("process_exec", Hook::Exec),
+    ("process_fork", Hook::Fork),
+    ("process_exit", Hook::Exit),
+    ("socket_state", Hook::SocketState),
+    ("sys_exit", Hook::SysExit),
+];
+
+/// Why the kernel side does not run. The text names what is missing and what to switch on.
+#[derive(Debug)]
+pub enum Error {
+    /// The kernel has no type information, and no file was given.
+    NoTypes,
+    /// The named file with type information cannot be read.
+    TypesUnreadable(PathBuf, std::io::Error),
+    /// The process may not load programs.
+    NotPermitted,
+    /// The kernel refused: what was tried, and its answer.
+    Refused(String, libbpf_rs::Error),
+    /// The object lacks a part: a build fault.
+    Incomplete(&'static str),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::NoTypes => write!(
+                f,
+                "{KERNEL_BTF}: kernel has no BTF (enable CONFIG_DEBUG_INFO_BTF, or name a BTF \
+                 file of this kernel in kernel.btf)"
+            ),
+            Error::TypesUnreadable(path, _) => write!(
+                f,
+                "{}: BTF file cannot be read (kernel.btf names it; leave it empty to use the \
+                 kernel's own)",
+                path.display()
+            ),
+            Error::NotPermitted => f.write_str(
+                "loading probes: not permitted (run as root, or with CAP_BPF and CAP_PERFMON; \
+                 kernel lockdown=confidentiality also forbids it)",
+            ),
+            Error::Refused(what, _) => write!(f, "{what}: the kernel refused"),
+            Error::Incomplete(part) => write!(f, "the probe object has no {part}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Error::TypesUnreadable(_, error) => Some(error),
+            Error::Refused(_, error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// A flow's counters as the kernel has them now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its key.
+    pub key: FlowKey,
+    /// When the entry was made, boot clock, ns.
+    pub flow_ns: u64,
+    /// Totals since then.
+    pub volume: Volume,
+    /// Calls of shutdown.
+    pub shutdown: u8,
+    /// Why it ended, if the ring had no room to say so (as [`crate::FlowEnd::reason`]); 0: it
+    /// goes on.
+    pub ended: u8,
+}
+
+impl Entry {
+    fn new(key: FlowKey, flow: &Flow) -> Entry {
+        Entry {
+            key,
+            flow_ns: flow.start_ns,
+            volume: flow.total(),
+            shutdown: flow.shutdown,
+            ended: flow.ended,
+        }
+    }
+}
+
+/// The loaded and attached kernel side.
+pub struct Probes {
+    object: Object,
+    links: Vec<Link>,
+    attached: Vec<Hook>,
+    missing: Vec<(Hook, String)>,
+    flows: MapHandle,
+    tallies: MapHandle,
+    /// Whether the kernel can look up and delete in one step (5.14 on).
+    take_is_atomic: bool,
+}
+
+impl fmt::Debug for Probes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Probes").field("attached", &self.attached).finish_non_exhaustive()
+    }
+}
+
+impl Probes {
+    /// Loads the object and attaches what the kernel lets attach.
+    ///
+    /// # Errors
+    /// See [`Error`]. A hook that the kernel refuses is no error but in
+    /// [`missing`](Probes::missing), unless it is `sys_exit`.
+    pub fn load(bounds: &Bounds) -> Result<Probes, Error> {
+        libbpf_rs::set_print(Some((PrintLevel::Warn, |_, text| log_line(&text))));
+        let has_kernel_types = Path::new(KERNEL_BTF).exists();
+        let mut builder = ObjectBuilder::default();
+        if let Some(path) = &bounds.btf {
+            std::fs::File::open(path)
+                .map_err(|error| Error::TypesUnreadable(path.clone(), error))?;
+            builder
+                .btf_custom_path(path)
+                .map_err(|error| Error::Refused(path.display().to_string(), error))?;
+        } else if !has_kernel_types {
+            return Err(Error::NoTypes);
+        }
+        let mut open = builder.open_memory(OBJECT).map_err(refused("opening the probes"))?;
+        for mut map in open.maps_mut() {
+            let name = map.name().to_string_lossy().into_owned();
+            let entries = match name.as_str() {
+                "ring" => bounds.ring_bytes,
+                "flows" => bounds.flow_entries,
+                _ if name.ends_with(".rodata") => {
+                    let settings = Settings {
+                        peers_max: bounds.peers_max,
+                        args_bytes_max: bounds.args_bytes_max.min(4096),
+                        wake_bytes: bounds.ring_bytes / 4,
+                    };
+                    map.initial_value_mut()
+                        .and_then(|value| value.get_mut(..size_of::<Settings>()))
+                        .ok_or(Error::Incomplete("settings"))?
+                        .copy_from_slice(settings.bytes());
+                    continue;
+                }
+                _ => continue,
+            };
+            map.set_max_entries(entries).map_err(refused("sizing the maps"))?;
+        }
+        for mut program in open.progs_mut() {
+            // An iterator needs the kernel's own types even where a file serves the rest.
+            if program.name() == "processes" {
+                program.set_autoload(has_kernel_types);
+            }
+        }
+        let object = open.load().map_err(|error| match error.kind() {
+            ErrorKind::PermissionDenied => Error::NotPermitted,
+            _ => Error::Refused("loading the probes".into(), error),
+        })?;
+        let flows = map_handle(&object, "flows")?;
+        let tallies = map_handle(&object, "tallies")?;
+        let mut probes = Probes {
+            object,
+            links: Vec::new(),
+            attached: Vec::new(),
+            missing: Vec::new(),
+            flows,
+            tallies,
+            take_is_atomic: true,
+        };
+        probes.fill_calls()?;
+        probes.learn_own()?;
+        probes.attach()?;
+        Ok(probes)
+    }
+
+    fn fill_calls(&self) -> Result<(), Error> {
+        let calls = map_handle(&self.object, "calls")?;
+        let mut table =
+            [CallEntry { call: 0, operation: 0, compat_call: 0, compat_operation: 0 }; 512];
+        for (number, call, operation) in calls::NATIVE {
+            table[usize::from(*number)].call = *call as u8;
+            table[usize::from(*number)].operation = *operation as u8;
+        }
+        for (number, call, operation) in calls::COMPAT {
+            table[usize::from(*number)].compat_call = *call as u8;
+            table[usize::from(*number)].compat_operation = *operation as u8;
+        }
+        for (number, entry) in table.iter().enumerate() {
+            calls
+                .update(&(number as u32).to_ne_bytes(), entry.bytes(), MapFlags::ANY)
+                .map_err(refused("filling the table of system calls"))?;
+        }
+        Ok(())
+    }
+
+    /// Has the kernel side note the agent's own process before anything is attached, so that
+    /// the agent's doing is left out from the first event.
+    fn learn_own(&self) -> Result<(), Error> {
+        let program = self
+            .object
+            .progs_mut()
+            .find(|program| program.name() == "learn_own")
+            .ok_or(Error::Incomplete("learn_own"))?;
+        program
+            .test_run(libbpf_rs::ProgramInput::default())
+            .map_err(refused("learning the agent's own process id"))?;
+        Ok(())
+    }
+
+    fn attach(&mut self) -> Result<(), Error> {
+        for (name, hook) in ATTACHED {
+            let program = self
+                .object
+                .progs_mut()
+                .find(|program| program.name() == name)
+                .ok_or(Error::Incomplete("program to attach"))?;
+            match program.attach_raw_tracepoint(hook.name()) {
+                Ok(link) => {
+                    self.links.push(link);
+                    if !self.attached.contains(&hook) {
+                        self.attached.push(hook);
+                    }
+                }
+                Err(error) if hook == Hook::SysExit => {
+                    return Err(Error::Refused(format!("attaching {}", hook.name()), error));
+                }
+                Err(error) => self.missing.push((hook, error.to_string())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Hooks that are attached.
+    pub fn attached(&self) -> &[Hook] {
+        &self.attached
+    }
+
+    /// Hooks that the kernel refused, with its reason.
+    pub fn missing(&self) -> &[(Hook, String)] {
+        &self.missing
+    }
+
+    /// Whether the probes run compiled: the `sys_exit` program has machine code.
+    pub fn is_jited(&self) -> bool {
+        self.object.progs().find(|program| program.name() == "sys_exit").is_some_and(|program| {
+            use std::os::fd::{AsFd, AsRawFd};
+            let mut info = libbpf_rs::libbpf_sys::bpf_prog_info::default();
+            let mut length = size_of_val(&info) as u32;
+            // SAFETY: the descriptor is open, and `info` has the length that is passed.
+            let result = unsafe {
+                libbpf_rs::libbpf_sys::bpf_obj_get_info_by_fd(
+                    program.as_fd().as_raw_fd(),
+                    std::ptr::from_mut(&mut info).cast(),
+                    &mut length,
+                )
+            };
+            result == 0 && info.jited_prog_len > 0
+        })
+    }
+
+    /// The way out of the ring. `observe` is called for each event by [`Ring::drain`]; one that
+    /// cannot be decoded comes as `None`.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the ring cannot be mapped.
+    pub fn ring<'cb>(
+        &self,
+        mut observe: impl FnMut(Option<Event<'_>>) + 'cb,
+    ) -> Result<Ring<'cb>, Error> {
+        let map = map_handle(&self.object, "ring")?;
+        let mut builder = RingBufferBuilder::new();
+        builder
+            .add(&map, move |bytes: &[u8]| {
+                observe(Event::decode(bytes));
+                0
+            })
+            .map_err(refused("mapping the ring"))?;
+        let ring = builder.build().map_err(refused("mapping the ring"))?;
+        Ok(Ring { ring })
+    }
+
+    /// All processes with their exact starts, from the kernel's task iterator; empty where the
+    /// kernel cannot do that.
+    pub fn processes(&self) -> Vec<Task> {
+        let read = || -> Option<Vec<u8>> {
+            let program = self.object.progs_mut().find(|program| program.name() == "processes")?;
+            let link = program.attach().ok()?;
+            let mut bytes = Vec::new();
+            std::io::Read::read_to_end(&mut Iter::new(&link).ok()?, &mut bytes).ok()?;
+            Some(bytes)
+        };
+        if !Path::new(KERNEL_BTF).exists() {
+            return Vec::new();
+        }
+        let bytes = read().unwrap_or_default();
+        let mut rest = bytes.as_slice();
+        let mut tasks = Vec::new();
+        while let Some((task, after)) = Task::read(rest) {
+            tasks.push(task);
+            rest = after;
+        }
+        tasks
+    }
+
+    /// A flow's counters; none if it has ended.
+    pub fn flow(&self, key: &FlowKey) -> Option<Entry> {
+        let value = self.flows.lookup(key.bytes(), MapFlags::ANY).ok()??;
+        Some(Entry::new(*key, &Flow::read(&value)?.0))
+    }
+
+    /// Removes a flow and returns its last counters; none if it has ended.
+    pub fn take_flow(&mut self, key: &FlowKey) -> Option<Entry> {
+        if self.take_is_atomic {
+            match self.flows.lookup_and_delete(key.bytes()) {
+                Ok(value) => return Some(Entry::new(*key, &Flow::read(&value?)?.0)),
+                Err(error) if error.kind() == ErrorKind::NotFound => return None,
+                Err(_) => self.take_is_atomic = false,
+            }
+        }
+        let entry = self.flow(key)?;
+        self.flows.delete(key.bytes()).ok()?;
+        Some(entry)
+    }
+
+    /// Goes through all flows that the kernel keeps.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the kernel does not let the map be read; entries seen until then
+    /// have been passed on.
+    pub fn each_flow(&self, mut visit: impl FnMut(Entry)) -> Result<(), Error> {
+        let entries = self
+            .flows
+            .lookup_batch(BATCH_ENTRIES, MapFlags::ANY, MapFlags::ANY)
+            .map_err(refused("reading the flows"))?;
+        for (key, value) in entries {
+            if let (Some((key, _)), Some((flow, _))) = (FlowKey::read(&key), Flow::read(&value)) {
+                visit(Entry::new(key, &flow));
+            }
+        }
+        Ok(())
+    }
+
+    /// What became of the operations of one kind in the kernel, over all CPUs.
+    pub fn tally(&self, operation: Operation) -> Tally {
+        let zero = Tally {
+            observed: 0,
+            filtered: 0,
+            own: 0,
+            lost_ring: 0,
+            lost_map: 0,
+            lost_unreadable: 0,
+        };
+        let key = u32::from(operation as u8).to_ne_bytes();
+        let Ok(Some(values)) = self.tallies.lookup_percpu(&key, MapFlags::ANY) else {
+            return zero;
+        };
+        values.iter().filter_map(|value| Tally::read(value)).fold(zero, |sum, (tally, _)| Tally {
+            observed: sum.observed.wrapping_add(tally.observed),
+            filtered: sum.filtered.wrapping_add(tally.filtered),
+            own: sum.own.wrapping_add(tally.own),
+            lost_ring: sum.lost_ring.wrapping_add(tally.lost_ring),
+            lost_map: sum.lost_map.wrapping_add(tally.lost_map),
+            lost_unreadable: sum.lost_unreadable.wrapping_add(tally.lost_unreadable),
+        })
+    }
+}
+
+/// The mapped ring with its observer.
+pub struct Ring<'cb> {
+    ring: RingBuffer<'cb>,
+}
+
+impl fmt::Debug for Ring<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ring").finish_non_exhaustive()
+    }
+}
+
+impl Ring<'_> {
+    /// Passes everything in the ring to the observer.
+    pub fn drain(&self) {
+        self.ring.consume_raw();
+    }
+
+    /// A descriptor that becomes readable when the ring fills up.
+    pub fn descriptor(&self) -> std::os::fd::BorrowedFd<'_> {
+        // SAFETY: the descriptor belongs to the ring buffer manager, which lives as long as
+        // the borrow.
+        unsafe { std::os::fd::BorrowedFd::borrow_raw(self.ring.epoll_fd()) }
+    }
+}
+
+fn refused(what: &'static str) -> impl Fn(libbpf_rs::Error) -> Error {
+    move |error| match error.kind() {
+        ErrorKind::PermissionDenied => Error::NotPermitted,
+        _ => Error::Refused(what.into(), error),
+    }
+}
+
+fn map_handle(object: &Object, name: &'static str) -> Result<MapHandle, Error> {
+    let map = object.maps().find(|map| map.name() == name).ok_or(Error::Incomplete(name))?;
+    MapHandle::try_from(&map).map_err(refused("reopening a map"))
+}
+
+fn log_line(text: &str) {
+    log::debug!("libbpf: {}", text.trim_end());
+}

@@ -1,0 +1,394 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The probes at the end of system calls. One program is attached; it does what is frequent
+ * (counting in flows, closing) itself and hands everything else to a program of its own by a
+ * tail call, so that the frequent path stays short and each program is small to verify.
+ */
+#ifndef SYSFLOW_SYSCALL_H
+#define SYSFLOW_SYSCALL_H
+
+#include "flow.bpf.h"
+
+enum program {
+	PROGRAM_FLOW_START,
+	PROGRAM_DATAGRAM,
+	PROGRAM_NAMES,
+	PROGRAM_PROCESS,
+	PROGRAM_COUNT,
+};
+
+int flow_start(struct bpf_raw_tracepoint_args *ctx);
+int datagram(struct bpf_raw_tracepoint_args *ctx);
+int names(struct bpf_raw_tracepoint_args *ctx);
+int process_call(struct bpf_raw_tracepoint_args *ctx);
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, PROGRAM_COUNT);
+	__type(key, __u32);
+	__array(values, int(void *));
+} programs SEC(".maps") = {
+	.values = {
+		[PROGRAM_FLOW_START] = (void *)&flow_start,
+		[PROGRAM_DATAGRAM] = (void *)&datagram,
+		[PROGRAM_NAMES] = (void *)&names,
+		[PROGRAM_PROCESS] = (void *)&process_call,
+	},
+};
+
+inline_always __u32 program_of(__u8 call)
+{
+	if (call >= CALL_MKDIR)
+		return PROGRAM_NAMES;
+	if (call >= CALL_CLONE)
+		return PROGRAM_PROCESS;
+	return PROGRAM_FLOW_START;
+}
+
+/* void trace_sys_exit(struct pt_regs *regs, long ret) */
+SEC("raw_tp/sys_exit")
+int sys_exit(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct ending ending = {};
+	struct flow_key key = {};
+	struct tally *tally;
+	struct flow *flow;
+	__u64 file;
+
+	if (!read_ending(ctx, &ending))
+		return 0;
+	tally = tally_of(ending.operation);
+	if (!tally)
+		return 0;
+	tally->observed++;
+	if (is_own(ending.tgid, tally))
+		return 0;
+	if (ending.call >= CALL_CLONE) {
+		bpf_tail_call(ctx, &programs, program_of(ending.call));
+		tally->lost_unreadable++;
+		return 0;
+	}
+	if (ending.call <= CALL_CREAT || ending.call == CALL_ACCEPT) {
+		if (ending.ret < 0) {
+			tally->filtered++;
+			return 0;
+		}
+		bpf_tail_call(ctx, &programs, PROGRAM_FLOW_START);
+		tally->lost_unreadable++;
+		return 0;
+	}
+	if (ending.ret == -EBADF) {
+		tally->filtered++;
+		return 0;
+	}
+	key.tgid = ending.tgid;
+	key.fd = ending.first_argument;
+	flow = bpf_map_lookup_elem(&flows, &key);
+	if (ending.call == CALL_CLOSE) {
+		/* The number is free already; if another thread has opened and used it again, the
+		 * entry is that thread's, and the closed flow was reported when it was replaced. */
+		if (flow && !flow->ended && flow->file != task_file(ending.task, key.fd))
+			flow_end(&key, flow, ending.task, FLOW_CLOSED);
+		else
+			tally->filtered++;
+		return 0;
+	}
+	if (flow && ending.call != CALL_CONNECT) {
+		file = task_file(ending.task, key.fd);
+		if (flow->file == file && !flow->ended) {
+			if (!flow->unconnected) {
+				flow_add(flow, ending.operation, ending.ret);
+				return 0;
+			}
+			bpf_tail_call(ctx, &programs, PROGRAM_DATAGRAM);
+		}
+	}
+	bpf_tail_call(ctx, &programs, PROGRAM_FLOW_START);
+	tally->lost_unreadable++;
+	return 0;
+}
+
+/* Begins a flow: at open, accept and connect, and at the first use of a descriptor that was
+ * not seen to be opened. */
+SEC("raw_tp/sys_exit")
+int flow_start(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct ending ending = {};
+	struct event_flow_start *event;
+	struct scratch *scratch;
+	struct tally *tally;
+	struct flow *known;
+	struct flow flow = {};
+	__u64 file, sock = 0;
+	__s32 fd;
+
+	if (!read_ending(ctx, &ending))
+		return 0;
+	tally = tally_of(ending.operation);
+	scratch = scratch_begin();
+	if (!tally || !scratch)
+		return 0;
+	fd = ending.call <= CALL_CREAT || ending.call == CALL_ACCEPT ? ending.ret :
+								       ending.first_argument;
+	file = task_file(ending.task, fd);
+	if (!file) {
+		tally->filtered++;
+		return 0;
+	}
+	event = SCRATCH_EVENT(scratch, struct event_flow_start);
+	__builtin_memset(event, 0, sizeof(*event));
+	describe_inode(event, file);
+	if (!is_recorded(event->mode)) {
+		tally->filtered++;
+		return 0;
+	}
+	if ((event->mode & S_IFMT) == S_IFSOCK) {
+		sock = file_sock(file);
+		event->family = sock_family(sock);
+		if (event->family != AF_UNIX && event->family != AF_INET &&
+		    event->family != AF_INET6) {
+			tally->filtered++;
+			return 0;
+		}
+		flow.socket = 1;
+		flow.unconnected = is_unconnected(sock, event->family);
+	}
+	event->key.tgid = ending.tgid;
+	event->key.fd = fd;
+	known = bpf_map_lookup_elem(&flows, &event->key);
+	if (known) {
+		__u32 same = known->file == file && !known->ended;
+
+		if (same && ending.call != CALL_CONNECT && ending.call != CALL_ACCEPT &&
+		    ending.call > CALL_CREAT) {
+			/* Another thread was faster. */
+			flow_add(known, ending.operation, ending.ret);
+			return 0;
+		}
+		if (same && ending.call == CALL_CONNECT && !known->unconnected) {
+			event->flags |= FLOW_CONTINUED;
+			event->flow_ns = known->start_ns;
+		} else {
+			flow_end(&event->key, known, ending.task, FLOW_REPLACED);
+		}
+	}
+	fill_header(&event->header, ending.task, EVENT_FLOW_START, ending.compat);
+	event->file = file;
+	event->ret = ending.ret;
+	event->operation = ending.operation;
+	event->open_flags = open_flags(&ending);
+	if (!sock) {
+		event->path_bytes = append_file_path(scratch, ending.task, file);
+		event->path_flags = scratch->flags;
+	} else if (event->family == AF_UNIX) {
+		event->path_bytes = append_unix_name(scratch, sock);
+	} else {
+		describe_internet(event, sock);
+		/* An attempt that failed leaves no peer in the socket, only in the call. */
+		if (ending.call == CALL_CONNECT && !event->remote_port) {
+			__u16 family;
+
+			if (read_user_address(argument(ending.regs, ending.compat, 1),
+					      event->remote, &event->remote_port, &family))
+				event->flags |= FLOW_PEER_FROM_PROGRAM;
+		}
+	}
+	if (event->flags & FLOW_CONTINUED) {
+		if (scratch_output(scratch, sizeof(*event)))
+			tally->lost_ring++;
+		return 0;
+	}
+	flow.file = file;
+	flow.start_ns = event->header.time_ns;
+	event->flow_ns = flow.start_ns;
+	if (flow.unconnected && (is_reading(ending.operation) || is_writing(ending.operation))) {
+		flow_begin(scratch, event, &flow, tally);
+		bpf_tail_call(ctx, &programs, PROGRAM_DATAGRAM);
+		tally->lost_unreadable++;
+		return 0;
+	}
+	if (is_reading(ending.operation)) {
+		flow.volume[0].read_ops = 1;
+		flow.volume[0].read_bytes = ending.ret > 0 ? ending.ret : 0;
+	} else if (is_writing(ending.operation)) {
+		flow.volume[0].write_ops = 1;
+		flow.volume[0].write_bytes = ending.ret > 0 ? ending.ret : 0;
+	} else if (ending.operation == OPERATION_SHUTDOWN) {
+		flow.shutdown = 1;
+	}
+	flow_begin(scratch, event, &flow, tally);
+	return 0;
+}
+
+/* Counts a call on an unconnected datagram socket in the flow of the peer that it names. The
+ * descriptor's own entry takes what has no known peer, and what is beyond the bound of peers. */
+SEC("raw_tp/sys_exit")
+int datagram(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct ending ending = {};
+	struct event_flow_start *event;
+	struct scratch *scratch;
+	struct tally *tally;
+	struct flow *base, *known;
+	struct flow_key key = {};
+	struct flow flow = {};
+	__u64 sock;
+
+	if (!read_ending(ctx, &ending))
+		return 0;
+	tally = tally_of(ending.operation);
+	scratch = scratch_begin();
+	if (!tally || !scratch)
+		return 0;
+	key.tgid = ending.tgid;
+	key.fd = ending.first_argument;
+	base = bpf_map_lookup_elem(&flows, &key);
+	if (!base) {
+		/* The table was full when the flow began; that event carried nothing. */
+		tally->lost_map++;
+		return 0;
+	}
+	event = SCRATCH_EVENT(scratch, struct event_flow_start);
+	__builtin_memset(event, 0, sizeof(*event));
+	if (ending.ret < 0 || !read_user_address(call_peer(&ending), key.peer, &key.peer_port,
+						 &key.peer_family)) {
+		flow_add(base, ending.operation, ending.ret);
+		return 0;
+	}
+	known = bpf_map_lookup_elem(&flows, &key);
+	if (known && known->file == base->file && !known->ended) {
+		flow_add(known, ending.operation, ending.ret);
+		return 0;
+	}
+	if (known)
+		flow_end(&key, known, ending.task, FLOW_REPLACED);
+	if (base->peers >= settings.peers_max) {
+		flow_add(base, ending.operation, ending.ret);
+		return 0;
+	}
+	base->peers++;
+	describe_inode(event, base->file);
+	sock = file_sock(base->file);
+	event->family = sock_family(sock);
+	describe_internet(event, sock);
+	event->key = key;
+	__builtin_memcpy(event->remote, key.peer, sizeof(key.peer));
+	event->remote_port = key.peer_port;
+	event->family = key.peer_family;
+	event->flags = FLOW_PEER_FROM_PROGRAM;
+	fill_header(&event->header, ending.task, EVENT_FLOW_START, ending.compat);
+	event->file = base->file;
+	event->ret = ending.ret;
+	event->operation = ending.operation;
+	flow.file = base->file;
+	flow.socket = 1;
+	flow.start_ns = event->header.time_ns;
+	event->flow_ns = flow.start_ns;
+	if (is_reading(ending.operation)) {
+		flow.volume[0].read_ops = 1;
+		flow.volume[0].read_bytes = ending.ret;
+	} else {
+		flow.volume[0].write_ops = 1;
+		flow.volume[0].write_bytes = ending.ret;
+	}
+	flow_begin(scratch, event, &flow, tally);
+	return 0;
+}
+
+/* Appends one name of an event: where it starts, then the program's words. */
+inline_always void append_name(struct scratch *scratch, struct event_path *event, int index,
+			       __u64 task, __s32 directory, __u64 string)
+{
+	struct place place, root;
+	__u64 file;
+	char first = 0;
+
+	bpf_probe_read_user(&first, 1, (void *)string);
+	read_root(task, &root);
+	if (first == '/') {
+		place = root;
+	} else if (directory == AT_FDCWD) {
+		read_place(ADDRESS(struct fs_struct, task_fs(task), pwd), &place);
+	} else {
+		file = task_file(task, directory);
+		if (!file) {
+			event->name_bytes[index] = append_user_string(scratch, string);
+			return;
+		}
+		read_place(ADDRESS(struct file, file, f_path), &place);
+	}
+	event->base_bytes[index] = append_walk(scratch, &place, &root);
+	event->base_flags[index] = scratch->flags;
+	event->name_bytes[index] = append_user_string(scratch, string);
+}
+
+/* Operations on names: mkdir, rmdir, unlink, rename, link, symlink. */
+SEC("raw_tp/sys_exit")
+int names(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct ending ending = {};
+	struct event_path *event;
+	struct scratch *scratch;
+	struct tally *tally;
+	__s32 directory[2] = {AT_FDCWD, AT_FDCWD};
+	__u64 name[2] = {};
+	__u64 regs;
+	__u32 compat;
+
+	if (!read_ending(ctx, &ending))
+		return 0;
+	tally = tally_of(ending.operation);
+	scratch = scratch_begin();
+	if (!tally || !scratch)
+		return 0;
+	event = SCRATCH_EVENT(scratch, struct event_path);
+	__builtin_memset(event, 0, sizeof(*event));
+	event->names = 1;
+	event->operation = ending.operation;
+	regs = ending.regs;
+	compat = ending.compat;
+	name[0] = ending.first_argument;
+	switch (ending.call) {
+	case CALL_UNLINKAT:
+		/* AT_REMOVEDIR: the name says which of the two it is, as for the calls proper. */
+		if (argument(regs, compat, 2) & 0x200)
+			event->operation = OPERATION_RMDIR;
+		/* fall through */
+	case CALL_MKDIRAT:
+		directory[0] = ending.first_argument;
+		name[0] = argument(regs, compat, 1);
+		break;
+	case CALL_RENAME:
+	case CALL_LINK:
+	case CALL_SYMLINK:
+		name[1] = argument(regs, compat, 1);
+		event->names = 2;
+		break;
+	case CALL_RENAMEAT:
+	case CALL_LINKAT:
+		directory[0] = ending.first_argument;
+		name[0] = argument(regs, compat, 1);
+		directory[1] = argument(regs, compat, 2);
+		name[1] = argument(regs, compat, 3);
+		event->names = 2;
+		break;
+	case CALL_SYMLINKAT:
+		directory[1] = argument(regs, compat, 1);
+		name[1] = argument(regs, compat, 2);
+		event->names = 2;
+		break;
+	}
+	fill_header(&event->header, ending.task, EVENT_PATH, compat);
+	event->ret = ending.ret;
+	if (ending.operation == OPERATION_SYMLINK)
+		event->name_bytes[0] = append_user_string(scratch, name[0]);
+	else
+		append_name(scratch, event, 0, ending.task, directory[0], name[0]);
+	if (event->names == 2)
+		append_name(scratch, event, 1, ending.task, directory[1], name[1]);
+	if (scratch_output(scratch, sizeof(*event)))
+		tally->lost_ring++;
+	return 0;
+}
+
+#endif
