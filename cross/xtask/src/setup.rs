@@ -30,11 +30,16 @@ struct Package {
     why: &'static str,
 }
 
-const PACKAGES: [Package; 10] = [
+const PACKAGES: [Package; 11] = [
     Package {
         name: "clang",
         sign: Sign::Program("clang"),
         why: "compiles the programs that run in the kernel",
+    },
+    Package {
+        name: "llvm",
+        sign: Sign::Program("llvm-strip"),
+        why: "takes debug information out of them",
     },
     Package { name: "gcc", sign: Sign::Program("cc"), why: "links, and compiles libbpf" },
     Package { name: "make", sign: Sign::Program("make"), why: "builds libbpf" },
