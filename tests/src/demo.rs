@@ -159,10 +159,10 @@ fn cut(words: &str, columns: usize) -> String {
 
 fn counts(out: &mut String, summary: &Summary) {
     let records = summary.records_total();
-    let kinds: Vec<String> =
-        summary.records.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
+    let kinds = summary.records.iter().map(|(kind, count)| format!("{kind} {count}"));
+    let kinds: Vec<String> = std::iter::once(format!("{records} in all")).chain(kinds).collect();
     let _ = writeln!(out, "\nThe whole machine, as the collector holds it:");
-    let _ = writeln!(out, "  records  {records}: {}", kinds.join(", "));
+    line_of(out, "records", &kinds);
     let each = summary.bytes as f64 / records.max(1) as f64;
     let _ = writeln!(
         out,
@@ -171,17 +171,27 @@ fn counts(out: &mut String, summary: &Summary) {
     );
 }
 
+/// A name and its values, on as many lines as they need.
+fn line_of(out: &mut String, name: &str, values: &[String]) {
+    let mut line = format!("  {name:<8}");
+    for (place, value) in values.iter().enumerate() {
+        let comma = if place + 1 < values.len() { "," } else { "" };
+        if line.chars().count() + value.chars().count() + 2 > COLUMNS {
+            let _ = writeln!(out, "{line}");
+            line = " ".repeat(10);
+        }
+        let _ = write!(line, " {value}{comma}");
+    }
+    let _ = writeln!(out, "{line}");
+}
+
 fn losses(out: &mut String, summary: &Summary) {
-    let terms = |is_loss: bool| -> String {
-        Term::ALL
-            .iter()
-            .filter(|term| term.is_loss() == is_loss)
-            .map(|term| format!("{} {}", term.name(), summary.term(*term)))
-            .collect::<Vec<_>>()
-            .join(", ")
+    let terms = |is_loss: bool| -> Vec<String> {
+        let terms = Term::ALL.iter().filter(|term| term.is_loss() == is_loss);
+        terms.map(|term| format!("{} {}", term.name(), summary.term(*term))).collect()
     };
-    let _ = writeln!(out, "  ledger   {}", terms(false));
-    let _ = writeln!(out, "  losses   {}", terms(true));
+    line_of(out, "ledger", &terms(false));
+    line_of(out, "losses", &terms(true));
     let lost: Vec<&str> = Operation::ALL
         .iter()
         .filter(|operation| {
