@@ -442,3 +442,7 @@ fn list(directory: &Path) -> io::Result<Ranges> {
     sequences.sort_unstable();
     Ok(sequences.into_iter().collect())
 }
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;

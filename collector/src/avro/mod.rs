@@ -14,3 +14,6 @@ pub(crate) use write::Writer;
 
 const MAGIC: [u8; 4] = *b"Obj\x01";
 const SYNC_BYTES: usize = 16;
+
+#[cfg(test)]
+mod tests;
