@@ -15,9 +15,9 @@ use std::rc::Rc;
 use codec::{FRAME_BYTES_MAX, Frame};
 
 use crate::avro;
-use crate::compact::FixedClock;
 use crate::convert::{Stream, Unresolved};
 use crate::layout;
+use crate::manifest::FixedClock;
 use crate::sysflow::{Header, Record, SCHEMA_VERSION};
 
 /// Deepest folder that is looked into; a store has four levels.
@@ -98,6 +98,7 @@ pub(crate) fn read(paths: &[PathBuf], sink: &mut dyn Sink) -> io::Result<()> {
     }
     let mut streams: Vec<FrameStream> = found.streams.into_values().collect();
     streams.sort_by_key(|stream| (stream.begins_ns, stream.run, stream.class));
+    share_offsets(&mut streams);
     let mut streams = streams.into_iter();
     for source in found.sources {
         match source {
@@ -106,6 +107,17 @@ pub(crate) fn read(paths: &[PathBuf], sink: &mut dyn Sink) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Gives the streams of one boot the offset of the first: object ids have to agree.
+fn share_offsets(streams: &mut [FrameStream]) {
+    let mut offsets = HashMap::new();
+    for stream in streams {
+        if let (Some(boot), Some(offset)) = (stream.boot, stream.fixed_offset_ns) {
+            let first = *offsets.entry((stream.agent.clone(), boot)).or_insert(offset);
+            stream.fixed_offset_ns = Some(first);
+        }
+    }
 }
 
 fn named(path: &Path, error: &io::Error) -> io::Error {

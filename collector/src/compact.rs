@@ -16,11 +16,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use codec::Frame;
-use serde::{Deserialize, Serialize};
 
 use crate::convert::{self, Stream};
 use crate::health::Health;
 use crate::layout::{self, GenerationKey};
+use crate::manifest::{FixedClock, Manifest, to_json, written_generations};
 use crate::sf::{self, SfFile};
 use crate::sysflow::{Header, Record, SCHEMA_VERSION};
 
@@ -28,55 +28,6 @@ const PENDING_MAX: usize = 64 * 1024;
 
 /// A file in the making that is older than this belongs to nobody any more.
 const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
-
-/// What stands beside each `.sf` file.
-#[derive(Debug, Serialize, Deserialize)]
-struct Manifest {
-    agent: String,
-    boot: String,
-    run: String,
-    class: u8,
-    generation: u32,
-    agent_version: String,
-    kernel: String,
-    machine: String,
-    /// First and last frame that the file is made of.
-    frames: [u64; 2],
-    /// Whether the generation has ended: its last frame is among them.
-    complete: bool,
-    /// Whether more frames of the stream are held, behind one that is missing.
-    waiting: bool,
-    /// Records in the file.
-    records: u64,
-    /// Records that version 5 cannot say, by reason.
-    left_out: BTreeMap<String, u64>,
-    /// References that led nowhere, by kind.
-    unresolved: BTreeMap<String, u64>,
-}
-
-/// The offset that decides the object ids of one boot.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct FixedClock {
-    /// Unix time minus boot time, ns, of the first mapping seen.
-    pub(crate) offset_ns: i64,
-}
-
-impl FixedClock {
-    /// The clock of a boot's folder; none if no mapping has been seen yet.
-    ///
-    /// # Errors
-    /// Those of the file system, and `InvalidData` if the file is damaged.
-    pub(crate) fn load(boot_directory: &Path) -> io::Result<Option<Self>> {
-        let path = boot_directory.join(layout::CLOCK);
-        match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| {
-                io::Error::new(io::ErrorKind::InvalidData, format!("{}: {error}", path.display()))
-            }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-}
 
 #[derive(Default)]
 struct Pending {
@@ -212,7 +163,9 @@ impl Worker {
     fn sweep(&mut self) {
         for agent in folders(&self.root) {
             let Some(id) = name_of(&agent).filter(|id| layout::is_agent_id(id)) else { continue };
-            let done = written_generations(&agent.join(layout::SYSFLOW));
+            let sysflow = agent.join(layout::SYSFLOW);
+            remove_abandoned(&sysflow);
+            let done = written_generations(&sysflow);
             for boot in folders(&agent) {
                 let Some(boot_id) = name_of(&boot).and_then(|name| layout::parse_uuid(&name))
                 else {
@@ -227,6 +180,7 @@ impl Worker {
                         else {
                             continue;
                         };
+                        remove_abandoned(&stream);
                         let (generations, highest) = look_through(&stream);
                         for generation in generations {
                             let key = GenerationKey {
@@ -266,39 +220,6 @@ fn folders(path: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// What is known of a `.sf` file that is there.
-struct Written {
-    last: u64,
-    complete: bool,
-    waiting: bool,
-}
-
-impl Written {
-    /// Whether the frames in `stream` may give more than the file has.
-    fn is_behind(&self, stream: &Path) -> bool {
-        let next = || stream.join(layout::frame_name(self.last.saturating_add(1)));
-        !self.complete && (self.waiting || next().exists())
-    }
-}
-
-/// The files in a folder, by run, class and generation.
-fn written_generations(directory: &Path) -> BTreeMap<(String, u8, u32), Written> {
-    let mut written = BTreeMap::new();
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path.extension().is_some_and(|ending| ending == "json")
-            && path.with_extension("sf").exists()
-            && let Ok(bytes) = fs::read(&path)
-            && let Ok(Manifest { run, class, generation, frames, complete, waiting, .. }) =
-                serde_json::from_slice(&bytes)
-        {
-            let [_, last] = frames;
-            written.insert((run, class, generation), Written { last, complete, waiting });
-        }
-    }
-    written
-}
-
 /// The generations whose start is held in a stream's folder, and the highest sequence.
 fn look_through(stream: &Path) -> (BTreeSet<u32>, u64) {
     let (mut generations, mut highest) = (BTreeSet::new(), 0);
@@ -307,17 +228,23 @@ fn look_through(stream: &Path) -> (BTreeSet<u32>, u64) {
         let name = name.to_string_lossy();
         generations.extend(layout::parse_start_name(&name));
         highest = highest.max(layout::parse_frame_name(&name).unwrap_or(0));
-        if name.starts_with('.') && is_abandoned(&entry) {
-            let _ = fs::remove_file(entry.path());
-        }
     }
     (generations, highest)
 }
 
-fn is_abandoned(entry: &fs::DirEntry) -> bool {
-    entry.metadata().and_then(|metadata| metadata.modified()).is_ok_and(|changed| {
-        SystemTime::now().duration_since(changed).is_ok_and(|age| age > ABANDONED_AFTER)
-    })
+/// Removes files in the making that a killed collector left behind.
+fn remove_abandoned(directory: &Path) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let is_old = |changed| {
+            SystemTime::now().duration_since(changed).is_ok_and(|age| age > ABANDONED_AFTER)
+        };
+        if entry.file_name().as_encoded_bytes().starts_with(b".")
+            && entry.metadata().and_then(|metadata| metadata.modified()).is_ok_and(is_old)
+            && let Err(error) = fs::remove_file(entry.path())
+        {
+            log::warn!("{}: cannot be removed: {error}", entry.path().display());
+        }
+    }
 }
 
 fn invalid(text: String) -> io::Error {
@@ -415,10 +342,4 @@ fn compact(root: &Path, key: &GenerationKey, highest: u64) -> io::Result<Manifes
     manifest.unresolved = stream.unresolved().counts().into_iter().map(owned).collect();
     sf::write_whole(&path.with_extension("json"), &to_json(&manifest)?)?;
     Ok(manifest)
-}
-
-fn to_json(value: &impl Serialize) -> io::Result<Vec<u8>> {
-    let mut bytes = serde_json::to_vec_pretty(value).map_err(io::Error::other)?;
-    bytes.push(b'\n');
-    Ok(bytes)
 }

@@ -37,7 +37,7 @@ pub(crate) struct Receiver {
     pub(crate) store: Store,
     pub(crate) compactor: Compactor,
     pub(crate) health: Arc<Health>,
-    pub(crate) uploads: Semaphore,
+    pub(crate) uploads: Arc<Semaphore>,
     pub(crate) body_bytes_max: usize,
     pub(crate) request_timeout: Duration,
     pub(crate) denied: Vec<String>,
@@ -186,13 +186,14 @@ impl Receiver {
                 format!("content type is {given:?}: send {FRAMES_TYPE}"),
             ));
         }
-        let Ok(_permit) = self.uploads.try_acquire() else {
+        let Ok(permit) = Arc::clone(&self.uploads).try_acquire_owned() else {
             return Err(busy("too many uploads at a time: try again", RETRY_BUSY_S));
         };
         let bytes = self.read(body).await?;
         let receiver = Arc::clone(self);
         // Not stopped by the timeout: what has begun to be stored is stored whole.
         let stored = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
             let frames = body::frames(&agent, &bytes)?;
             let mut stored = receiver.store.put(&agent, &frames)?;
             receiver.compactor.mark(std::mem::take(&mut stored.generations));

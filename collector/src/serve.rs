@@ -4,7 +4,7 @@
 //! and beyond those the kernel's queue holds them back. At SIGTERM or SIGINT requests under
 //! way are finished, then the compactor, and the process ends with 0.
 
-use std::io;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,7 +71,7 @@ pub(crate) fn serve(config: Config) -> Result<(), StartError> {
         store,
         compactor,
         health,
-        uploads: Semaphore::new(config.limits.uploads_max),
+        uploads: Arc::new(Semaphore::new(config.limits.uploads_max)),
         body_bytes_max: config.limits.body_bytes_max,
         request_timeout: Duration::from_secs(config.limits.request_timeout_s),
         denied: config.agents.denied,
@@ -99,7 +99,9 @@ async fn accept(
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let listener = TcpListener::bind(address).await?;
-    println!("listening on {}", listener.local_addr()?);
+    let mut out = io::stdout();
+    writeln!(out, "listening on {}", listener.local_addr()?)?;
+    out.flush()?;
 
     let served = Arc::new(Semaphore::new(connections_max));
     let surplus = Arc::new(Semaphore::new(SURPLUS_MAX));

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -95,9 +96,15 @@ impl Drop for SfFile {
 /// Those of the file system.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let making = making_name(path);
-    let mut file = File::create(&making)?;
-    file.write_all(bytes)?;
-    settle(&file, &making, path)
+    let written = File::create(&making).and_then(|mut file| {
+        file.write_all(bytes)?;
+        settle(&file, &making, path)
+    });
+    if written.is_err() {
+        // It may not be there; the first error is the one to tell.
+        let _ = fs::remove_file(&making);
+    }
+    written
 }
 
 fn settle(file: &File, making: &Path, path: &Path) -> io::Result<()> {
@@ -107,9 +114,11 @@ fn settle(file: &File, making: &Path, path: &Path) -> io::Result<()> {
     File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
 }
 
+/// A name that no other process takes for the same file.
 fn making_name(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.making"))
+    let salt = RandomState::new().build_hasher().finish();
+    path.with_file_name(format!(".{name}.{salt:016x}.making"))
 }
 
 /// All reasons with their counts, zeros included, for reports with a fixed shape.

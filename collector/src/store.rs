@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,6 +20,7 @@ use std::time::SystemTime;
 use codec::Frame;
 
 use crate::body::{self, Refusal};
+use crate::frame_files::{held_start, link_if_absent, list, write_durable};
 use crate::layout::{self, GenerationKey};
 use crate::ranges::{RANGES_MAX, Ranges};
 
@@ -391,22 +392,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Writes a new file and makes its content durable; a left-over of the same name is replaced.
-fn write_durable(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
-}
-
-/// Gives a file a second name; `false` if the name is taken.
-fn link_if_absent(from: &Path, to: &Path) -> io::Result<bool> {
-    match fs::hard_link(from, to) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
 /// Whether the frame is held; an error if other bytes are.
 fn is_held(directory: &Path, frame: &Frame<'_>) -> Result<bool, Refusal> {
     match fs::read(directory.join(layout::frame_name(frame.header.key.sequence))) {
@@ -415,32 +400,6 @@ fn is_held(directory: &Path, frame: &Frame<'_>) -> Result<bool, Refusal> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(Refusal::Unavailable(error)),
     }
-}
-
-/// The sequence of the frame that begins a generation, where it is held.
-fn held_start(directory: &Path, generation: u32) -> io::Result<Option<u64>> {
-    let path = directory.join(layout::start_name(generation));
-    let bytes = match fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let (frame, _) = Frame::decode(&bytes)
-        .map_err(|error| io::Error::other(format!("{}: {error}", path.display())))?;
-    Ok(Some(frame.header.key.sequence))
-}
-
-fn list(directory: &Path) -> io::Result<Ranges> {
-    let entries = match fs::read_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Ranges::default()),
-        entries => entries?,
-    };
-    let mut sequences = Vec::new();
-    for entry in entries {
-        sequences.extend(entry?.file_name().to_str().and_then(layout::parse_frame_name));
-    }
-    sequences.sort_unstable();
-    Ok(sequences.into_iter().collect())
 }
 
 #[cfg(test)]

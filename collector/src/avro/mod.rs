@@ -1,11 +1,12 @@
 //! Avro object container files (`.sf`) of SysFlow schema version 5.
 //!
-//! `write` makes them, `read` takes them apart, `record` knows the bytes of each record and
-//! `schema` the text that stands in every file. Only what `.sf` files use of Avro is here:
+//! `write` makes them, `read` takes them apart, `encode` and `decode` know the bytes of each
+//! record and `schema` the text that stands in every file. Only what `.sf` files use of Avro is here:
 //! one fixed schema, the codecs `null` and `deflate`.
 
+mod decode;
+mod encode;
 mod read;
-mod record;
 mod schema;
 mod write;
 

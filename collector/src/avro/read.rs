@@ -8,7 +8,7 @@ use std::io::{self, BufRead, BufReader, Read};
 
 use flate2::read::DeflateDecoder;
 
-use super::record::Cursor;
+use super::decode::Cursor;
 use super::{MAGIC, SYNC_BYTES, schema};
 use crate::sysflow::Record;
 

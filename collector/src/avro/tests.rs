@@ -2,7 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::record::{Cursor, encode};
+use super::decode::Cursor;
+use super::encode::{encode, put_bytes, put_long};
 use super::write::BLOCK_BYTES;
 use super::{Reader, Writer};
 use crate::sysflow::{
@@ -316,8 +317,8 @@ fn a_block_that_unpacks_to_too_much_is_refused() {
     let mut deflate = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::best());
     deflate.write_all(&vec![0; 9 << 20]).unwrap();
     let data = deflate.finish().unwrap();
-    super::record::put_long(&mut file, 1);
-    super::record::put_bytes(&mut file, &data);
+    put_long(&mut file, 1);
+    put_bytes(&mut file, &data);
     file.extend_from_slice(&SYNC);
     assert_eq!(read_all(&file), Err("block unpacks to more than 8 MiB".to_owned()));
 }

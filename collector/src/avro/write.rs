@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use flate2::Compression;
 use flate2::write::DeflateEncoder;
 
-use super::record::{encode, put_bytes, put_long};
+use super::encode::{encode, put_bytes, put_long};
 use super::{MAGIC, SYNC_BYTES, schema};
 use crate::sysflow::Record;
 

@@ -251,3 +251,18 @@ fn paths_and_usage_that_make_no_sense_are_named() {
     let missing = run(&["serve", "--config", "/nonexistent"].map(OsStr::new));
     assert_eq!(missing.status.code(), Some(78));
 }
+
+#[test]
+fn streams_of_one_boot_agree_on_object_ids_and_each_has_its_own_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = Run::new("gw-1", 1);
+    let later = Run { run_id: [2; 16], offset_ns: first.offset_ns + 77, ..first.clone() };
+    fs::write(folder.path().join("1.frame"), later.start(0, 0)).unwrap();
+    fs::write(folder.path().join("2.frame"), first.start(0, 0)).unwrap();
+    let rows = json_lines(&print(&["--json".as_ref(), folder.path().as_ref()]));
+    let (one, other) = (&rows[0], &rows[1]);
+    assert_eq!(one["stream.run"], first.tag());
+    assert_eq!(other["stream.run"], later.tag());
+    assert_eq!(one["proc.createts"], other["proc.createts"]);
+    assert_eq!(other["ts_uts"].as_i64().unwrap() - one["ts_uts"].as_i64().unwrap(), 77);
+}

@@ -81,7 +81,7 @@ fn a_frame_that_rots_on_disk_is_noticed() {
 #[test]
 fn whatever_was_acknowledged_survives_being_killed() {
     let site = Site::new("");
-    let mut acknowledged = vec![0_u64; 2];
+    let mut acknowledged = [0_u64; 2];
     for round in 0..4 {
         let collector = site.start();
         let enough = AtomicBool::new(false);

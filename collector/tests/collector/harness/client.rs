@@ -62,6 +62,7 @@ impl Client {
         let name = ServerName::try_from("127.0.0.1").unwrap();
         let tls = ClientConnection::new(Arc::new(config), name).unwrap();
         let tcp = TcpStream::connect(address).unwrap();
+        tcp.set_nodelay(true).unwrap();
         tcp.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         tcp.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
         Client { stream: BufReader::new(StreamOwned::new(tls, tcp)) }

@@ -17,12 +17,14 @@ pub(crate) struct Run {
     pub(crate) boot_id: [u8; 16],
     pub(crate) run_id: [u8; 16],
     pub(crate) class: u8,
+    /// What its frames say of the clock.
+    pub(crate) offset_ns: i64,
 }
 
 impl Run {
     /// A run of an agent in its first boot; `number` tells runs apart.
     pub(crate) fn new(agent: &'static str, number: u8) -> Self {
-        Run { agent, boot_id: [0xb0; 16], run_id: [number; 16], class: 0 }
+        Run { agent, boot_id: [0xb0; 16], run_id: [number; 16], class: 0, offset_ns: OFFSET_NS }
     }
 
     pub(crate) fn tag(&self) -> String {
@@ -58,7 +60,7 @@ impl Run {
                 kernel: "6.1.0",
                 machine: "aarch64",
             }),
-            clock: Some(Clock { offset_ns: OFFSET_NS, uncertainty_ns: 5, synchronized: true }),
+            clock: Some(Clock { offset_ns: self.offset_ns, uncertainty_ns: 5, synchronized: true }),
             capabilities: Some(Capabilities { attached: 31, missing: 0, jit: true }),
             ..self.header(generation, sequence)
         }
