@@ -1,0 +1,18 @@
+//! The one developer tool of SysFlow Edge, `cargo xtask VERB`.
+//!
+//! Verbs are thin: they install what is missing, call cargo, and run what lives in `tests/`.
+//! CI calls the same verbs and nothing else. Errors are sentences for the person at the
+//! terminal; children never outlive the tool.
+
+pub mod check;
+pub mod child;
+pub mod demo;
+pub mod pki;
+pub mod setup;
+pub mod suite;
+pub mod workspace;
+
+/// Any failure of a verb: its text says what failed, on what, and what to do.
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
+/// What verbs return.
+pub type Result<T = ()> = std::result::Result<T, Error>;

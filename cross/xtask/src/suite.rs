@@ -1,0 +1,154 @@
+//! `cargo xtask test`: every test that this machine can run, and their sum.
+//!
+//! The end-to-end tests get the programs under test by environment variables. A test that
+//! cannot run here prints `skipped: <test>: <why>`; it is counted as skipped, although the
+//! test runner takes it for passed.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+
+use crate::workspace::{self, Workspace, say, show};
+use crate::{Result, setup};
+
+/// How the agent is built for end-to-end tests: what ships, at a bearable build time.
+const AGENT_PROFILE: &str = "test-release";
+const COLLECTOR_PROFILE: &str = "release";
+
+/// Counts of tests, as their runner gives them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counts {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+    /// Tests among the passed that said that they did not run.
+    skipped: u64,
+}
+
+impl Counts {
+    fn add(&mut self, other: Counts) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.ignored += other.ignored;
+        self.skipped += other.skipped;
+    }
+
+    /// Takes note of a line of a test runner's output.
+    fn note(&mut self, line: &str) {
+        if line.starts_with("skipped: ") {
+            self.skipped += 1;
+        }
+        let Some((_, counts)) =
+            line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". "))
+        else {
+            return;
+        };
+        for part in counts.split("; ") {
+            let mut words = part.split(' ');
+            let count = words.next().and_then(|count| count.parse().ok()).unwrap_or(0);
+            match words.next() {
+                Some("passed") => self.passed += count,
+                Some("failed") => self.failed += count,
+                Some("ignored") => self.ignored += count,
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Builds, runs all suites and prints the sum as the last line.
+///
+/// # Errors
+/// If something does not build, a test fails, or no test ran.
+pub fn run() -> Result {
+    setup::run()?;
+    say("building the agent and the collector that the end-to-end tests run");
+    workspace::run(Workspace::Device.cargo("build").args([
+        "--quiet",
+        "--locked",
+        "-p",
+        "agent",
+        "--profile",
+        AGENT_PROFILE,
+    ]))?;
+    workspace::run(Workspace::Collector.cargo("build").args([
+        "--quiet",
+        "--locked",
+        "--profile",
+        COLLECTOR_PROFILE,
+    ]))?;
+    let tool = std::env::current_exe()?;
+    let mut sum = Counts::default();
+    let mut broken = Vec::new();
+    // The quick suites first; the last one has the live tests.
+    for place in [Workspace::Tool, Workspace::Collector, Workspace::Device] {
+        say(&format!("tests of {}", place.name()));
+        let mut command = place.cargo("test");
+        command
+            .args(["--locked", "--workspace", "--no-fail-fast"])
+            .env("SYSPRINT", setup::sysprint())
+            .env("SYSFLOW_AGENT", Workspace::Device.binary(AGENT_PROFILE, "sysflow-agent"))
+            .env(
+                "SYSFLOW_COLLECTOR",
+                Workspace::Collector.binary(COLLECTOR_PROFILE, "sysflow-collector"),
+            )
+            .env("SYSFLOW_XTASK", &tool);
+        let (counts, succeeded) = count(&mut command)?;
+        sum.add(counts);
+        if !succeeded && counts.failed == 0 {
+            // It did not build, or a test took its runner down with it.
+            sum.failed += 1;
+        }
+        if !succeeded {
+            broken.push(place.name());
+        }
+    }
+    let passed = sum.passed.saturating_sub(sum.skipped);
+    println!("{passed} passed, {} failed, {} skipped", sum.failed, sum.skipped + sum.ignored);
+    if !broken.is_empty() {
+        return Err(format!("tests of {} failed", broken.join(", ")).into());
+    }
+    if passed == 0 {
+        return Err("no test ran".into());
+    }
+    Ok(())
+}
+
+/// Runs a test runner, passes its output on and counts.
+fn count(command: &mut Command) -> Result<(Counts, bool)> {
+    let shown = show(command);
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|e| format!("start {shown}: {e}"))?;
+    let mut counts = Counts::default();
+    if let Some(output) = child.stdout.take() {
+        let mut shown = std::io::stdout().lock();
+        for line in BufReader::new(output).split(b'\n') {
+            let line = line?;
+            counts.note(&String::from_utf8_lossy(&line));
+            shown.write_all(&line)?;
+            shown.write_all(b"\n")?;
+        }
+    }
+    Ok((counts, child.wait()?.success()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_and_skips_are_summed() {
+        let mut counts = Counts::default();
+        for line in [
+            "running 3 tests",
+            "skipped: paths: needs root",
+            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished",
+            "test result: FAILED. 4 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out",
+        ] {
+            counts.note(line);
+        }
+        assert_eq!(counts, Counts { passed: 7, failed: 2, ignored: 1, skipped: 1 });
+    }
+}

@@ -1,0 +1,250 @@
+//! A throw-away fleet: its certificates, one collector and agents, all in one folder.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::Result;
+use crate::machine::Machine;
+use crate::program::Program;
+use crate::wait::wait_for;
+
+/// How long a program may take until it is ready: loading the probes is the slowest part.
+const READY_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Id of the agent that a fleet has from the start.
+pub const AGENT_ID: &str = "gw-0001";
+
+/// Certificates and folders of a fleet.
+#[derive(Debug)]
+pub struct Fleet<'m> {
+    machine: &'m Machine,
+    folder: TempDir,
+}
+
+impl<'m> Fleet<'m> {
+    /// Makes a fleet with a CA, a collector's certificate for the loopback and one for the
+    /// agent [`AGENT_ID`].
+    ///
+    /// # Errors
+    /// If the folder or the certificates cannot be made.
+    pub fn new(machine: &'m Machine) -> Result<Fleet<'m>> {
+        let fleet = Fleet { machine, folder: tempfile::tempdir()? };
+        fleet.issue("pki", &["--agent", AGENT_ID])?;
+        Ok(fleet)
+    }
+
+    /// Runs `pki` of the developer tool on a folder of this fleet, which is made if missing,
+    /// and returns the folder.
+    ///
+    /// # Errors
+    /// If the tool fails.
+    pub fn issue(&self, folder: &str, options: &[&str]) -> Result<PathBuf> {
+        let folder = self.path(folder);
+        let output =
+            Command::new(self.machine.tool()).arg("pki").arg(&folder).args(options).output()?;
+        if output.status.success() {
+            return Ok(folder);
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        Err(format!("pki {} {}: {said}", folder.display(), options.join(" ")).into())
+    }
+
+    /// A path in the fleet's folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The collector's store.
+    pub fn store(&self) -> PathBuf {
+        self.path("store")
+    }
+
+    /// Starts the collector on `address` (port 0 takes a free one).
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub fn start_collector(&self, address: &str) -> Result<Collector> {
+        let config = self.path("pki/collector.toml");
+        let text = format!(
+            "[listen]\naddress = {address:?}\n\n\
+             [tls]\nca = \"ca.pem\"\ncertificate = \"collector.pem\"\nkey = \"collector.key\"\n\n\
+             [store]\ndirectory = {:?}\n\n\
+             [limits]\nbody_bytes_max = {}\n",
+            self.store(),
+            Collector::BODY_BYTES_MAX
+        );
+        std::fs::write(&config, text)?;
+        let mut command = Command::new(self.machine.collector());
+        command.arg("serve").arg("--config").arg(&config);
+        let mut program = Program::start("collector", &mut command, &self.path("logs"))?;
+        let line = program.wait_for_line("listening on ", READY_DEADLINE)?;
+        let address =
+            line.rsplit(' ').next().and_then(|address| address.parse().ok()).ok_or_else(|| {
+                format!("collector says {line:?}, expected an address at its end")
+            })?;
+        Ok(Collector { program, address })
+    }
+
+    /// Settings of an agent that delivers to `collector` soon and often.
+    pub fn agent_settings(&self, name: &str, collector: SocketAddr) -> AgentSettings {
+        AgentSettings {
+            name: name.to_string(),
+            url: format!("https://{collector}"),
+            ca: self.path("pki/ca.pem"),
+            certificate: self.path("pki/agent.pem"),
+            key: self.path("pki/agent.key"),
+            upload_interval_s: 1,
+            frame_age_max_s: 1,
+            active_timeout_s: 30,
+            flow_entries: 16_384,
+            ring_bytes: 4 << 20,
+            spool: self.path(&format!("{name}/spool")),
+            spool_bytes_max: 16 << 20,
+            status: self.path(&format!("{name}/status.json")),
+        }
+    }
+
+    /// Starts an agent and waits until it watches the kernel.
+    ///
+    /// # Errors
+    /// If it does not get ready.
+    pub fn start_agent(&self, settings: &AgentSettings) -> Result<Agent> {
+        let mut agent = self.launch_agent(settings)?;
+        agent.wait_until("it watches the kernel", |status| status["ready"] == Value::Bool(true))?;
+        Ok(agent)
+    }
+
+    /// Starts an agent without waiting for anything.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn launch_agent(&self, settings: &AgentSettings) -> Result<Agent> {
+        let config = self.path(&format!("{}.toml", settings.name));
+        std::fs::create_dir_all(&settings.spool)?;
+        // A status of an earlier run must not be taken for this one's.
+        if settings.status.exists() {
+            std::fs::remove_file(&settings.status)?;
+        }
+        std::fs::write(&config, settings.text())?;
+        let mut command = Command::new(self.machine.agent());
+        command.arg("run").arg("--config").arg(&config);
+        let program = Program::start(&settings.name, &mut command, &self.path("logs"))?;
+        Ok(Agent { program, status: settings.status.clone() })
+    }
+
+    /// What `print --json` says of the store, one object for each line.
+    ///
+    /// # Errors
+    /// If the collector's `print` fails or prints anything but JSON.
+    pub fn print(&self, path: &Path) -> Result<Vec<Value>> {
+        let output =
+            Command::new(self.machine.collector()).args(["print", "--json"]).arg(path).output()?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            return Err(format!("print --json {}: {said}", path.display()).into());
+        }
+        crate::records::parse(&String::from_utf8(output.stdout)?)
+    }
+}
+
+/// A running collector.
+#[derive(Debug)]
+pub struct Collector {
+    /// The program.
+    pub program: Program,
+    /// Where it listens.
+    pub address: SocketAddr,
+}
+
+impl Collector {
+    /// Largest body that it takes in tests, bytes.
+    pub const BODY_BYTES_MAX: usize = 2 << 20;
+}
+
+/// A running agent.
+#[derive(Debug)]
+pub struct Agent {
+    /// The program.
+    pub program: Program,
+    status: PathBuf,
+}
+
+impl Agent {
+    /// Its status file; `Null` while there is none.
+    ///
+    /// # Errors
+    /// If the file is there and is not JSON.
+    pub fn status(&self) -> Result<Value> {
+        match std::fs::read(&self.status) {
+            Ok(bytes) => Ok(serde_json::from_slice(&bytes)?),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
+            Err(e) => Err(format!("read {}: {e}", self.status.display()).into()),
+        }
+    }
+
+    /// Waits until its status satisfies `condition`.
+    ///
+    /// # Errors
+    /// If it ends first or takes too long: both with its log.
+    pub fn wait_until(&mut self, what: &str, condition: impl Fn(&Value) -> bool) -> Result {
+        let found = wait_for(&format!("the agent: {what}"), READY_DEADLINE, || {
+            if !self.program.is_running()? {
+                return Err("the agent has ended".into());
+            }
+            Ok(condition(&self.status()?).then_some(()))
+        });
+        found.map_err(|e| {
+            format!("{e}; its log:\n{}", self.program.log().unwrap_or_default()).into()
+        })
+    }
+}
+
+/// The settings of an agent that tests vary; all others have their defaults.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct AgentSettings {
+    pub name: String,
+    pub url: String,
+    pub ca: PathBuf,
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    pub upload_interval_s: u64,
+    pub frame_age_max_s: u64,
+    pub active_timeout_s: u64,
+    pub flow_entries: u32,
+    pub ring_bytes: u32,
+    pub spool: PathBuf,
+    pub spool_bytes_max: u64,
+    pub status: PathBuf,
+}
+
+impl AgentSettings {
+    fn text(&self) -> String {
+        format!(
+            "[collector]\nurl = {:?}\nca = {:?}\ncertificate = {:?}\nkey = {:?}\n\
+             upload_interval_s = {}\n\n\
+             [spool]\ndirectory = {:?}\nbytes_max = {}\n\n\
+             [flows]\nactive_timeout_s = {}\n\n\
+             [frames]\nage_max_s = {}\n\n\
+             [kernel]\nring_bytes = {}\nflow_entries = {}\n\n\
+             [status]\nfile = {:?}\n",
+            self.url,
+            self.ca,
+            self.certificate,
+            self.key,
+            self.upload_interval_s,
+            self.spool,
+            self.spool_bytes_max,
+            self.active_timeout_s,
+            self.frame_age_max_s,
+            self.ring_bytes,
+            self.flow_entries,
+            self.status,
+        )
+    }
+}
