@@ -1,0 +1,173 @@
+//! The collector's configuration file: every bound with its default, unknown keys rejected.
+
+use std::fmt;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// The whole file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Config {
+    #[serde(default)]
+    pub(crate) listen: Listen,
+    pub(crate) tls: Tls,
+    pub(crate) store: StoreConfig,
+    #[serde(default)]
+    pub(crate) limits: Limits,
+    #[serde(default)]
+    pub(crate) agents: Agents,
+}
+
+/// Where agents connect.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Listen {
+    /// Address and port; port 0 takes a free one.
+    pub(crate) address: SocketAddr,
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        Listen { address: SocketAddr::from(([0, 0, 0, 0], 7443)) }
+    }
+}
+
+/// Files in PEM; relative paths are relative to the configuration file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Tls {
+    /// The fleet's CA: who it signed may connect.
+    pub(crate) ca: PathBuf,
+    /// The collector's certificate, with its chain.
+    pub(crate) certificate: PathBuf,
+    /// The collector's private key.
+    pub(crate) key: PathBuf,
+}
+
+/// Where frames are kept.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct StoreConfig {
+    /// The folder of the store, made if it is missing.
+    pub(crate) directory: PathBuf,
+}
+
+/// Bounds.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Limits {
+    /// Largest body of one upload, bytes; more is answered with 413.
+    pub(crate) body_bytes_max: usize,
+    /// Connections that are served at a time; more are answered with 503.
+    pub(crate) connections_max: usize,
+    /// Uploads that are worked on at a time, which bounds the memory for bodies; more are
+    /// answered with 503.
+    pub(crate) uploads_max: usize,
+    /// Longest time for a handshake, and for a request from its first byte to its answer, s.
+    pub(crate) request_timeout_s: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            body_bytes_max: 4 << 20,
+            connections_max: 256,
+            uploads_max: 32,
+            request_timeout_s: 30,
+        }
+    }
+}
+
+/// Which agents may send, beyond what the CA says.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Agents {
+    /// Ids whose frames are answered with 403: devices that were lost.
+    pub(crate) denied: Vec<String>,
+}
+
+/// Why there is no configuration.
+#[derive(Debug)]
+pub(crate) struct ConfigError(String);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Reads and checks a configuration file.
+    ///
+    /// # Errors
+    /// Names the file, the key and what it may be.
+    pub(crate) fn load(path: &Path) -> Result<Self, ConfigError> {
+        let error = |what: &dyn fmt::Display| ConfigError(format!("{}: {what}", path.display()));
+        let text = fs::read_to_string(path).map_err(|e| error(&e))?;
+        let mut config: Config = toml::from_str(&text).map_err(|e| error(&e))?;
+        config.limits.check().map_err(|e| error(&e))?;
+        let base = path.parent().unwrap_or(Path::new("")).to_owned();
+        let Tls { ca, certificate, key } = &mut config.tls;
+        for file in [ca, certificate, key, &mut config.store.directory] {
+            *file = base.join(&*file);
+        }
+        Ok(config)
+    }
+}
+
+impl Limits {
+    fn check(&self) -> Result<(), String> {
+        let bounds = [
+            ("body_bytes_max", self.body_bytes_max as u64, 1024..=(1 << 30)),
+            ("connections_max", self.connections_max as u64, 1..=65_536),
+            ("uploads_max", self.uploads_max as u64, 1..=65_536),
+            ("request_timeout_s", self.request_timeout_s, 1..=3600),
+        ];
+        for (key, value, range) in bounds {
+            if !range.contains(&value) {
+                let (low, high) = range.into_inner();
+                return Err(format!("limits.{key} is {value}: set it to {low} to {high}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("collector.toml");
+        fs::write(&path, text).unwrap();
+        Config::load(&path)
+    }
+
+    const MINIMAL: &str = "[tls]\nca = 'ca.pem'\ncertificate = '/c.pem'\nkey = 'c.key'\n\
+                           [store]\ndirectory = 'store'\n";
+
+    #[test]
+    fn defaults_are_filled_in_and_paths_are_relative_to_the_file() {
+        let config = load(MINIMAL).unwrap();
+        assert!(config.tls.ca.is_absolute());
+        assert!(config.tls.ca.ends_with("ca.pem"));
+        assert_eq!(config.tls.certificate, Path::new("/c.pem"));
+        assert_eq!(config.limits.body_bytes_max, 4194304);
+        assert_eq!(config.listen.address.port(), 7443);
+    }
+
+    #[test]
+    fn errors_name_the_key_and_its_range() {
+        let error = load(&format!("{MINIMAL}[limits]\nconnections_max = 0\n")).unwrap_err();
+        assert!(error.to_string().ends_with("limits.connections_max is 0: set it to 1 to 65536"));
+        let error = load(&format!("{MINIMAL}[limits]\nconnections = 1\n")).unwrap_err();
+        assert!(error.to_string().contains("connections"), "{error}");
+        assert!(load("").unwrap_err().to_string().contains("tls"));
+    }
+}

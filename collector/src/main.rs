@@ -1,0 +1,139 @@
+//! `sysflow-collector`: the central receiver of SysFlow Edge.
+//!
+//! Agents send frames over mutual TLS (`serve` → `receive`); `body` checks them, `store` keeps
+//! them, and what is kept is acknowledged. `compact` turns each generation of frames into a
+//! `.sf` file that SysFlow tools read (`convert` → `sysflow` → `sf` → `avro`). The commands
+//! `print` and `export` read frames and `.sf` files (`capture`) for people and for programs.
+
+mod account;
+mod avro;
+mod body;
+mod capture;
+mod compact;
+mod config;
+mod convert;
+mod frame_files;
+mod health;
+mod layout;
+mod logger;
+mod manifest;
+mod print;
+mod ranges;
+mod receive;
+mod serve;
+mod sf;
+mod store;
+mod sysflow;
+mod tls;
+
+use std::io::{self, BufWriter, ErrorKind};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use config::Config;
+use print::{Format, Outcome};
+use serve::StartError;
+
+/// The command line is wrong (sysexits `EX_USAGE`).
+const EXIT_USAGE: u8 = 64;
+/// Something that was read is damaged (`EX_DATAERR`); the rest was printed.
+const EXIT_DATA: u8 = 65;
+/// A path leads nowhere (`EX_NOINPUT`).
+const EXIT_NO_INPUT: u8 = 66;
+/// The system failed (`EX_OSERR` and the like).
+const EXIT_INTERNAL: u8 = 70;
+/// The configuration cannot be used (`EX_CONFIG`).
+const EXIT_CONFIG: u8 = 78;
+
+/// Receives SysFlow frames from agents, keeps them, and writes SysFlow files.
+#[derive(Parser)]
+#[command(name = "sysflow-collector", version)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Receive frames until SIGTERM.
+    Serve {
+        /// The configuration file.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Print frames, .sf files, or folders of either (a store, too).
+    Print {
+        /// One flat JSON object a line instead of a table.
+        #[arg(long)]
+        json: bool,
+        /// What to print, one after the other.
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<PathBuf>,
+    },
+    /// Write one .sf file of frames, and say what it leaves out.
+    Export {
+        /// The file to write.
+        #[arg(long, value_name = "OUT")]
+        sf: PathBuf,
+        /// Frames, .sf files, or folders of either.
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<PathBuf>,
+    },
+}
+
+fn main() -> ExitCode {
+    logger::start();
+    let command = match CommandLine::try_parse() {
+        Ok(line) => line.command,
+        Err(error) => {
+            // Help and version are errors to the parser, and go to standard output.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
+        }
+    };
+    match command {
+        Command::Serve { config } => serve(&config),
+        Command::Print { json, paths } => {
+            let format = if json { Format::Json } else { Format::Text };
+            let mut out = BufWriter::new(io::stdout().lock());
+            ended(print::print(&paths, format, &mut out))
+        }
+        Command::Export { sf, paths } => {
+            ended(print::export(&sf, &paths, &mut io::stdout().lock()))
+        }
+    }
+}
+
+fn serve(path: &std::path::Path) -> ExitCode {
+    let result = match Config::load(path) {
+        Ok(config) => serve::serve(config),
+        Err(error) => Err(StartError::Config(error.to_string())),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(StartError::Config(text)) => {
+            log::error!("{text}");
+            ExitCode::from(EXIT_CONFIG)
+        }
+        Err(StartError::Io(error)) => {
+            log::error!("start: {error}");
+            ExitCode::from(EXIT_INTERNAL)
+        }
+    }
+}
+
+fn ended(result: io::Result<Outcome>) -> ExitCode {
+    match result {
+        Ok(Outcome::Whole) => ExitCode::SUCCESS,
+        Ok(Outcome::Damaged) => ExitCode::from(EXIT_DATA),
+        // Whoever reads has seen enough.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!("{error}");
+            let is_missing = error.kind() == ErrorKind::NotFound;
+            ExitCode::from(if is_missing { EXIT_NO_INPUT } else { EXIT_INTERNAL })
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Mutual TLS: who may connect, who a client is, and why a handshake was refused.
+//!
+//! A client needs a certificate of the fleet's CA; what it may say is decided by the id in
+//! that certificate (SAN URI `sysflow:agent:<id>`), never by its common name. TLS 1.3 only:
+//! both ends are ours.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{CertificateError, RootCertStore, ServerConfig};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use crate::config;
+use crate::layout;
+
+const AGENT_URI: &str = "sysflow:agent:";
+
+/// The server side of TLS by the configuration's files.
+///
+/// # Errors
+/// Names the file and what is wrong with it.
+pub(crate) fn server_config(tls: &config::Tls) -> Result<Arc<ServerConfig>, String> {
+    let named = |path: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(&tls.ca)? {
+        roots.add(certificate).map_err(|error| named(&tls.ca, &error))?;
+    }
+    let chain = certificates(&tls.certificate)?;
+    let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|error| named(&tls.key, &error))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+            .build()
+            .map_err(|error| named(&tls.ca, &error))?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .and_then(|builder| {
+            builder.with_client_cert_verifier(verifier).with_single_cert(chain, key)
+        })
+        .map_err(|error| named(&tls.certificate, &error))?;
+    // A resumed session would not see a certificate that has expired meanwhile.
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    Ok(Arc::new(config))
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let named = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let certificates: Vec<_> = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect)
+        .map_err(|error| named(&error))?;
+    if certificates.is_empty() {
+        return Err(named(&"holds no certificate"));
+    }
+    Ok(certificates)
+}
+
+/// The agent id in a client's certificate.
+///
+/// # Errors
+/// Why there is none that can be used, for the answer.
+pub(crate) fn agent_id(certificate: &CertificateDer<'_>) -> Result<String, String> {
+    let (_, parsed) = X509Certificate::from_der(certificate)
+        .map_err(|error| format!("certificate cannot be read: {error}"))?;
+    let names = parsed
+        .subject_alternative_name()
+        .map_err(|error| format!("subject alternative name cannot be read: {error}"))?;
+    let mut ids =
+        names.iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {
+            GeneralName::URI(uri) => uri.strip_prefix(AGENT_URI),
+            _ => None,
+        });
+    let id = ids.next().ok_or(
+        "certificate has no SAN URI sysflow:agent:<id>: issue one that has it (the common name \
+         does not count)",
+    )?;
+    if ids.next().is_some() {
+        return Err("certificate has more than one SAN URI sysflow:agent:<id>: issue one with a \
+                    single id"
+            .to_owned());
+    }
+    if !layout::is_agent_id(id) {
+        return Err(format!(
+            "agent id {id:?} in the certificate is not of the form [a-z0-9][a-z0-9._-]{{0,62}}: \
+             issue one with such an id"
+        ));
+    }
+    Ok(id.to_owned())
+}
+
+/// The name under which a failed handshake is counted and logged.
+pub(crate) fn handshake_refusal(error: &io::Error) -> &'static str {
+    let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
+        return match error.kind() {
+            io::ErrorKind::TimedOut => "timeout",
+            _ => "connection-lost",
+        };
+    };
+    match tls {
+        rustls::Error::NoCertificatesPresented => "no-certificate",
+        rustls::Error::InvalidCertificate(reason) => match reason {
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => "expired",
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                "not-valid-yet"
+            }
+            CertificateError::UnknownIssuer => "unknown-issuer",
+            // A CA of the same name with another key.
+            CertificateError::BadSignature => "bad-signature",
+            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+                "wrong-purpose"
+            }
+            _ => "bad-certificate",
+        },
+        rustls::Error::AlertReceived(_) => "refused-by-client",
+        rustls::Error::PeerIncompatible(_) => "incompatible",
+        _ => "not-tls",
+    }
+}

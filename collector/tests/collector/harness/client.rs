@@ -1,0 +1,130 @@
+//! A client that speaks HTTP/1.1 by hand over real TLS, so that it can break every rule.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use serde_json::Value;
+
+use super::pki::{Identity, Pki};
+
+/// An answer.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Checks that it is an error of this status and kind, and gives the detail.
+    #[track_caller]
+    pub(crate) fn refusal(&self, status: u16, kind: &str) -> String {
+        let body = String::from_utf8_lossy(&self.body);
+        assert_eq!(self.status, status, "{body}");
+        let json = self.json();
+        assert_eq!(json["error"], kind, "{body}");
+        json["detail"].as_str().unwrap().to_owned()
+    }
+}
+
+/// A connection.
+pub(crate) struct Client {
+    stream: BufReader<StreamOwned<ClientConnection, TcpStream>>,
+}
+
+impl Client {
+    pub(crate) fn connect(address: SocketAddr, pki: &Pki, identity: Option<&Identity>) -> Self {
+        let mut roots = RootCertStore::empty();
+        roots.add(pki.ca()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots);
+        let config = match identity {
+            Some(identity) => {
+                builder.with_client_auth_cert(identity.chain(), identity.key()).unwrap()
+            }
+            None => builder.with_no_client_auth(),
+        };
+        let name = ServerName::try_from("127.0.0.1").unwrap();
+        let tls = ClientConnection::new(Arc::new(config), name).unwrap();
+        let tcp = TcpStream::connect(address).unwrap();
+        tcp.set_nodelay(true).unwrap();
+        tcp.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        tcp.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
+        Client { stream: BufReader::new(StreamOwned::new(tls, tcp)) }
+    }
+
+    pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.get_mut().write_all(bytes)?;
+        self.stream.get_mut().flush()
+    }
+
+    /// Reads an answer.
+    pub(crate) fn receive(&mut self) -> io::Result<Answer> {
+        let mut line = String::new();
+        if self.stream.read_line(&mut line)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let status = line.split(' ').nth(1).unwrap().parse().unwrap();
+        let mut headers = Vec::new();
+        loop {
+            let mut line = String::new();
+            self.stream.read_line(&mut line)?;
+            let Some((name, value)) = line.trim_end().split_once(": ") else { break };
+            headers.push((name.to_lowercase(), value.to_owned()));
+        }
+        let mut answer = Answer { status, headers, body: Vec::new() };
+        let length = answer.header("content-length").unwrap().parse().unwrap();
+        answer.body = vec![0; length];
+        self.stream.read_exact(&mut answer.body)?;
+        Ok(answer)
+    }
+
+    /// The error of a connection that the collector refused in the handshake.
+    pub(crate) fn alert(mut self) -> String {
+        // The handshake of TLS 1.3 ends at the client before the server has judged it.
+        let sent = self.send(b"GET /v1/health HTTP/1.1\r\nhost: c\r\n\r\n");
+        sent.and_then(|()| self.receive().map(|_| ())).unwrap_err().to_string()
+    }
+
+    /// Whether the collector has closed the connection.
+    pub(crate) fn is_closed(&mut self) -> bool {
+        matches!(self.stream.read(&mut [0]), Ok(0))
+    }
+
+    pub(crate) fn request(&mut self, head: &str, body: &[u8]) -> Answer {
+        self.send(format!("{head}host: collector\r\n\r\n").as_bytes()).unwrap();
+        self.send(body).unwrap();
+        self.receive().unwrap()
+    }
+
+    pub(crate) fn get(&mut self, path: &str) -> Answer {
+        self.request(&format!("GET {path} HTTP/1.1\r\n"), b"")
+    }
+
+    pub(crate) fn post(&mut self, body: &[u8]) -> Answer {
+        self.request(&post_head(body.len()), body)
+    }
+}
+
+/// The head of a good upload, without the empty line.
+pub(crate) fn post_head(length: usize) -> String {
+    format!(
+        "POST /v1/frames HTTP/1.1\r\ncontent-type: application/vnd.sysflow.frames\r\n\
+         content-length: {length}\r\n"
+    )
+}

@@ -1,0 +1,268 @@
+//! `print` and `export`, held against `sysprint` of the SysFlow project.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::harness::frames::{IPV6, ROWS, Run, UNSAID_ROWS};
+use crate::harness::{Site, run};
+
+/// The reference reader. A test that cannot run it fails: it must not pass unseen.
+fn sysprint(arguments: &[&OsStr]) -> String {
+    let Some(program) = std::env::var_os("SYSPRINT") else {
+        panic!(
+            "SYSPRINT is not set: it names the program sysprint that the output is compared \
+             with (python3 -m venv DIR && DIR/bin/pip install sysflow-tools==0.6.1, then \
+             SYSPRINT=DIR/bin/sysprint)"
+        );
+    };
+    let mut command = Command::new(program);
+    let output = command.args(arguments).stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn print(arguments: &[&OsStr]) -> String {
+    let arguments: Vec<&OsStr> = [OsStr::new("print")].iter().chain(arguments).copied().collect();
+    let output = run(&arguments);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn json_lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The table without what depends on the version of sysprint's table library: padding.
+fn cells(text: &str) -> Vec<String> {
+    let is_rule = |line: &str| line.starts_with("|-");
+    let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+    text.lines().filter(|line| !is_rule(line)).map(words).collect()
+}
+
+/// Holds our output for a `.sf` file against the reference's.
+fn compare(path: &Path) {
+    let (ours, theirs) = (print(&[path.as_ref()]), sysprint(&[path.as_ref()]));
+    for (ours, theirs) in cells(&ours).iter().zip(cells(&theirs)) {
+        assert_eq!(*ours, theirs, "{}", path.display());
+    }
+    assert_eq!(ours.lines().count(), theirs.lines().count(), "{}", path.display());
+
+    let ours = json_lines(&print(&["--json".as_ref(), path.as_ref()]));
+    let all = ["-A", "-o", "flatjson"].map(OsStr::new);
+    let theirs = json_lines(&sysprint(&[&all[..], &[path.as_ref()]].concat()));
+    assert_eq!(ours.len(), theirs.len(), "{}", path.display());
+    for (ours, theirs) in ours.iter().zip(&theirs) {
+        let (ours, theirs) = (ours.as_object().unwrap(), theirs.as_object().unwrap());
+        // Key by key and in the same order; ours has more behind them.
+        for (ours, theirs) in ours.iter().zip(theirs) {
+            assert_eq!(ours, theirs, "{}", path.display());
+        }
+        assert!(ours.len() > theirs.len());
+    }
+}
+
+fn samples() -> Vec<PathBuf> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/samples");
+    let mut paths: Vec<_> =
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    // It was written before schema version 1.
+    paths.retain(|path| !path.ends_with("nginx-nginx.sf"));
+    paths.sort();
+    paths
+}
+
+#[test]
+fn captures_of_the_reference_collector_are_printed_as_sysprint_prints_them() {
+    for path in samples() {
+        compare(&path);
+    }
+}
+
+/// The sample frames in files whose names say nothing.
+fn sample_folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (frame, name) in Run::new("gw-1", 1).sample().iter().zip(["z.frame", "a.frame"]) {
+        fs::write(folder.path().join(name), frame).unwrap();
+    }
+    folder
+}
+
+#[test]
+fn an_export_is_read_by_sysprint_and_says_what_it_leaves_out() {
+    let folder = sample_folder();
+    let target = folder.path().join("out.sf");
+    let output = run(&["export", "--sf"]
+        .map(OsStr::new)
+        .into_iter()
+        .chain([target.as_ref(), folder.path().as_ref()])
+        .collect::<Vec<_>>());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said = String::from_utf8(output.stdout).unwrap();
+    for line in [
+        "left out, extension_operation: 1",
+        "left out, extension_operation_masked: 1",
+        "left out, ipv6: 1",
+        "left out, network_event: 1",
+        "left out, unresolved_file: 1",
+    ] {
+        assert!(said.contains(line), "{said}");
+    }
+    compare(&target);
+    let rows = json_lines(&print(&["--json".as_ref(), target.as_ref()]));
+    assert_eq!(rows.len(), ROWS - UNSAID_ROWS);
+    // Frames and the file made of them print alike, but for what the file cannot say.
+    let frames = json_lines(&print(&["--json".as_ref(), folder.path().as_ref()]));
+    let said = |row: &&Value| {
+        let bits = row["opflags_bitmap"].as_u64();
+        let unsaid = row["type"] == "NE"
+            || row["net.sip"] == IPV6
+            || bits == Some(1 << 21)
+            || row["file.path"] == "" && row["type"] == "FF"
+            || row["type"] == "LEDGER"
+            || row["type"] == "GAP";
+        !unsaid
+    };
+    let frames: Vec<&Value> = frames.iter().filter(said).collect();
+    assert_eq!(frames.len(), rows.len());
+    for (from_frames, from_file) in frames.iter().zip(&rows) {
+        for key in ["type", "ts", "endts_uts", "proc.exe", "proc.createts", "opflags", "res", "ret"]
+        {
+            assert_eq!(from_frames[key], from_file[key], "{key}");
+        }
+    }
+}
+
+#[test]
+fn json_of_frames_says_what_schema_version_5_cannot() {
+    let folder = sample_folder();
+    let rows = json_lines(&print(&["--json".as_ref(), folder.path().as_ref()]));
+    let find = |key: &str, value: Value| {
+        rows.iter().find(|row| row[key] == value).unwrap_or_else(|| panic!("no {key} {value}"))
+    };
+    let ipv6 = find("net.sip", json!(IPV6));
+    assert_eq!(ipv6["res"], format!("[{IPV6}]:40000-[{IPV6}]:443"));
+    assert_eq!(ipv6["net.error"], -111);
+    assert_eq!(ipv6["net.flags"], json!(["role_assumed"]));
+    assert_eq!(ipv6["endreason"], "active_timeout");
+    let mapped = find("net.dip", json!("10.1.2.3"));
+    assert_eq!(mapped["net.sip"], "192.168.59.100");
+    let rename = find("opflags", json!("RENAME"));
+    assert_eq!(rename["file.inode"], 1_u64 << 40);
+    assert_eq!(rename["file.new.device"], 8 << 20 | 1);
+    assert_eq!(rename["record.kind"], "FileEvent");
+    let setuid = find("opflags", json!("SETUID"));
+    assert_eq!(setuid["record.args"], json!(["me"]));
+    assert_eq!(setuid["proc.flags"], json!(["args_truncated"]));
+    assert_eq!(setuid["stream.run"], "0101010101010101");
+    assert_eq!(setuid["stream.sequence"], 1);
+    assert_eq!(setuid["proc.createts"], 1_790_000_000_900_000_000_i64);
+    // A cut flow, an end without a close, and one with it.
+    let flags = |reason: &str| &find("endreason", json!(reason))["opflags"];
+    assert_eq!(flags("lack_of_resources"), "   W     T ");
+    assert_eq!(flags("end_detected"), "O     M C  ");
+}
+
+#[test]
+fn the_ledger_and_the_gaps_come_after_the_records() {
+    let folder = tempfile::tempdir().unwrap();
+    let stream = Run::new("gw-1", 1);
+    let mut frames = stream.sample();
+    frames.push(stream.next(0, 4));
+    fs::write(folder.path().join("all.frame"), frames.concat()).unwrap();
+    let rows = json_lines(&print(&["--json".as_ref(), folder.path().as_ref()]));
+    let [ledger, interruption, missing] = &rows[rows.len() - 3..] else { panic!() };
+    assert_eq!(ledger["type"], "LEDGER");
+    assert_eq!(ledger["agent"], "gw-1");
+    assert_eq!(ledger["boot"], "b0b0b0b0-b0b0-b0b0-b0b0-b0b0b0b0b0b0");
+    assert_eq!(ledger["run"], "0101010101010101");
+    assert_eq!(
+        ledger["counters"]["open"],
+        json!({
+            "observed": 9, "aggregated": 8, "lost_ring": 1
+        })
+    );
+    assert_eq!(ledger["counters"]["records"], json!({ "lost_spool_full": 2 }));
+    assert_eq!(interruption["reason"], "interruption");
+    assert_eq!(interruption["operations_at_least"], 7);
+    assert_eq!(interruption["run"], "eeeeeeeeeeeeeeee");
+    assert_eq!(missing["reason"], "missing_frames");
+    assert_eq!((&missing["first"], &missing["last"]), (&json!(2), &json!(3)));
+
+    let text = print(&[folder.path().as_ref()]);
+    assert!(text.contains("ledger of run 0101010101010101"), "{text}");
+    assert!(text.contains("open         lost 1: observed 9, aggregated 8, lost_ring 1"), "{text}");
+    assert!(text.contains("gap: frames 2 to 3 of run 0101010101010101"), "{text}");
+    assert!(text.contains(IPV6), "addresses stand there whole: {text}");
+}
+
+#[test]
+fn a_store_is_printed_once_and_as_its_sf_files() {
+    let site = Site::new("");
+    let collector = site.start();
+    let mut client = collector.connect("gw-1");
+    assert_eq!(client.post(&Run::new("gw-1", 1).sample().concat()).status, 200);
+    collector.terminate();
+    let rows = json_lines(&print(&["--json".as_ref(), site.store().as_ref()]));
+    assert_eq!(rows.iter().filter(|row| row.get("proc.pid").is_some()).count(), ROWS);
+    let sf = site.stored("sf").pop().unwrap();
+    compare(&sf);
+    let manifest: Value =
+        serde_json::from_slice(&fs::read(sf.with_extension("json")).unwrap()).unwrap();
+    assert_eq!(
+        manifest["left_out"],
+        json!({
+            "ipv6": 1, "extension_operation": 1, "network_event": 1, "unresolved_file": 1,
+            "extension_operation_masked": 1,
+        })
+    );
+    assert_eq!(manifest["frames"], json!([0, 1]));
+}
+
+#[test]
+fn damage_is_named_counted_and_decides_the_exit_status() {
+    let folder = sample_folder();
+    let path = folder.path().join("a.frame");
+    let mut bytes = fs::read(&path).unwrap();
+    bytes.truncate(100);
+    fs::write(&path, bytes).unwrap();
+    let output = run(&["print".as_ref(), "--json".as_ref(), folder.path().as_ref()]);
+    assert_eq!(output.status.code(), Some(65));
+    let rows = json_lines(&String::from_utf8(output.stdout).unwrap());
+    let gap = rows.last().unwrap();
+    assert_eq!((&gap["type"], &gap["reason"]), (&json!("GAP"), &json!("interruption")));
+    assert!(rows.iter().any(|row| row["reason"] == "unreadable"
+        && row["detail"].as_str().unwrap().contains("truncated")));
+}
+
+#[test]
+fn paths_and_usage_that_make_no_sense_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let empty = run(&["print".as_ref(), folder.path().as_ref()]);
+    assert_eq!(empty.status.code(), Some(66));
+    assert!(String::from_utf8_lossy(&empty.stderr).contains("holds no .frame and no .sf file"));
+    let absent = run(&["print".as_ref(), folder.path().join("nothing").as_ref()]);
+    assert_eq!(absent.status.code(), Some(66));
+    assert_eq!(run(&["print".as_ref()]).status.code(), Some(64));
+    assert_eq!(run(&["--version".as_ref()]).status.code(), Some(0));
+    let missing = run(&["serve", "--config", "/nonexistent"].map(OsStr::new));
+    assert_eq!(missing.status.code(), Some(78));
+}
+
+#[test]
+fn streams_of_one_boot_agree_on_object_ids_and_each_has_its_own_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = Run::new("gw-1", 1);
+    let later = Run { run_id: [2; 16], offset_ns: first.offset_ns + 77, ..first.clone() };
+    fs::write(folder.path().join("1.frame"), later.start(0, 0)).unwrap();
+    fs::write(folder.path().join("2.frame"), first.start(0, 0)).unwrap();
+    let rows = json_lines(&print(&["--json".as_ref(), folder.path().as_ref()]));
+    let (one, other) = (&rows[0], &rows[1]);
+    assert_eq!(one["stream.run"], first.tag());
+    assert_eq!(other["stream.run"], later.tag());
+    assert_eq!(one["proc.createts"], other["proc.createts"]);
+    assert_eq!(other["ts_uts"].as_i64().unwrap() - one["ts_uts"].as_i64().unwrap(), 77);
+}
