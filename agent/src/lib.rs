@@ -1,1 +1,12 @@
-//! Placeholder.
+//! The agent of SysFlow Edge. Each module is one station of the data path or one of its
+//! servants; `pipeline` alone knows them all.
+
+pub mod arguments;
+pub mod batch;
+pub mod engine;
+pub mod entity;
+pub mod flow;
+pub mod logger;
+pub mod names;
+pub mod pipeline;
+pub mod procfs;

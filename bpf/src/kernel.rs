@@ -168,6 +168,7 @@ plain! {
     /// Calls and bytes.
     struct Volume (32) { read_ops: u64, write_ops: u64, read_bytes: u64, write_bytes: u64, }
     /// Names a flow's map entry.
+    #[derive(Hash)]
     struct FlowKey (32) {
         tgid: u32, fd: i32, peer: [u8; 16], peer_port: u16, peer_family: u16, zero: u32,
     }

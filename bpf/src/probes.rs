@@ -1,5 +1,6 @@
 //! Loads and attaches the probes, and reads their maps.
 
+use std::cell::Cell;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -153,7 +154,7 @@ pub struct Probes {
     flows: MapHandle,
     tallies: MapHandle,
     /// Whether the kernel can look up and delete in one step (5.14 on).
-    take_is_atomic: bool,
+    take_is_atomic: Cell<bool>,
 }
 
 impl fmt::Debug for Probes {
@@ -222,7 +223,7 @@ impl Probes {
             missing: Vec::new(),
             flows,
             tallies,
-            take_is_atomic: true,
+            take_is_atomic: Cell::new(true),
         };
         probes.fill_calls()?;
         probes.learn_own()?;
@@ -366,12 +367,12 @@ impl Probes {
     }
 
     /// Removes a flow and returns its last counters; none if it has ended.
-    pub fn take_flow(&mut self, key: &FlowKey) -> Option<Entry> {
-        if self.take_is_atomic {
+    pub fn take_flow(&self, key: &FlowKey) -> Option<Entry> {
+        if self.take_is_atomic.get() {
             match self.flows.lookup_and_delete(key.bytes()) {
                 Ok(value) => return Some(Entry::new(*key, &Flow::read(&value?)?.0)),
                 Err(error) if error.kind() == ErrorKind::NotFound => return None,
-                Err(_) => self.take_is_atomic = false,
+                Err(_) => self.take_is_atomic.set(false),
             }
         }
         let entry = self.flow(key)?;

@@ -1,0 +1,253 @@
+//! The act of collecting records into frames. Owns the frame buffer, the sequence, the
+//! generation and the ledger that travels in the header. Records come in, finished frames go
+//! out through a callback. Bound: one frame. It reads no clock and knows no file.
+
+use codec::{
+    Capabilities, Clock, Counter, EncodeError, FrameWriter, GenerationStart, Header, Interruption,
+    Ledger, Operation, Record, StreamKey, Suspended, Term,
+};
+
+/// Room for prefix, header and checksum beside the records.
+const HEADER_ROOM_BYTES: usize = 7 * 1024;
+
+/// Who this agent is, for the first frame of each generation.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The device's name.
+    pub agent_id: String,
+    /// The kernel's boot id.
+    pub boot_id: [u8; 16],
+    /// Random, one for each start of the agent.
+    pub run_id: [u8; 16],
+    /// Kernel release.
+    pub kernel: String,
+    /// Machine.
+    pub machine: String,
+}
+
+/// Totals of operations by kind and term, since the start of the run.
+#[derive(Clone, Debug)]
+pub struct Books {
+    totals: [[u64; Term::ALL.len()]; Operation::ALL.len()],
+    /// Losses of whole records, which have no kind.
+    records_lost: [u64; Term::ALL.len()],
+}
+
+impl Default for Books {
+    fn default() -> Self {
+        Books {
+            totals: [[0; Term::ALL.len()]; Operation::ALL.len()],
+            records_lost: [0; Term::ALL.len()],
+        }
+    }
+}
+
+impl Books {
+    /// Adds operations to a term.
+    pub fn add(&mut self, operation: Operation, term: Term, count: u64) {
+        self.totals[operation as usize][term as usize] += count;
+    }
+
+    /// Sets a term that is counted elsewhere (in the kernel) to its total.
+    pub fn set(&mut self, operation: Operation, term: Term, total: u64) {
+        self.totals[operation as usize][term as usize] = total;
+    }
+
+    /// Adds lost records.
+    pub fn add_lost_records(&mut self, term: Term, count: u64) {
+        self.records_lost[term as usize] += count;
+    }
+
+    /// The total of a term.
+    pub fn total(&self, operation: Operation, term: Term) -> u64 {
+        self.totals[operation as usize][term as usize]
+    }
+
+    /// The counters that differ from `told`.
+    fn changes(&self, told: &Books) -> Ledger {
+        let mut ledger = Ledger::new();
+        for operation in Operation::ALL {
+            for term in Term::ALL {
+                let total = self.total(operation, term);
+                if total != told.total(operation, term) {
+                    // 20 kinds times 13 terms and 13 more fit into the ledger's 288.
+                    let _ = ledger.push(Counter { operation: Some(operation), term, total });
+                }
+            }
+        }
+        for term in Term::ALL {
+            let total = self.records_lost[term as usize];
+            if total != told.records_lost[term as usize] {
+                let _ = ledger.push(Counter { operation: None, term, total });
+            }
+        }
+        ledger
+    }
+}
+
+/// Bounds of frames and generations.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of a frame.
+    pub frame_bytes_max: usize,
+    /// Records after which a generation ends at the next chance.
+    pub generation_records_max: u32,
+}
+
+/// Collects records into frames.
+#[derive(Debug)]
+pub struct Batch {
+    identity: Identity,
+    limits: Limits,
+    capabilities: Capabilities,
+    buffer: Vec<u8>,
+    state: Suspended,
+    sequence: u64,
+    generation: u32,
+    generation_records: u32,
+    generation_started: bool,
+    clock: Clock,
+    clock_told: Option<Clock>,
+    interruption: Option<Interruption>,
+    /// The ledger.
+    pub books: Books,
+    books_told: Books,
+    finished: Vec<Vec<u8>>,
+    last_ns: u64,
+}
+
+impl Batch {
+    /// An empty batch, at sequence 0 of generation 0.
+    pub fn new(
+        identity: Identity,
+        limits: Limits,
+        capabilities: Capabilities,
+        clock: Clock,
+        interruption: Option<Interruption>,
+    ) -> Batch {
+        Batch {
+            buffer: vec![0; limits.frame_bytes_max + HEADER_ROOM_BYTES],
+            identity,
+            limits,
+            capabilities,
+            state: Suspended::default(),
+            sequence: 0,
+            generation: 0,
+            generation_records: 0,
+            generation_started: false,
+            clock,
+            clock_told: None,
+            interruption,
+            books: Books::default(),
+            books_told: Books::default(),
+            finished: Vec::new(),
+            last_ns: 0,
+        }
+    }
+
+    /// The current generation: entities written in another one are written again.
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// To be called between records that do not refer to each other: ends the generation if it
+    /// is full.
+    pub fn between(&mut self) {
+        if self.generation_records >= self.limits.generation_records_max {
+            self.restart_generation();
+        }
+    }
+
+    /// Ends the generation: the next frame begins a new one.
+    pub fn restart_generation(&mut self) {
+        self.finish();
+        self.generation += 1;
+        self.generation_records = 0;
+        self.generation_started = false;
+        self.books_told = Books::default();
+        self.clock_told = None;
+    }
+
+    /// Tells how the boot clock maps to wall time now.
+    pub fn set_clock(&mut self, clock: Clock) {
+        self.clock = clock;
+    }
+
+    /// Appends a record; finishes the frame first if it has no room. Returns whether the record
+    /// is in: one that fits into no frame is not, and the caller counts it.
+    #[must_use]
+    pub fn push(&mut self, record: &Record<'_>) -> bool {
+        for _ in 0..2 {
+            let Ok(mut writer) = FrameWriter::resume(&mut self.buffer, self.state) else {
+                return false;
+            };
+            let result = writer.push(record);
+            self.state = writer.suspend();
+            match result {
+                Ok(()) => {
+                    self.generation_records += 1;
+                    self.last_ns = self.last_ns.max(record.time_ns().unwrap_or(0));
+                    if self.state.body_bytes() >= self.limits.frame_bytes_max {
+                        self.finish();
+                    }
+                    return true;
+                }
+                Err(EncodeError::Full) => self.finish(),
+                Err(EncodeError::TooLarge) => return false,
+            }
+        }
+        false
+    }
+
+    /// Records in the unfinished frame.
+    pub fn pending(&self) -> u32 {
+        self.state.records()
+    }
+
+    /// Finishes the frame, if there is anything to say: records, or counters that moved.
+    pub fn finish(&mut self) {
+        let ledger = self.books.changes(&self.books_told);
+        if self.state.records() == 0 && ledger.is_empty() {
+            return;
+        }
+        let identity = self.identity.clone();
+        let mut run_tag = [0; 8];
+        run_tag.copy_from_slice(&identity.run_id[..8]);
+        let first = !self.generation_started;
+        let header = Header {
+            key: StreamKey { run_tag, class: 0, sequence: self.sequence },
+            generation: self.generation,
+            first_ns: self.last_ns,
+            last_ns: self.last_ns,
+            records: 0,
+            start: first.then_some(GenerationStart {
+                agent_id: &identity.agent_id,
+                boot_id: identity.boot_id,
+                run_id: identity.run_id,
+                agent_version: env!("CARGO_PKG_VERSION"),
+                kernel: &identity.kernel,
+                machine: &identity.machine,
+            }),
+            clock: (self.clock_told != Some(self.clock)).then_some(self.clock),
+            ledger,
+            interruption: self.interruption.take(),
+            capabilities: first.then_some(self.capabilities),
+        };
+        let Ok(writer) = FrameWriter::resume(&mut self.buffer, self.state) else {
+            return;
+        };
+        if let Ok(frame) = writer.finish(&header) {
+            self.finished.push(frame.to_vec());
+            self.sequence += 1;
+            self.generation_started = true;
+            self.clock_told = Some(self.clock);
+            self.books_told = self.books.clone();
+        }
+        self.state = Suspended::default();
+    }
+
+    /// Takes the finished frames, oldest first.
+    pub fn take_finished(&mut self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.finished)
+    }
+}

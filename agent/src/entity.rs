@@ -1,0 +1,205 @@
+//! The table of processes. Events and the first look at the system go in; identities and
+//! entity records come out, ancestors first. Bound: `processes_max`; when full, the process
+//! that ended longest ago goes, and an operation of a process that finds no place is counted
+//! as lost. Pure: no clock, no file.
+
+use std::collections::HashMap;
+
+use codec::{ObjectState, Oid, Process as Record, process};
+
+/// procfs tells starts in ticks of 10 ms.
+pub const START_TICK_NS: u64 = 10_000_000;
+/// Generations a chain of parents at most; a longer one is a fault in the table.
+const ANCESTORS_MAX: usize = 64;
+
+/// Threads of a process that came and went since the last record of them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Threads {
+    /// First of them, boot clock, ns.
+    pub since_ns: u64,
+    /// Started.
+    pub cloned: u64,
+    /// Ended.
+    pub exited: u64,
+    /// Failed to start.
+    pub errors: u64,
+}
+
+/// A process as the agent knows it.
+#[derive(Clone, Debug)]
+pub struct Process {
+    /// Identity.
+    pub oid: Oid,
+    /// Parent at creation.
+    pub parent: Option<Oid>,
+    /// Absolute path of the executable.
+    pub exe: Vec<u8>,
+    /// argv[1..], a NUL after each.
+    pub args: Vec<u8>,
+    /// Working directory when last looked up.
+    pub cwd: Vec<u8>,
+    /// Real user.
+    pub uid: u32,
+    /// Real group.
+    pub gid: u32,
+    /// Whether it has a controlling terminal.
+    pub tty: bool,
+    /// Whether it is pid 1 of its namespace.
+    pub entry: bool,
+    /// Its container's full id, empty for the host.
+    pub container: Vec<u8>,
+    /// Bits of [`codec::process`].
+    pub flags: u32,
+    /// Generation in which it was last written.
+    pub written: Option<u32>,
+    /// When it ended, boot clock, ns.
+    pub ended_ns: Option<u64>,
+    /// Threads not yet told.
+    pub threads: Threads,
+}
+
+impl Process {
+    /// A process of which nothing but its identity is known.
+    pub fn unknown(oid: Oid) -> Process {
+        Process {
+            oid,
+            parent: None,
+            exe: Vec::new(),
+            args: Vec::new(),
+            cwd: Vec::new(),
+            uid: u32::MAX,
+            gid: u32::MAX,
+            tty: false,
+            entry: false,
+            container: Vec::new(),
+            flags: process::INCOMPLETE,
+            written: None,
+            ended_ns: None,
+            threads: Threads::default(),
+        }
+    }
+
+    /// The entity record.
+    pub fn record<'a>(
+        &'a self,
+        state: ObjectState,
+        time_ns: u64,
+        container: u32,
+        user: &'a [u8],
+        group: &'a [u8],
+    ) -> Record<'a> {
+        Record {
+            state,
+            oid: self.oid,
+            parent: self.parent,
+            time_ns,
+            exe: &self.exe,
+            args: &self.args,
+            uid: self.uid,
+            gid: self.gid,
+            user,
+            group,
+            tty: self.tty,
+            container,
+            entry: self.entry,
+            cwd: &self.cwd,
+            env: &[],
+            flags: self.flags,
+        }
+    }
+}
+
+/// All processes that records may refer to.
+#[derive(Debug)]
+pub struct Processes {
+    table: HashMap<Oid, Process>,
+    by_pid: HashMap<u32, Oid>,
+    processes_max: usize,
+}
+
+impl Processes {
+    /// An empty table for at most `processes_max` processes.
+    pub fn new(processes_max: usize) -> Processes {
+        Processes {
+            table: HashMap::with_capacity(processes_max * 2),
+            by_pid: HashMap::with_capacity(processes_max * 2),
+            processes_max,
+        }
+    }
+
+    /// Adds a process; `false` if there is no place even after the ended ones have gone.
+    pub fn insert(&mut self, process: Process) -> bool {
+        if self.table.len() >= self.processes_max && !self.table.contains_key(&process.oid) {
+            let oldest =
+                self.table.values().filter_map(|p| p.ended_ns.map(|ended| (ended, p.oid))).min();
+            match oldest {
+                Some((_, oid)) => self.remove(oid),
+                None => return false,
+            }
+        }
+        self.by_pid.insert(process.oid.pid, process.oid);
+        self.table.insert(process.oid, process);
+        true
+    }
+
+    fn remove(&mut self, oid: Oid) {
+        self.table.remove(&oid);
+        if self.by_pid.get(&oid.pid) == Some(&oid) {
+            self.by_pid.remove(&oid.pid);
+        }
+    }
+
+    /// The identity in this table of a process that the kernel names by pid and exact start: a
+    /// process from procfs is known by its start's tick only, and keeps that identity.
+    pub fn resolve(&self, pid: u32, start_ns: u64) -> Oid {
+        let exact = Oid { start_ns, pid };
+        match self.by_pid.get(&pid).and_then(|oid| self.table.get(oid)) {
+            Some(known)
+                if known.flags & process::START_COARSE != 0
+                    && known.oid.start_ns / START_TICK_NS == start_ns / START_TICK_NS =>
+            {
+                known.oid
+            }
+            _ => exact,
+        }
+    }
+
+    /// A process.
+    pub fn get(&self, oid: Oid) -> Option<&Process> {
+        self.table.get(&oid)
+    }
+
+    /// A process.
+    pub fn get_mut(&mut self, oid: Oid) -> Option<&mut Process> {
+        self.table.get_mut(&oid)
+    }
+
+    /// The process and its ancestors that have not been written in `generation`, root first.
+    pub fn unwritten(&self, oid: Oid, generation: u32) -> Vec<Oid> {
+        let mut chain = Vec::new();
+        let mut next = Some(oid);
+        while let Some(process) = next.and_then(|oid| self.table.get(&oid)) {
+            if chain.len() >= ANCESTORS_MAX || chain.contains(&process.oid) {
+                break;
+            }
+            if process.written != Some(generation) {
+                chain.push(process.oid);
+            }
+            next = process.parent;
+        }
+        chain.reverse();
+        chain
+    }
+
+    /// Processes with threads to tell since before `time_ns`.
+    pub fn with_threads_since(&self, time_ns: u64) -> Vec<Oid> {
+        self.table
+            .values()
+            .filter(|p| {
+                let t = &p.threads;
+                t.cloned + t.exited + t.errors > 0 && t.since_ns <= time_ns
+            })
+            .map(|p| p.oid)
+            .collect()
+    }
+}

@@ -1,0 +1,124 @@
+//! Flows: what one process does with one object. The kernel holds the counters, which only
+//! grow; a [`Flow`] remembers what has been exported, so that consecutive records of one flow
+//! add up exactly. Pure.
+
+use codec::{Address, Oid, Volume, op};
+
+/// The object of a flow.
+#[derive(Clone, Debug)]
+pub enum Object {
+    /// A file, directory, pipe or unix socket.
+    File {
+        /// SysFlow `restype`.
+        kind: u8,
+        /// Absolute path or name.
+        path: Vec<u8>,
+        /// Device number.
+        device: u32,
+        /// Inode number.
+        inode: u64,
+        /// Bits of [`codec::file`].
+        flags: u32,
+    },
+    /// An internet connection or exchange.
+    Network {
+        /// Client.
+        source: (Address, u16),
+        /// Server.
+        destination: (Address, u16),
+        /// IP protocol number.
+        protocol: u8,
+        /// Bits of [`codec::network`].
+        flags: u32,
+    },
+}
+
+/// One flow that goes on.
+#[derive(Clone, Debug)]
+pub struct Flow {
+    /// Who.
+    pub process: Oid,
+    /// The thread that began it.
+    pub tid: u32,
+    /// The object.
+    pub object: Object,
+    /// Address of the kernel's struct file.
+    pub file: u64,
+    /// Which map entry it is, with its key.
+    pub flow_ns: u64,
+    /// SysFlow open flags.
+    pub open_flags: u32,
+    /// Operation bits not exported yet, without read and write.
+    pub ops: u32,
+    /// First errno of a connection attempt.
+    pub error: i32,
+    /// Start of the interval not exported yet, boot clock, ns.
+    pub since_ns: u64,
+    /// Last time that something was seen to happen, boot clock, ns.
+    pub active_ns: u64,
+    /// Totals as last seen.
+    pub seen: Volume,
+    /// Totals exported.
+    pub exported: Volume,
+}
+
+impl Flow {
+    /// Notes the kernel's totals.
+    pub fn note(&mut self, total: Volume, now_ns: u64) {
+        if total != self.seen {
+            self.seen = total;
+            self.active_ns = now_ns;
+        }
+    }
+
+    /// What has not been exported yet, with its operation bits; none if there is nothing.
+    pub fn take(&mut self) -> Option<(Volume, u32)> {
+        let volume = Volume {
+            read_ops: self.seen.read_ops.saturating_sub(self.exported.read_ops),
+            write_ops: self.seen.write_ops.saturating_sub(self.exported.write_ops),
+            read_bytes: self.seen.read_bytes.saturating_sub(self.exported.read_bytes),
+            write_bytes: self.seen.write_bytes.saturating_sub(self.exported.write_bytes),
+        };
+        let mut ops = std::mem::take(&mut self.ops);
+        if volume.read_ops > 0 {
+            ops |= op::READ_RECV;
+        }
+        if volume.write_ops > 0 {
+            ops |= op::WRITE_SEND;
+        }
+        self.exported = self.seen;
+        (ops != 0).then_some((volume, ops))
+    }
+}
+
+/// SysFlow open flags from those of this architecture's kernel headers.
+pub fn open_flags(kernel: u32) -> u32 {
+    use codec::open_flag as to;
+    #[cfg(target_arch = "x86_64")]
+    const DIRECT_DIRECTORY_LARGEFILE: (u32, u32, u32) = (0o40000, 0o200000, 0o100000);
+    #[cfg(not(target_arch = "x86_64"))]
+    const DIRECT_DIRECTORY_LARGEFILE: (u32, u32, u32) = (0o200000, 0o40000, 0o400000);
+    let (direct, directory, largefile) = DIRECT_DIRECTORY_LARGEFILE;
+    let access = match kernel & 3 {
+        0 => to::RDONLY,
+        1 => to::WRONLY,
+        _ => to::RDWR,
+    };
+    [
+        (0o100, to::CREAT),
+        (0o2000, to::APPEND),
+        (0o10000, to::DSYNC),
+        (0o200, to::EXCL),
+        (0o4000, to::NONBLOCK),
+        (0o4010000, to::SYNC),
+        (0o1000, to::TRUNC),
+        (direct, to::DIRECT),
+        (directory, to::DIRECTORY),
+        (largefile, to::LARGEFILE),
+        (0o2000000, to::CLOEXEC),
+        (0o20000000, to::TMPFILE),
+    ]
+    .into_iter()
+    .filter(|(from, _)| kernel & from == *from)
+    .fold(access, |flags, (_, to)| flags | to)
+}

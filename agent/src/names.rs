@@ -1,0 +1,81 @@
+//! Paths from the kernel's pieces: turns a walked path round, joins a program's words to the
+//! directory that they start from, and takes out `.` and `..`. Pure.
+
+use bpf::{Named, Walked, path};
+use codec::file;
+
+/// The absolute path of a walk. A detached one keeps the kernel's single name for it.
+pub fn walked(walked: &Walked<'_>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(walked.names.len() + 1);
+    walked.each_part(|part| {
+        if !part.starts_with(b"/") {
+            out.push(b'/');
+        }
+        out.extend_from_slice(part);
+    });
+    if out.is_empty() {
+        out.push(b'/');
+    }
+    out
+}
+
+/// The absolute path that a program's words mean, without following symbolic links.
+pub fn named(named: &Named<'_>) -> Vec<u8> {
+    let base = walked(&named.base);
+    let mut parts: Vec<&[u8]> = Vec::new();
+    for part in base.split(|b| *b == b'/').chain(named.name.split(|b| *b == b'/')) {
+        match part {
+            b"" | b"." => {}
+            b".." => {
+                parts.pop();
+            }
+            name => parts.push(name),
+        }
+    }
+    let mut out = Vec::with_capacity(base.len() + named.name.len() + 2);
+    for part in parts {
+        out.push(b'/');
+        out.extend_from_slice(part);
+    }
+    if out.is_empty() {
+        out.push(b'/');
+    }
+    out
+}
+
+/// The kernel side's path flags in the wire's words.
+pub fn file_flags(walked_flags: u8) -> u32 {
+    [
+        (path::TRUNCATED, file::PATH_TRUNCATED),
+        (path::DELETED, file::DELETED),
+        (path::DETACHED, file::DETACHED),
+        (path::CHROOT, file::CHANGED_ROOT),
+        (path::OUTSIDE, file::OUTSIDE_ROOT),
+    ]
+    .into_iter()
+    .filter(|(from, _)| walked_flags & from != 0)
+    .fold(0, |flags, (_, to)| flags | to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn walk(names: &[u8]) -> Walked<'_> {
+        Walked { names, flags: 0 }
+    }
+
+    #[test]
+    fn a_walk_is_turned_round() {
+        assert_eq!(walked(&walk(b"passwd\0etc\0")), b"/etc/passwd");
+        assert_eq!(walked(&walk(b"")), b"/");
+    }
+
+    #[test]
+    fn words_are_joined_and_normalised() {
+        let name = |base: &'static [u8], name| named(&Named { base: walk(base), name });
+        assert_eq!(name(b"b\0a\0", b"../c/./d"), b"/a/c/d");
+        assert_eq!(name(b"", b"/x//y/"), b"/x/y");
+        assert_eq!(name(b"", b"../.."), b"/");
+    }
+}

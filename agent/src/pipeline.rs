@@ -1,0 +1,347 @@
+//! The data path, put together: knows all modules, owns every timer, reads the clock. One
+//! thread drains the ring, sweeps the kernel's flows, and hands finished frames on.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bpf::{Bounds, FlowKey, Hook, Probes};
+use codec::{Capabilities, Clock, Operation, Term, Volume, hook};
+use rustix::time::{ClockId, clock_gettime};
+use smol::Timer;
+
+use crate::batch::{Batch, Identity, Limits};
+use crate::engine::{Counters, Engine, Timeouts};
+use crate::procfs;
+
+/// How often the ring is looked into when it does not wake the agent itself.
+const TICK: Duration = Duration::from_millis(100);
+/// How often the kernel's flows are read.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// Why the agent stops.
+#[derive(Debug)]
+pub enum Error {
+    /// The kernel side does not run.
+    Probes(bpf::Error),
+    /// A file or folder cannot be used; the text names it.
+    File(PathBuf, std::io::Error),
+    /// The operating system refused something; the text names it.
+    System(&'static str, std::io::Error),
+}
+
+impl Error {
+    /// The program's exit code.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Probes(bpf::Error::NotPermitted) => 77,
+            Error::Probes(_) | Error::System(..) => 70,
+            Error::File(..) => 78,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Probes(error) => error.fmt(f),
+            Error::File(path, _) => write!(f, "{}: cannot be used", path.display()),
+            Error::System(what, _) => f.write_str(what),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Error::Probes(error) => error.source(),
+            Error::File(_, error) | Error::System(_, error) => Some(error),
+        }
+    }
+}
+
+/// Nanoseconds on the boot clock.
+fn boot_ns() -> u64 {
+    nanoseconds(ClockId::Boottime).max(0) as u64
+}
+
+fn nanoseconds(clock: ClockId) -> i64 {
+    let time = clock_gettime(clock);
+    time.tv_sec * 1_000_000_000 + time.tv_nsec
+}
+
+/// Reads both clocks around each other: the gap between the two boot readings bounds the error.
+fn clock() -> Clock {
+    let before = nanoseconds(ClockId::Boottime);
+    let wall = nanoseconds(ClockId::Realtime);
+    let after = nanoseconds(ClockId::Boottime);
+    Clock {
+        offset_ns: wall - (before + (after - before) / 2),
+        uncertainty_ns: (after - before).max(0) as u64,
+        synchronized: false,
+    }
+}
+
+/// An offset that moved by less than this is the same: reading it takes that long.
+const CLOCK_MOVED_NS: u64 = 1_000_000;
+
+fn identity(agent_id: String) -> Result<Identity, Error> {
+    let path = Path::new("/proc/sys/kernel/random/boot_id");
+    let text = std::fs::read_to_string(path).map_err(|e| Error::File(path.into(), e))?;
+    let mut boot_id = [0; 16];
+    let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
+    for (byte, pair) in boot_id.iter_mut().zip(digits.chunks_exact(2)) {
+        let pair = std::str::from_utf8(pair).unwrap_or("0");
+        *byte = u8::from_str_radix(pair, 16).unwrap_or(0);
+    }
+    let mut run_id = [0; 16];
+    rustix::rand::getrandom(&mut run_id, rustix::rand::GetRandomFlags::empty())
+        .map_err(|e| Error::System("random bits for the run id", e.into()))?;
+    let uname = rustix::system::uname();
+    Ok(Identity {
+        agent_id,
+        boot_id,
+        run_id,
+        kernel: uname.release().to_string_lossy().into_owned(),
+        machine: uname.machine().to_string_lossy().into_owned(),
+    })
+}
+
+fn hook_bit(hook: Hook) -> u32 {
+    match hook {
+        Hook::SysExit => hook::SYS_EXIT,
+        Hook::Fork => hook::FORK,
+        Hook::Exec => hook::EXEC,
+        Hook::Exit => hook::EXIT,
+        Hook::SocketState => hook::SOCKET_STATE,
+    }
+}
+
+const OPERATIONS: [(bpf::Operation, Operation); 20] = {
+    let mut pairs = [(bpf::Operation::Clone, Operation::Clone); 20];
+    let mut i = 0;
+    while i < 20 {
+        pairs[i] = (bpf::Operation::ALL[i], Operation::ALL[i]);
+        i += 1;
+    }
+    pairs
+};
+
+struct Kernel(Rc<Probes>);
+
+impl Counters for Kernel {
+    fn take(&self, key: &FlowKey, flow_ns: u64) -> Option<Volume> {
+        let entry = self.0.flow(key)?;
+        if entry.flow_ns != flow_ns {
+            return None;
+        }
+        let entry = self.0.take_flow(key)?;
+        Some(Volume {
+            read_ops: entry.volume.read_ops,
+            write_ops: entry.volume.write_ops,
+            read_bytes: entry.volume.read_bytes,
+            write_bytes: entry.volume.write_bytes,
+        })
+    }
+}
+
+/// What the path is built with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The device's name.
+    pub agent_id: String,
+    /// Bounds of the kernel side.
+    pub bounds: Bounds,
+    /// Timeouts of flows.
+    pub timeouts: Timeouts,
+    /// Bounds of frames.
+    pub limits: Limits,
+    /// Age at which a frame is finished.
+    pub frame_age_max: Duration,
+    /// Processes in the table.
+    pub processes_max: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            agent_id: "capture".into(),
+            bounds: Bounds {
+                ring_bytes: 512 * 1024,
+                flow_entries: 4096,
+                peers_max: 64,
+                args_bytes_max: 2048,
+                btf: None,
+            },
+            timeouts: Timeouts { idle_ns: 60_000_000_000, active_ns: 30_000_000_000 },
+            limits: Limits { frame_bytes_max: 64 * 1024, generation_records_max: 10_000 },
+            frame_age_max: Duration::from_secs(5),
+            processes_max: 2048,
+        }
+    }
+}
+
+/// Watches until `stop` is set or `duration` is over, and passes each finished frame to `sink`.
+///
+/// # Errors
+/// See [`Error`].
+pub fn watch(
+    settings: &Settings,
+    duration: Option<Duration>,
+    stop: &Arc<AtomicBool>,
+    mut sink: impl FnMut(&[u8]) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let probes = Rc::new(Probes::load(&settings.bounds).map_err(Error::Probes)?);
+    for (hook, reason) in probes.missing() {
+        log::warn!("{}: not attached ({reason}); what it shows is not seen", hook.name());
+    }
+    let capabilities = Capabilities {
+        attached: probes.attached().iter().fold(0, |bits, hook| bits | hook_bit(*hook)),
+        missing: probes.missing().iter().fold(0, |bits, (hook, _)| bits | hook_bit(*hook)),
+        jit: probes.is_jited(),
+    };
+    let mut offset = clock();
+    let batch = Batch::new(
+        identity(settings.agent_id.clone())?,
+        settings.limits,
+        capabilities,
+        offset,
+        None,
+    );
+    let mut engine = Engine::new(
+        settings.processes_max,
+        settings.bounds.flow_entries as usize + 1024,
+        settings.timeouts,
+        procfs::users(),
+        batch,
+    );
+    for process in procfs::processes(&probes.processes()) {
+        engine.processes.insert(process);
+    }
+    let kernel = Rc::new(Kernel(Rc::clone(&probes)));
+    let engine = Rc::new(RefCell::new(engine));
+    let ring = {
+        let (engine, kernel) = (Rc::clone(&engine), Rc::clone(&kernel));
+        probes
+            .ring(move |event| match event {
+                Some(event) => engine.borrow_mut().observe(&event, kernel.as_ref()),
+                None => {
+                    log::warn!("an event of the probes cannot be read: agent and probes differ")
+                }
+            })
+            .map_err(Error::Probes)?
+    };
+    log::info!("attached: {} hooks", probes.attached().len());
+
+    let started = Instant::now();
+    let (mut swept, mut framed) = (started, started);
+    let wake = smol::Async::new(ring.descriptor()).map_err(|e| Error::System("ring", e))?;
+    smol::block_on(smol::LocalExecutor::new().run(async {
+        loop {
+            let stopping = stop.load(Ordering::Relaxed)
+                || duration.is_some_and(|duration| started.elapsed() >= duration);
+            ring.drain();
+            let now = Instant::now();
+            let mut engine = engine.borrow_mut();
+            if stopping || now.duration_since(swept) >= SWEEP {
+                swept = now;
+                let now_ns = boot_ns();
+                probes
+                    .each_flow(|entry| engine.sweep(&entry, now_ns, kernel.as_ref()))
+                    .map_err(Error::Probes)?;
+                engine.expire(now_ns);
+                let moved = clock();
+                if moved.offset_ns.abs_diff(offset.offset_ns) > CLOCK_MOVED_NS {
+                    offset = moved;
+                    engine.batch.set_clock(offset);
+                }
+            }
+            if stopping {
+                let now_ns = boot_ns();
+                tell_tallies(&mut engine, &probes);
+                engine.close(now_ns);
+            } else if now.duration_since(framed) >= settings.frame_age_max {
+                framed = now;
+                tell_tallies(&mut engine, &probes);
+                engine.batch.finish();
+            }
+            for frame in engine.batch.take_finished() {
+                sink(&frame)?;
+            }
+            drop(engine);
+            if stopping {
+                return Ok(());
+            }
+            smol::future::or(
+                async {
+                    Timer::after(TICK).await;
+                },
+                async {
+                    // An error of the wait is answered by the timer.
+                    if wake.readable().await.is_err() {
+                        smol::future::pending::<()>().await;
+                    }
+                },
+            )
+            .await;
+        }
+    }))
+}
+
+/// Brings the kernel side's terms of the ledger up to date.
+fn tell_tallies(engine: &mut Engine, probes: &Probes) {
+    for (kernel, operation) in OPERATIONS {
+        let tally = probes.tally(kernel);
+        for (term, total) in [
+            (Term::Observed, tally.observed),
+            (Term::Filtered, tally.filtered),
+            (Term::Own, tally.own),
+            (Term::LostRing, tally.lost_ring),
+            (Term::LostMap, tally.lost_map),
+            (Term::LostUnreadable, tally.lost_unreadable),
+        ] {
+            engine.batch.books.set(operation, term, total);
+        }
+    }
+}
+
+/// A flag that SIGTERM and SIGINT set.
+///
+/// # Errors
+/// [`Error::System`] if the handlers cannot be installed.
+pub fn stop_on_signal() -> Result<Arc<AtomicBool>, Error> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        signal_hook::flag::register(signal, Arc::clone(&stop))
+            .map_err(|e| Error::System("signal handler", e))?;
+    }
+    Ok(stop)
+}
+
+/// Watches without a collector: each frame becomes a file in `out`.
+///
+/// # Errors
+/// See [`Error`]; `out` must be a folder that can be made and written.
+pub fn capture(settings: &Settings, duration: Option<Duration>, out: &Path) -> Result<(), Error> {
+    let file_error = |path: &Path| {
+        let path = path.to_path_buf();
+        move |error| Error::File(path, error)
+    };
+    std::fs::create_dir_all(out).map_err(file_error(out))?;
+    let stop = stop_on_signal()?;
+    let mut number = 0u64;
+    watch(settings, duration, &stop, |frame| {
+        let path = out.join(format!("{number:020}.frame"));
+        number += 1;
+        std::fs::File::create_new(&path)
+            .and_then(|mut file| file.write_all(frame))
+            .map_err(file_error(&path))
+    })?;
+    log::info!("{number} frames in {}", out.display());
+    Ok(())
+}

@@ -1,0 +1,111 @@
+//! The first look at the system: processes that were there before the agent, and the names of
+//! users and groups. Reads /proc and /etc once, at start. A process that ends meanwhile is
+//! passed over.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+
+use codec::{Oid, process};
+
+use crate::engine::{Users, container_id};
+use crate::entity::{Process, START_TICK_NS};
+
+/// Arguments of a process are kept up to this length, as the kernel side does.
+const ARGS_BYTES_MAX: usize = 2048;
+
+/// All processes, those with exact starts from `exact` where it knows them.
+pub fn processes(exact: &[bpf::Task]) -> Vec<Process> {
+    let exact: HashMap<u32, &bpf::Task> = exact.iter().map(|task| (task.tgid, task)).collect();
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let mut found: Vec<(Process, u32)> = entries
+        .flatten()
+        .filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            read_process(&entry.path(), pid, exact.get(&pid).copied())
+        })
+        .collect();
+    let oids: HashMap<u32, Oid> = found.iter().map(|(p, _)| (p.oid.pid, p.oid)).collect();
+    for (process, parent) in &mut found {
+        process.parent = oids.get(parent).copied();
+    }
+    found.into_iter().map(|(process, _)| process).collect()
+}
+
+fn read_process(folder: &Path, pid: u32, exact: Option<&bpf::Task>) -> Option<(Process, u32)> {
+    let stat = fs::read(folder.join("stat")).ok()?;
+    // The program's name is in parentheses and may contain anything; fields follow the last.
+    let after = stat.iter().rposition(|b| *b == b')')? + 1;
+    let fields: Vec<&str> = std::str::from_utf8(stat.get(after..)?).ok()?.split(' ').collect();
+    let field = |number: usize| fields.get(number - 2);
+    let parent = field(4)?.parse().ok()?;
+    let tty: i64 = field(7)?.parse().ok()?;
+    let start_ns = field(22)?.parse::<u64>().ok()? * START_TICK_NS;
+    let exact = exact.filter(|task| task.start_ns / START_TICK_NS == start_ns / START_TICK_NS);
+
+    let oid = Oid { start_ns: exact.map_or(start_ns, |task| task.start_ns), pid };
+    let mut process = Process::unknown(oid);
+    process.flags = process::PRE_EXISTING;
+    if exact.is_none() {
+        process.flags |= process::START_COARSE;
+    }
+    process.tty = tty != 0;
+    let status = fs::read_to_string(folder.join("status")).ok()?;
+    let value = |key: &str| status.lines().find_map(|line| line.strip_prefix(key));
+    let first = |key: &str| value(key)?.split_whitespace().next()?.parse().ok();
+    process.uid = first("Uid:").unwrap_or(u32::MAX);
+    process.gid = first("Gid:").unwrap_or(u32::MAX);
+    process.entry = value("NSpid:").and_then(|line| line.split_whitespace().last()) == Some("1");
+    match fs::read_link(folder.join("exe")) {
+        Ok(exe) => {
+            let exe = exe.into_os_string().into_vec();
+            process.exe = match exe.strip_suffix(b" (deleted)") {
+                Some(name) => {
+                    process.flags |= process::EXE_DELETED;
+                    name.to_vec()
+                }
+                None => exe,
+            };
+        }
+        // A kernel thread has none: its name stands for it, as ps shows it.
+        Err(_) => {
+            let open = stat.iter().position(|b| *b == b'(')? + 1;
+            process.exe = [b"[", stat.get(open..after - 1)?, b"]"].concat();
+        }
+    }
+    if let Ok(cwd) = fs::read_link(folder.join("cwd")) {
+        process.cwd = cwd.into_os_string().as_bytes().to_vec();
+    }
+    if let Ok(mut args) = fs::read(folder.join("cmdline")) {
+        if args.len() > ARGS_BYTES_MAX {
+            args.truncate(ARGS_BYTES_MAX);
+            process.flags |= process::ARGS_TRUNCATED;
+        }
+        let rest = args.iter().position(|b| *b == 0).map_or(args.len(), |end| end + 1);
+        process.args = args.split_off(rest);
+    }
+    if let Ok(groups) = fs::read(folder.join("cgroup"))
+        && let Some(id) = container_id(&groups)
+    {
+        process.container = id.to_vec();
+    }
+    Some((process, parent))
+}
+
+/// Names from /etc/passwd and /etc/group.
+pub fn users() -> Users {
+    Users { users: names("/etc/passwd"), groups: names("/etc/group") }
+}
+
+fn names(file: &str) -> HashMap<u32, Vec<u8>> {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    text.lines()
+        .filter_map(|line| {
+            let mut fields = line.split(':');
+            let name = fields.next()?;
+            let id = fields.nth(1)?.parse().ok()?;
+            Some((id, name.as_bytes().to_vec()))
+        })
+        .collect()
+}
