@@ -3,6 +3,8 @@
 
 pub mod arguments;
 pub mod batch;
+pub mod check;
+pub mod config;
 pub mod engine;
 pub mod entity;
 pub mod flow;
@@ -10,3 +12,7 @@ pub mod logger;
 pub mod names;
 pub mod pipeline;
 pub mod procfs;
+pub mod run_state;
+pub mod spool;
+pub mod status;
+pub mod upload;

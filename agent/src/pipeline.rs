@@ -11,13 +11,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bpf::{Bounds, FlowKey, Hook, Probes};
-use codec::{Capabilities, Clock, Operation, Term, Volume, hook};
+use codec::{Capabilities, Clock, Frame, Interruption, Operation, Term, Volume, hook};
 use rustix::time::{ClockId, clock_gettime};
 use smol::Timer;
 
 use crate::batch::{Batch, Identity, Limits};
+use crate::config::Config;
 use crate::engine::{Counters, Engine, Timeouts};
 use crate::procfs;
+use crate::run_state::RunState;
+use crate::spool::{self, Spool};
+use crate::status::{self, Status};
+use crate::upload::{self, Upload};
 
 /// How often the ring is looked into when it does not wake the agent itself.
 const TICK: Duration = Duration::from_millis(100);
@@ -31,6 +36,8 @@ pub enum Error {
     Probes(bpf::Error),
     /// A file or folder cannot be used; the text names it.
     File(PathBuf, std::io::Error),
+    /// The configuration, or a file that it names, is wrong; the text says how.
+    Config(String),
     /// The operating system refused something; the text names it.
     System(&'static str, std::io::Error),
 }
@@ -41,7 +48,7 @@ impl Error {
         match self {
             Error::Probes(bpf::Error::NotPermitted) => 77,
             Error::Probes(_) | Error::System(..) => 70,
-            Error::File(..) => 78,
+            Error::File(..) | Error::Config(_) => 78,
         }
     }
 }
@@ -51,6 +58,7 @@ impl fmt::Display for Error {
         match self {
             Error::Probes(error) => error.fmt(f),
             Error::File(path, _) => write!(f, "{}: cannot be used", path.display()),
+            Error::Config(text) => f.write_str(text),
             Error::System(what, _) => f.write_str(what),
         }
     }
@@ -61,6 +69,7 @@ impl std::error::Error for Error {
         match self {
             Error::Probes(error) => error.source(),
             Error::File(_, error) | Error::System(_, error) => Some(error),
+            Error::Config(_) => None,
         }
     }
 }
@@ -153,8 +162,6 @@ impl Counters for Kernel {
 /// What the path is built with.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The device's name.
-    pub agent_id: String,
     /// Bounds of the kernel side.
     pub bounds: Bounds,
     /// Timeouts of flows.
@@ -170,7 +177,6 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Settings {
         Settings {
-            agent_id: "capture".into(),
             bounds: Bounds {
                 ring_bytes: 512 * 1024,
                 flow_entries: 4096,
@@ -186,15 +192,24 @@ impl Default for Settings {
     }
 }
 
-/// Watches until `stop` is set or `duration` is over, and passes each finished frame to `sink`.
-///
-/// # Errors
-/// See [`Error`].
-pub fn watch(
+/// Where finished frames go.
+trait Outlet {
+    /// The probes are attached; no privilege is needed from here on.
+    fn ready(&mut self, probes: &Probes) -> Result<(), Error>;
+    /// A frame is finished; everything until `now_ns` is in it or in those before.
+    fn frame(&mut self, frame: &[u8], now_ns: u64, engine: &mut Engine) -> Result<(), Error>;
+    /// Once for every frame age.
+    fn tick(&mut self, engine: &mut Engine);
+}
+
+/// Watches until `stop` is set or `duration` is over.
+fn watch(
     settings: &Settings,
+    identity: Identity,
+    interruption: Option<Interruption>,
     duration: Option<Duration>,
     stop: &Arc<AtomicBool>,
-    mut sink: impl FnMut(&[u8]) -> Result<(), Error>,
+    outlet: &mut impl Outlet,
 ) -> Result<(), Error> {
     let probes = Rc::new(Probes::load(&settings.bounds).map_err(Error::Probes)?);
     for (hook, reason) in probes.missing() {
@@ -206,13 +221,7 @@ pub fn watch(
         jit: probes.is_jited(),
     };
     let mut offset = clock();
-    let batch = Batch::new(
-        identity(settings.agent_id.clone())?,
-        settings.limits,
-        capabilities,
-        offset,
-        None,
-    );
+    let batch = Batch::new(identity, settings.limits, capabilities, offset, interruption);
     let mut engine = Engine::new(
         settings.processes_max,
         settings.bounds.flow_entries as usize + 1024,
@@ -238,6 +247,7 @@ pub fn watch(
     };
     log::info!("attached: {} hooks", probes.attached().len());
 
+    outlet.ready(&probes)?;
     let started = Instant::now();
     let (mut swept, mut framed) = (started, started);
     let wake = smol::Async::new(ring.descriptor()).map_err(|e| Error::System("ring", e))?;
@@ -269,9 +279,10 @@ pub fn watch(
                 framed = now;
                 tell_tallies(&mut engine, &probes);
                 engine.batch.finish();
+                outlet.tick(&mut engine);
             }
             for frame in engine.batch.take_finished() {
-                sink(&frame)?;
+                outlet.frame(&frame, boot_ns(), &mut engine)?;
             }
             drop(engine);
             if stopping {
@@ -323,25 +334,172 @@ pub fn stop_on_signal() -> Result<Arc<AtomicBool>, Error> {
     Ok(stop)
 }
 
-/// Watches without a collector: each frame becomes a file in `out`.
-///
-/// # Errors
-/// See [`Error`]; `out` must be a folder that can be made and written.
-pub fn capture(settings: &Settings, duration: Option<Duration>, out: &Path) -> Result<(), Error> {
-    let file_error = |path: &Path| {
-        let path = path.to_path_buf();
-        move |error| Error::File(path, error)
-    };
-    std::fs::create_dir_all(out).map_err(file_error(out))?;
-    let stop = stop_on_signal()?;
-    let mut number = 0u64;
-    watch(settings, duration, &stop, |frame| {
-        let path = out.join(format!("{number:020}.frame"));
-        number += 1;
+fn file_error(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    let path = path.to_path_buf();
+    move |error| Error::File(path, error)
+}
+
+struct Folder {
+    out: PathBuf,
+    number: u64,
+}
+
+impl Outlet for Folder {
+    fn ready(&mut self, _: &Probes) -> Result<(), Error> {
+        drop_privileges()
+    }
+
+    fn frame(&mut self, frame: &[u8], _: u64, _: &mut Engine) -> Result<(), Error> {
+        let path = self.out.join(format!("{:020}.frame", self.number));
+        self.number += 1;
         std::fs::File::create_new(&path)
             .and_then(|mut file| file.write_all(frame))
             .map_err(file_error(&path))
-    })?;
-    log::info!("{number} frames in {}", out.display());
+    }
+
+    fn tick(&mut self, _: &mut Engine) {}
+}
+
+/// Watches without a collector: each frame becomes a file in `out`.
+///
+/// # Errors
+/// See [`Error`]; `out` must be a folder that can be made and written, without frames.
+pub fn capture(settings: &Settings, duration: Option<Duration>, out: &Path) -> Result<(), Error> {
+    std::fs::create_dir_all(out).map_err(file_error(out))?;
+    let stop = stop_on_signal()?;
+    let mut folder = Folder { out: out.into(), number: 0 };
+    watch(settings, identity("capture".into())?, None, duration, &stop, &mut folder)?;
+    log::info!("{} frames in {}", folder.number, out.display());
+    Ok(())
+}
+
+/// Gives up all capabilities, for good: what is attached stays attached.
+fn drop_privileges() -> Result<(), Error> {
+    use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
+    set_no_new_privs(true).map_err(|e| Error::System("giving up privileges", e.into()))?;
+    let none = CapabilitySet::empty();
+    set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })
+        .map_err(|e| Error::System("giving up capabilities", e.into()))
+}
+
+struct Delivery<'c> {
+    config: &'c Config,
+    spool: Spool,
+    state: RunState,
+    upload: Option<Upload>,
+    status: Status,
+    last_ns: u64,
+}
+
+impl Delivery<'_> {
+    fn write_status(&mut self) {
+        if let Some(upload) = &self.upload {
+            let progress = upload.progress();
+            self.status.acknowledged = progress.acknowledged;
+            self.status.upload_failures = progress.failures;
+            self.status.upload_error = progress.error;
+        }
+        self.status.spooled = spool::depth(&self.config.spool.directory) as u64;
+        if let Err(error) = self.status.write(&self.config.status.file) {
+            log::warn!("{}: status not written: {error}", self.config.status.file.display());
+        }
+    }
+}
+
+impl Outlet for Delivery<'_> {
+    fn ready(&mut self, probes: &Probes) -> Result<(), Error> {
+        drop_privileges()?;
+        self.upload = Some(
+            Upload::start(&self.config.collector, &self.config.spool.directory)
+                .map_err(Error::Config)?,
+        );
+        self.status.ready = true;
+        self.status.jit = probes.is_jited();
+        self.status.missing =
+            probes.missing().iter().map(|(hook, why)| format!("{}: {why}", hook.name())).collect();
+        self.status.privileges = status::privileges();
+        self.write_status();
+        Ok(())
+    }
+
+    fn frame(&mut self, frame: &[u8], now_ns: u64, engine: &mut Engine) -> Result<(), Error> {
+        match self.spool.append(frame) {
+            Ok(dropped) => engine.batch.books.add_lost_records(Term::LostSpoolFull, dropped),
+            Err(error) => {
+                log::error!("{}: frame lost: {error}", self.config.spool.directory.display());
+                let records = Frame::decode(frame).map_or(0, |(f, _)| u64::from(f.header.records));
+                engine.batch.books.add_lost_records(Term::LostSpoolError, records);
+                // The collector takes a generation only without gaps.
+                engine.batch.restart_generation();
+            }
+        }
+        self.status.frames += 1;
+        self.last_ns = now_ns;
+        if let Err(error) = self.state.save(now_ns, false) {
+            log::warn!("run state not written: {error}");
+        }
+        Ok(())
+    }
+
+    fn tick(&mut self, engine: &mut Engine) {
+        if self.upload.as_ref().is_some_and(Upload::take_generation_lost) {
+            engine.batch.restart_generation();
+        }
+        self.write_status();
+    }
+}
+
+/// Watches, spools and delivers until SIGTERM.
+///
+/// # Errors
+/// See [`Error`].
+pub fn run(config: &Config) -> Result<(), Error> {
+    let agent_id = upload::identity(&config.collector.certificate).map_err(Error::Config)?;
+    if let Some(id) = config.agent.id.as_ref().filter(|id| **id != agent_id) {
+        return Err(Error::Config(format!(
+            "agent.id = {id}: the certificate {} says {agent_id} (make them equal)",
+            config.collector.certificate.display()
+        )));
+    }
+    let settings = Settings {
+        bounds: Bounds {
+            ring_bytes: config.kernel.ring_bytes,
+            flow_entries: config.kernel.flow_entries,
+            btf: config.kernel.btf.clone(),
+            ..Settings::default().bounds
+        },
+        timeouts: Timeouts {
+            idle_ns: u64::from(config.flows.idle_timeout_s) * 1_000_000_000,
+            active_ns: u64::from(config.flows.active_timeout_s) * 1_000_000_000,
+        },
+        limits: Limits {
+            frame_bytes_max: config.frames.bytes_max,
+            generation_records_max: config.frames.generation_records_max,
+        },
+        frame_age_max: Duration::from_secs(config.frames.age_max_s.into()),
+        processes_max: config.memory.processes_max as usize,
+    };
+    let stop = stop_on_signal()?;
+    let identity = identity(agent_id.clone())?;
+    let spool = Spool::open(&config.spool.directory, config.spool.bytes_max)
+        .map_err(file_error(&config.spool.directory))?;
+    let folder = config.state_directory();
+    let (state, interruption) =
+        RunState::begin(folder, identity.boot_id, identity.run_id, boot_ns())
+            .map_err(file_error(folder))?;
+    let status = Status {
+        version: env!("CARGO_PKG_VERSION").into(),
+        pid: std::process::id(),
+        agent_id,
+        ..Status::default()
+    };
+    let mut delivery = Delivery { config, spool, state, upload: None, status, last_ns: boot_ns() };
+    watch(&settings, identity, interruption, None, &stop, &mut delivery)?;
+    if let Some(upload) = delivery.upload.take() {
+        upload.finish();
+    }
+    delivery.state.save(delivery.last_ns, true).map_err(file_error(config.state_directory()))?;
+    delivery.status.ready = false;
+    delivery.write_status();
     Ok(())
 }
