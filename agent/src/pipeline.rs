@@ -257,34 +257,36 @@ fn watch(
                 || duration.is_some_and(|duration| started.elapsed() >= duration);
             ring.drain();
             let now = Instant::now();
-            let mut engine = engine.borrow_mut();
-            if stopping || now.duration_since(swept) >= SWEEP {
-                swept = now;
-                let now_ns = boot_ns();
-                probes
-                    .each_flow(|entry| engine.sweep(&entry, now_ns, kernel.as_ref()))
-                    .map_err(Error::Probes)?;
-                engine.expire(now_ns);
-                let moved = clock();
-                if moved.offset_ns.abs_diff(offset.offset_ns) > CLOCK_MOVED_NS {
-                    offset = moved;
-                    engine.batch.set_clock(offset);
+            // The guard ends before the wait: the ring's observer takes the engine itself.
+            {
+                let mut engine = engine.borrow_mut();
+                if stopping || now.duration_since(swept) >= SWEEP {
+                    swept = now;
+                    let now_ns = boot_ns();
+                    probes
+                        .each_flow(|entry| engine.sweep(&entry, now_ns, kernel.as_ref()))
+                        .map_err(Error::Probes)?;
+                    engine.expire(now_ns);
+                    let moved = clock();
+                    if moved.offset_ns.abs_diff(offset.offset_ns) > CLOCK_MOVED_NS {
+                        offset = moved;
+                        engine.batch.set_clock(offset);
+                    }
+                }
+                if stopping {
+                    let now_ns = boot_ns();
+                    tell_tallies(&mut engine, &probes);
+                    engine.close(now_ns);
+                } else if now.duration_since(framed) >= settings.frame_age_max {
+                    framed = now;
+                    tell_tallies(&mut engine, &probes);
+                    engine.batch.finish();
+                    outlet.tick(&mut engine);
+                }
+                for frame in engine.batch.take_finished() {
+                    outlet.frame(&frame, boot_ns(), &mut engine)?;
                 }
             }
-            if stopping {
-                let now_ns = boot_ns();
-                tell_tallies(&mut engine, &probes);
-                engine.close(now_ns);
-            } else if now.duration_since(framed) >= settings.frame_age_max {
-                framed = now;
-                tell_tallies(&mut engine, &probes);
-                engine.batch.finish();
-                outlet.tick(&mut engine);
-            }
-            for frame in engine.batch.take_finished() {
-                outlet.frame(&frame, boot_ns(), &mut engine)?;
-            }
-            drop(engine);
             if stopping {
                 return Ok(());
             }

@@ -1,5 +1,5 @@
 //! `event.h` as Rust types: the same members in the same order. The sizes are asserted on both
-//! sides, and a test holds members and offsets against the BTF of the object.
+//! sides.
 
 /// Kinds of operations (`enum operation`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,14 +142,6 @@ macro_rules! plain {
             // SAFETY: integers and arrays of integers only, padding written out (the size is
             // asserted above against the sum that `event.h` asserts).
             unsafe impl Plain for $name {}
-
-            #[cfg(test)]
-            impl $name {
-                /// Names and offsets of the members.
-                pub(crate) fn members() -> Vec<(&'static str, usize)> {
-                    vec![$((stringify!($field), std::mem::offset_of!($name, $field))),*]
-                }
-            }
         )*
     };
 }

@@ -135,7 +135,9 @@ impl Demo {
                 fd: Some(fd),
                 kind: 'f',
                 path: Name::from(path.as_path()),
-                opened: true,
+                // dd opens under another number and moves it here with dup2, which makes
+                // another flow.
+                opened: false,
                 volume,
             });
         }
