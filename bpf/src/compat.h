@@ -8,6 +8,7 @@
 #define SYSFLOW_COMPAT_H
 
 #include "kernel.h"
+#include "event.h"
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
 
@@ -159,7 +160,9 @@ inline_always __u32 user_pointer_bytes(__u32 compat)
  * Adds to a counter of a flow, which threads on other CPUs may do at the same time. On 64-bit
  * an atomic; on arm32, whose JIT has none, each CPU has a slot of its own.
  */
-#if VOLUME_SLOTS == 1
+#ifndef VOLUME_SLOTS
+#error "event.h comes first"
+#elif VOLUME_SLOTS == 1
 #define SLOT_OF(flow) (&(flow)->volume[0])
 #define ADD(counter, amount) __sync_fetch_and_add(&(counter), (amount))
 #else
