@@ -17,7 +17,7 @@ pub enum Object {
         device: u32,
         /// Inode number.
         inode: u64,
-        /// Bits of [`codec::file`].
+        /// Bits of [`mod@codec::file`].
         flags: u32,
     },
     /// An internet connection or exchange.

@@ -275,7 +275,7 @@ pub struct File<'a> {
     pub device: u32,
     /// Inode number; 0 if unknown.
     pub inode: u64,
-    /// Bits of [`file`].
+    /// Bits of [`mod@file`].
     pub flags: u32,
 }
 
