@@ -3,26 +3,25 @@
 //! flows; a flow that finds no place is exported at once with the reason. The same events give
 //! the same records: it reads no clock, file or map except through [`Counters`].
 
-use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+mod object;
+mod records;
 
-use bpf::{Event, FlowEnd, FlowKey, FlowStart, Header, Named, Walked, flow as kernel_flow, path};
+use std::collections::HashMap;
+use std::hash::RandomState;
+
+use bpf::{Event, FlowEnd, FlowKey, FlowStart, Header, Walked, flow as kernel_flow, path};
 use codec::{
-    Address, Container, EndReason, File, FileEvent, FileFlow, FileId, NetworkFlow, ObjectState,
-    Oid, Operation, ProcessEvent, ProcessFlow, Record, Term, Volume, file, network, op, process,
+    EndReason, FileFlow, FileId, NetworkFlow, ObjectState, Oid, Operation, ProcessFlow, Record,
+    Term, Volume, op, process,
 };
 
 use crate::batch::Batch;
 use crate::entity::{Process, Processes};
 use crate::flow::{Flow, Object, open_flags};
 use crate::names;
+use records::FileWords;
 
 const EINPROGRESS: i32 = 115;
-const AF_UNIX: u16 = 1;
-const AF_INET: u16 = 2;
-/// Ended processes with so much time behind them are no longer looked up.
-const RESTYPE: [(u16, u8); 3] = [(0o040000, b'd'), (0o010000, b'p'), (0o140000, b'u')];
-
 /// The kernel's flow counters, as far as the engine needs them.
 pub trait Counters {
     /// Removes a flow and returns its totals, if it is still there.
@@ -387,7 +386,7 @@ impl Engine {
             return;
         }
         let now_ns = start.header.time_ns;
-        let object = self.object(start, operation, path);
+        let object = object::of(start, operation, path);
         let flow = Flow {
             process: oid,
             tid: start.header.tid,
@@ -422,57 +421,6 @@ impl Engine {
             self.export(&start.key, now_ns, op::TRUNCATE, EndReason::LackOfResources);
             self.flows.remove(&start.key);
         }
-    }
-
-    fn object(&self, start: &FlowStart, operation: bpf::Operation, path: &Walked<'_>) -> Object {
-        if start.family > AF_UNIX {
-            return self.network(start, operation);
-        }
-        let kind = RESTYPE
-            .into_iter()
-            .find(|(mode, _)| start.mode & 0o170000 == *mode)
-            .map_or(b'f', |(_, kind)| kind);
-        let (name, flags) = match kind {
-            b'u' if path.names.is_empty() => {
-                (format!("socket:[{}]", start.inode).into_bytes(), file::DETACHED)
-            }
-            b'u' => (unix_name(path.names), 0),
-            b'p' if path.flags & path::DETACHED != 0 => {
-                (format!("pipe:[{}]", start.inode).into_bytes(), file::DETACHED)
-            }
-            _ => (names::walked(path), names::file_flags(path.flags)),
-        };
-        Object::File { kind, path: name, device: start.device, inode: start.inode, flags }
-    }
-
-    fn network(&self, start: &FlowStart, operation: bpf::Operation) -> Object {
-        let address = |bytes: &[u8; 16]| match (start.family, bytes) {
-            (AF_INET, [a, b, c, d, ..]) => Address::V4([*a, *b, *c, *d]),
-            _ => Address::V6(*bytes),
-        };
-        let local = (address(&start.local), start.local_port);
-        let remote = (address(&start.remote), start.remote_port);
-        let (is_client, assumed) = match operation {
-            bpf::Operation::Connect => (true, false),
-            bpf::Operation::Accept => (false, false),
-            // Who speaks first on a datagram socket is taken for the client.
-            bpf::Operation::Send | bpf::Operation::Write if start.key.peer_family != 0 => {
-                (true, true)
-            }
-            bpf::Operation::Receive | bpf::Operation::Read if start.key.peer_family != 0 => {
-                (false, true)
-            }
-            _ => (local.1 >= remote.1, true),
-        };
-        let mut flags = 0;
-        if assumed {
-            flags |= network::ROLE_ASSUMED;
-        }
-        if start.flags & kernel_flow::PEER_FROM_PROGRAM != 0 {
-            flags |= network::PEER_FROM_PROGRAM;
-        }
-        let (source, destination) = if is_client { (local, remote) } else { (remote, local) };
-        Object::Network { source, destination, protocol: start.protocol as u8, flags }
     }
 
     fn flow_end(&mut self, end: &FlowEnd, counters: &dyn Counters) {
@@ -593,180 +541,6 @@ impl Engine {
         self.count(writing, Term::Aggregated, moved.write_ops);
         self.write(&record, Operation::Close);
     }
-
-    fn file_event(
-        &mut self,
-        header: &Header,
-        ret: i32,
-        operation: bpf::Operation,
-        first: &Named<'_>,
-        second: Option<&Named<'_>>,
-    ) {
-        use bpf::Operation as Kernel;
-        let (ops, kind) = match operation {
-            Kernel::Mkdir => (op::MKDIR, Operation::Mkdir),
-            Kernel::Rmdir => (op::RMDIR, Operation::Rmdir),
-            Kernel::Unlink => (op::UNLINK, Operation::Unlink),
-            Kernel::Rename => (op::RENAME, Operation::Rename),
-            Kernel::Link => (op::LINK, Operation::Link),
-            _ => (op::SYMLINK, Operation::Symlink),
-        };
-        let oid = self.subject(header);
-        self.write_processes(oid, header.time_ns, ObjectState::Reup);
-        let container = self.container_of(oid);
-        let restype = if ops & (op::MKDIR | op::RMDIR) != 0 { b'd' } else { b'?' };
-        let name = |engine: &mut Engine, named: &Named<'_>, is_content: bool, state| {
-            let path = if is_content { named.name.to_vec() } else { names::named(named) };
-            let flags = file::AS_NAMED | names::file_flags(named.base.flags & path::CHROOT);
-            engine.file(
-                FileWords { kind: restype, path: &path, device: 0, inode: 0, flags },
-                container,
-                header.time_ns,
-                state,
-            )
-        };
-        let created = if ops & (op::MKDIR | op::RMDIR | op::UNLINK) != 0 {
-            ObjectState::Created
-        } else {
-            ObjectState::Reup
-        };
-        let file = name(self, first, ops == op::SYMLINK, created);
-        let new_file = second.map(|second| name(self, second, false, ObjectState::Created));
-        let record = Record::FileEvent(FileEvent {
-            process: oid,
-            time_ns: header.time_ns,
-            tid: header.tid,
-            ops,
-            file,
-            ret,
-            new_file,
-        });
-        if self.write(&record, kind) {
-            self.count(kind, Term::Stored, 1);
-        }
-    }
-
-    fn process_event(&mut self, oid: Oid, header: &Header, ops: u32, args: &[u8], ret: i32) {
-        self.write_processes(oid, header.time_ns, ObjectState::Reup);
-        let kind = match ops {
-            op::CLONE => Operation::Clone,
-            op::EXEC => Operation::Exec,
-            op::EXIT => Operation::Exit,
-            _ => Operation::Setuid,
-        };
-        let record = Record::ProcessEvent(ProcessEvent {
-            process: oid,
-            time_ns: header.time_ns,
-            tid: header.tid,
-            ops,
-            args,
-            ret,
-        });
-        if self.write(&record, kind) {
-            self.count(kind, Term::Stored, 1);
-        }
-    }
-
-    fn write(&mut self, record: &Record<'_>, kind: Operation) -> bool {
-        let written = self.batch.push(record);
-        if !written {
-            self.count(kind, Term::LostEncoding, 1);
-        }
-        written
-    }
-
-    /// Writes the process and those of its ancestors that this generation does not have yet,
-    /// root first. `state` is the process's own; the others are re-emitted.
-    fn write_processes(&mut self, oid: Oid, now_ns: u64, state: ObjectState) {
-        let generation = self.batch.generation();
-        for next in self.processes.unwritten(oid, generation) {
-            let container = self.container_of(next);
-            let Some(process) = self.processes.get_mut(next) else { continue };
-            process.written = Some(generation);
-            let process = process.clone();
-            let name = |names: &HashMap<u32, Vec<u8>>, id| names.get(&id).cloned();
-            let user = name(&self.users.users, process.uid).unwrap_or_default();
-            let group = name(&self.users.groups, process.gid).unwrap_or_default();
-            let state = if next == oid { state } else { ObjectState::Reup };
-            let record = process.record(state, now_ns, container, &user, &group);
-            self.write(&Record::Process(record), Operation::Exec);
-        }
-    }
-
-    /// The number of the process's container in this generation, written if it is new.
-    fn container_of(&mut self, oid: Oid) -> u32 {
-        let Some(id) = self.processes.get(oid).map(|p| p.container.clone()) else { return 0 };
-        if id.is_empty() {
-            return 0;
-        }
-        let generation = self.batch.generation();
-        let next = self.containers.len() as u32 + 1;
-        let (number, written) = *self.containers.get(&id).unwrap_or(&(next, u32::MAX));
-        if written != generation {
-            self.containers.insert(id.clone(), (number, generation));
-            let record = Record::Container(Container {
-                id: number,
-                full_id: &id,
-                name: &[],
-                image: &[],
-                image_id: &[],
-                kind: 5,
-                privileged: false,
-                pod_id: &[],
-            });
-            self.write(&record, Operation::Exec);
-        }
-        number
-    }
-
-    /// The number of a file in this generation, written if it is new.
-    fn file(
-        &mut self,
-        words: FileWords<'_>,
-        container: u32,
-        now_ns: u64,
-        state: ObjectState,
-    ) -> FileId {
-        if self.files_generation != self.batch.generation() {
-            self.files_generation = self.batch.generation();
-            self.files.clear();
-        }
-        let key = self.hasher.hash_one((
-            words.kind,
-            words.path,
-            container,
-            words.device,
-            words.inode,
-            words.flags,
-        ));
-        if let Some(id) = self.files.get(&key) {
-            return *id;
-        }
-        let id = FileId(self.files.len() as u32);
-        self.files.insert(key, id);
-        let record = Record::File(File {
-            state,
-            id,
-            time_ns: now_ns,
-            kind: words.kind,
-            path: words.path,
-            container,
-            device: words.device,
-            inode: words.inode,
-            flags: words.flags,
-        });
-        self.write(&record, Operation::Open);
-        id
-    }
-}
-
-#[derive(Clone, Copy)]
-struct FileWords<'a> {
-    kind: u8,
-    path: &'a [u8],
-    device: u32,
-    inode: u64,
-    flags: u32,
 }
 
 fn volume(kernel: &bpf::Volume) -> Volume {
@@ -775,15 +549,6 @@ fn volume(kernel: &bpf::Volume) -> Volume {
         write_ops: kernel.write_ops,
         read_bytes: kernel.read_bytes,
         write_bytes: kernel.write_bytes,
-    }
-}
-
-/// A unix socket's name: an abstract one begins with a NUL, which is written as `@`; a path
-/// ends at its NUL.
-fn unix_name(bytes: &[u8]) -> Vec<u8> {
-    match bytes.split_first() {
-        Some((0, rest)) => [b"@", rest].concat(),
-        _ => bytes.split(|b| *b == 0).next().unwrap_or_default().to_vec(),
     }
 }
 

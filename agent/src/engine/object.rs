@@ -1,0 +1,71 @@
+//! What a flow is with: the kernel's words for a file or a socket in SysFlow's.
+
+use bpf::{FlowStart, Walked, flow as kernel_flow, path};
+use codec::{Address, file, network as network_flag};
+
+use crate::flow::Object;
+use crate::names;
+
+const AF_UNIX: u16 = 1;
+const AF_INET: u16 = 2;
+/// File types of the inode's mode that have a letter of their own; all others are `f`.
+const RESTYPE: [(u16, u8); 3] = [(0o040000, b'd'), (0o010000, b'p'), (0o140000, b'u')];
+
+/// The object of a flow that begins.
+pub(super) fn of(start: &FlowStart, operation: bpf::Operation, path: &Walked<'_>) -> Object {
+    if start.family > AF_UNIX {
+        return network(start, operation);
+    }
+    let kind = RESTYPE
+        .into_iter()
+        .find(|(mode, _)| start.mode & 0o170000 == *mode)
+        .map_or(b'f', |(_, kind)| kind);
+    let (name, flags) = match kind {
+        b'u' if path.names.is_empty() => {
+            (format!("socket:[{}]", start.inode).into_bytes(), file::DETACHED)
+        }
+        b'u' => (unix_name(path.names), 0),
+        b'p' if path.flags & path::DETACHED != 0 => {
+            (format!("pipe:[{}]", start.inode).into_bytes(), file::DETACHED)
+        }
+        _ => (names::walked(path), names::file_flags(path.flags)),
+    };
+    Object::File { kind, path: name, device: start.device, inode: start.inode, flags }
+}
+
+fn network(start: &FlowStart, operation: bpf::Operation) -> Object {
+    let address = |bytes: &[u8; 16]| match (start.family, bytes) {
+        (AF_INET, [a, b, c, d, ..]) => Address::V4([*a, *b, *c, *d]),
+        _ => Address::V6(*bytes),
+    };
+    let local = (address(&start.local), start.local_port);
+    let remote = (address(&start.remote), start.remote_port);
+    let (is_client, assumed) = match operation {
+        bpf::Operation::Connect => (true, false),
+        bpf::Operation::Accept => (false, false),
+        // Who speaks first on a datagram socket is taken for the client.
+        bpf::Operation::Send | bpf::Operation::Write if start.key.peer_family != 0 => (true, true),
+        bpf::Operation::Receive | bpf::Operation::Read if start.key.peer_family != 0 => {
+            (false, true)
+        }
+        _ => (local.1 >= remote.1, true),
+    };
+    let mut flags = 0;
+    if assumed {
+        flags |= network_flag::ROLE_ASSUMED;
+    }
+    if start.flags & kernel_flow::PEER_FROM_PROGRAM != 0 {
+        flags |= network_flag::PEER_FROM_PROGRAM;
+    }
+    let (source, destination) = if is_client { (local, remote) } else { (remote, local) };
+    Object::Network { source, destination, protocol: start.protocol as u8, flags }
+}
+
+/// A unix socket's name: an abstract one begins with a NUL, which is written as `@`; a path
+/// ends at its NUL.
+fn unix_name(bytes: &[u8]) -> Vec<u8> {
+    match bytes.split_first() {
+        Some((0, rest)) => [b"@", rest].concat(),
+        _ => bytes.split(|b| *b == 0).next().unwrap_or_default().to_vec(),
+    }
+}

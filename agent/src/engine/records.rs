@@ -1,0 +1,197 @@
+//! How the engine writes: each record behind the entities that it refers to, each entity once in
+//! a generation.
+
+use std::collections::HashMap;
+use std::hash::BuildHasher;
+
+use bpf::{Header, Named, path};
+use codec::{
+    Container, File, FileEvent, FileId, ObjectState, Oid, Operation, ProcessEvent, Record, Term,
+    file, op,
+};
+
+use super::Engine;
+use crate::names;
+
+impl Engine {
+    pub(super) fn file_event(
+        &mut self,
+        header: &Header,
+        ret: i32,
+        operation: bpf::Operation,
+        first: &Named<'_>,
+        second: Option<&Named<'_>>,
+    ) {
+        use bpf::Operation as Kernel;
+        let (ops, kind) = match operation {
+            Kernel::Mkdir => (op::MKDIR, Operation::Mkdir),
+            Kernel::Rmdir => (op::RMDIR, Operation::Rmdir),
+            Kernel::Unlink => (op::UNLINK, Operation::Unlink),
+            Kernel::Rename => (op::RENAME, Operation::Rename),
+            Kernel::Link => (op::LINK, Operation::Link),
+            _ => (op::SYMLINK, Operation::Symlink),
+        };
+        let oid = self.subject(header);
+        self.write_processes(oid, header.time_ns, ObjectState::Reup);
+        let container = self.container_of(oid);
+        let restype = if ops & (op::MKDIR | op::RMDIR) != 0 { b'd' } else { b'?' };
+        let name = |engine: &mut Engine, named: &Named<'_>, is_content: bool, state| {
+            let path = if is_content { named.name.to_vec() } else { names::named(named) };
+            let flags = file::AS_NAMED | names::file_flags(named.base.flags & path::CHROOT);
+            engine.file(
+                FileWords { kind: restype, path: &path, device: 0, inode: 0, flags },
+                container,
+                header.time_ns,
+                state,
+            )
+        };
+        let created = if ops & (op::MKDIR | op::RMDIR | op::UNLINK) != 0 {
+            ObjectState::Created
+        } else {
+            ObjectState::Reup
+        };
+        let file = name(self, first, ops == op::SYMLINK, created);
+        let new_file = second.map(|second| name(self, second, false, ObjectState::Created));
+        let record = Record::FileEvent(FileEvent {
+            process: oid,
+            time_ns: header.time_ns,
+            tid: header.tid,
+            ops,
+            file,
+            ret,
+            new_file,
+        });
+        if self.write(&record, kind) {
+            self.count(kind, Term::Stored, 1);
+        }
+    }
+
+    pub(super) fn process_event(
+        &mut self,
+        oid: Oid,
+        header: &Header,
+        ops: u32,
+        args: &[u8],
+        ret: i32,
+    ) {
+        self.write_processes(oid, header.time_ns, ObjectState::Reup);
+        let kind = match ops {
+            op::CLONE => Operation::Clone,
+            op::EXEC => Operation::Exec,
+            op::EXIT => Operation::Exit,
+            _ => Operation::Setuid,
+        };
+        let record = Record::ProcessEvent(ProcessEvent {
+            process: oid,
+            time_ns: header.time_ns,
+            tid: header.tid,
+            ops,
+            args,
+            ret,
+        });
+        if self.write(&record, kind) {
+            self.count(kind, Term::Stored, 1);
+        }
+    }
+
+    pub(super) fn write(&mut self, record: &Record<'_>, kind: Operation) -> bool {
+        let written = self.batch.push(record);
+        if !written {
+            self.count(kind, Term::LostEncoding, 1);
+        }
+        written
+    }
+
+    /// Writes the process and those of its ancestors that this generation does not have yet,
+    /// root first. `state` is the process's own; the others are re-emitted.
+    pub(super) fn write_processes(&mut self, oid: Oid, now_ns: u64, state: ObjectState) {
+        let generation = self.batch.generation();
+        for next in self.processes.unwritten(oid, generation) {
+            let container = self.container_of(next);
+            let Some(process) = self.processes.get_mut(next) else { continue };
+            process.written = Some(generation);
+            let process = process.clone();
+            let name = |names: &HashMap<u32, Vec<u8>>, id| names.get(&id).cloned();
+            let user = name(&self.users.users, process.uid).unwrap_or_default();
+            let group = name(&self.users.groups, process.gid).unwrap_or_default();
+            let state = if next == oid { state } else { ObjectState::Reup };
+            let record = process.record(state, now_ns, container, &user, &group);
+            self.write(&Record::Process(record), Operation::Exec);
+        }
+    }
+
+    /// The number of the process's container in this generation, written if it is new.
+    pub(super) fn container_of(&mut self, oid: Oid) -> u32 {
+        let Some(id) = self.processes.get(oid).map(|p| p.container.clone()) else { return 0 };
+        if id.is_empty() {
+            return 0;
+        }
+        let generation = self.batch.generation();
+        let next = self.containers.len() as u32 + 1;
+        let (number, written) = *self.containers.get(&id).unwrap_or(&(next, u32::MAX));
+        if written != generation {
+            self.containers.insert(id.clone(), (number, generation));
+            let record = Record::Container(Container {
+                id: number,
+                full_id: &id,
+                name: &[],
+                image: &[],
+                image_id: &[],
+                kind: 5,
+                privileged: false,
+                pod_id: &[],
+            });
+            self.write(&record, Operation::Exec);
+        }
+        number
+    }
+
+    /// The number of a file in this generation, written if it is new.
+    pub(super) fn file(
+        &mut self,
+        words: FileWords<'_>,
+        container: u32,
+        now_ns: u64,
+        state: ObjectState,
+    ) -> FileId {
+        if self.files_generation != self.batch.generation() {
+            self.files_generation = self.batch.generation();
+            self.files.clear();
+        }
+        let key = self.hasher.hash_one((
+            words.kind,
+            words.path,
+            container,
+            words.device,
+            words.inode,
+            words.flags,
+        ));
+        if let Some(id) = self.files.get(&key) {
+            return *id;
+        }
+        let id = FileId(self.files.len() as u32);
+        self.files.insert(key, id);
+        let record = Record::File(File {
+            state,
+            id,
+            time_ns: now_ns,
+            kind: words.kind,
+            path: words.path,
+            container,
+            device: words.device,
+            inode: words.inode,
+            flags: words.flags,
+        });
+        self.write(&record, Operation::Open);
+        id
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct FileWords<'a> {
+    pub(super) kind: u8,
+    pub(super) path: &'a [u8],
+    pub(super) device: u32,
+    pub(super) inode: u64,
+    pub(super) flags: u32,
+}
