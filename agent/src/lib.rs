@@ -1,1 +1,8 @@
-//! Placeholder.
+//! The agent of SysFlow Edge. Each module is one station of the data path or one of its
+//! servants; `pipeline` alone knows them all.
+
+pub mod arguments;
+pub mod config;
+pub mod logger;
+pub mod slots;
+pub mod run_state;

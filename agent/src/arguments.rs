@@ -1,0 +1,165 @@
+//! The command line: words in, one [`Command`] out. It opens no file and prints nothing.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Where the configuration is looked for if the command line does not say.
+pub const CONFIG_FILE: &str = "/etc/sysflow/agent.toml";
+
+/// What `--help` prints.
+pub const HELP: &str = "\
+sysflow-agent watches this machine and delivers what it saw to a SysFlow collector.
+
+Usage: sysflow-agent COMMAND [OPTION]...
+
+  run      [--config FILE]               watch, spool and deliver until SIGTERM
+  check    [--config FILE]               say what keeps `run` from working here
+  status   [--config FILE]               print what the running agent says of itself
+  capture  [--for SECONDS] --out DIR     watch without a collector: frames into DIR
+
+  --config FILE   configuration (default: /etc/sysflow/agent.toml)
+  -h, --help      print this text
+  -V, --version   print the version
+
+Exit codes: 0 good, 64 wrong usage, 69 collector unreachable, 70 internal error,
+77 permission missing, 78 configuration wrong.
+";
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Watch, spool and deliver.
+    Run {
+        /// Configuration file.
+        config: PathBuf,
+    },
+    /// Look for what keeps `run` from working.
+    Check {
+        /// Configuration file.
+        config: PathBuf,
+    },
+    /// Print the status file of the running agent.
+    Status {
+        /// Configuration file.
+        config: PathBuf,
+    },
+    /// Watch without a collector.
+    Capture {
+        /// For how long; until a signal if absent.
+        duration: Option<Duration>,
+        /// Folder for the frames.
+        out: PathBuf,
+    },
+    /// Print [`HELP`].
+    Help,
+    /// Print the version.
+    Version,
+}
+
+/// The command line cannot be understood; the text names the word at fault.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UsageError(String);
+
+impl std::fmt::Display for UsageError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}; see sysflow-agent --help", self.0)
+    }
+}
+
+impl std::error::Error for UsageError {}
+
+impl From<lexopt::Error> for UsageError {
+    fn from(error: lexopt::Error) -> Self {
+        UsageError(error.to_string())
+    }
+}
+
+/// Reads the command line, without the program's name.
+///
+/// # Errors
+/// [`UsageError`] for an unknown word, a missing value or one that is out of range.
+pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command, UsageError> {
+    use lexopt::prelude::{Long, Short, Value, ValueExt as _};
+
+    let mut parser = lexopt::Parser::from_args(words);
+    let mut name = None;
+    let mut config = None;
+    let mut out = None;
+    let mut duration = None;
+    while let Some(word) = parser.next()? {
+        match word {
+            Short('h') | Long("help") => return Ok(Command::Help),
+            Short('V') | Long("version") => return Ok(Command::Version),
+            Short('c') | Long("config") => config = Some(PathBuf::from(parser.value()?)),
+            Long("out") => out = Some(PathBuf::from(parser.value()?)),
+            Long("for") => duration = Some(seconds(&parser.value()?.string()?)?),
+            Value(word) if name.is_none() => name = Some(word.string()?),
+            word => return Err(word.unexpected().into()),
+        }
+    }
+    let name = name.ok_or_else(|| UsageError("a command is missing".into()))?;
+    if name == "capture" {
+        if config.is_some() {
+            return Err(UsageError("capture has no --config".into()));
+        }
+        let out = out.ok_or_else(|| UsageError("capture: --out DIR is missing".into()))?;
+        return Ok(Command::Capture { duration, out });
+    }
+    if out.is_some() || duration.is_some() {
+        return Err(UsageError(format!("{name}: --out and --for belong to capture")));
+    }
+    let config = config.unwrap_or_else(|| CONFIG_FILE.into());
+    match name.as_str() {
+        "run" => Ok(Command::Run { config }),
+        "check" => Ok(Command::Check { config }),
+        "status" => Ok(Command::Status { config }),
+        _ => Err(UsageError(format!("{name:?} is not a command"))),
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, UsageError> {
+    match text.parse::<u32>() {
+        Ok(seconds) if seconds > 0 => Ok(Duration::from_secs(seconds.into())),
+        _ => Err(UsageError(format!("--for {text}: must be 1..={} seconds", u32::MAX))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Command, String> {
+        parse(line.split_whitespace().map(OsString::from)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn commands_and_their_options() {
+        let config = PathBuf::from("/x.toml");
+        assert_eq!(parsed("run --config /x.toml"), Ok(Command::Run { config: config.clone() }));
+        assert_eq!(parsed("--config=/x.toml check"), Ok(Command::Check { config }));
+        assert_eq!(parsed("status"), Ok(Command::Status { config: CONFIG_FILE.into() }));
+        let duration = Some(Duration::from_secs(5));
+        let out = PathBuf::from("d");
+        assert_eq!(parsed("capture --for 5 --out d"), Ok(Command::Capture { duration, out }));
+        assert_eq!(parsed("run --help"), Ok(Command::Help));
+        assert_eq!(parsed("-V"), Ok(Command::Version));
+    }
+
+    #[test]
+    fn errors_name_the_word() {
+        for (line, text) in [
+            ("", "a command is missing"),
+            ("walk", "\"walk\" is not a command"),
+            ("run run", "unexpected argument \"run\""),
+            ("run --fast", "invalid option '--fast'"),
+            ("run --config", "missing argument for option '--config'"),
+            ("capture", "capture: --out DIR is missing"),
+            ("capture --out d --for 0", "--for 0: must be 1..=4294967295 seconds"),
+            ("capture --out d --config c", "capture has no --config"),
+            ("run --out d", "run: --out and --for belong to capture"),
+        ] {
+            assert_eq!(parsed(line), Err(format!("{text}; see sysflow-agent --help")), "{line}");
+        }
+    }
+}

@@ -1,0 +1,396 @@
+//! The configuration: one TOML file, every bound in it, defaults compiled in.
+//!
+//! A text goes in, a [`Config`] whose values are all in range comes out, or all that is wrong
+//! with the text at once. Unknown keys are refused, since a misspelt bound would otherwise
+//! be no bound. It reads one file and looks at nothing else: whether the files that it names
+//! exist is the business of `check`. `agent.toml` beside the sources shows every key; a test
+//! holds it against the defaults and against [`Bound`].
+
+mod read;
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Largest configuration file, bytes: more is a mistake.
+const FILE_BYTES_MAX: u64 = 64 * 1024;
+
+/// All settings of the agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// `[agent]`
+    pub agent: Agent,
+    /// `[collector]`
+    pub collector: Collector,
+    /// `[spool]`
+    pub spool: Spool,
+    /// `[flows]`
+    pub flows: Flows,
+    /// `[frames]`
+    pub frames: Frames,
+    /// `[kernel]`
+    pub kernel: Kernel,
+    /// `[memory]`
+    pub memory: Memory,
+    /// `[status]`
+    pub status: Status,
+}
+
+/// Who this device is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Agent {
+    /// The id that the certificate must carry; absent: whatever id it carries.
+    pub id: Option<String>,
+}
+
+/// Where frames go, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Collector {
+    /// `https://host[:port]`, without a path. It has no default: [`Config::default`] leaves
+    /// it empty, and a file must give it.
+    pub url: String,
+    /// The fleet's CA, PEM.
+    pub ca: PathBuf,
+    /// The device's certificate and what is between it and the CA, PEM.
+    pub certificate: PathBuf,
+    /// The certificate's key, PEM.
+    pub key: PathBuf,
+    /// Time between two uploads, s.
+    pub upload_interval_s: u32,
+    /// Largest body of one request, bytes.
+    pub upload_bytes_max: usize,
+}
+
+/// The bounded queue on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spool {
+    /// Folder of its own. Its parent takes the small state files.
+    pub directory: PathBuf,
+    /// Largest size of all segments together, bytes.
+    pub bytes_max: u64,
+}
+
+/// When a flow is exported (RFC 7011's timeouts).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flows {
+    /// A flow without traffic for so long ends, s.
+    pub idle_timeout_s: u32,
+    /// A flow that goes on is exported so often, s.
+    pub active_timeout_s: u32,
+}
+
+/// When a frame is closed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frames {
+    /// At this size, bytes.
+    pub bytes_max: usize,
+    /// Or this long after its first record, s.
+    pub age_max_s: u32,
+    /// A generation ends after so many records.
+    pub generation_records_max: u32,
+}
+
+/// What the kernel side may use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// Ring between kernel and agent, bytes; a power of two.
+    pub ring_bytes: u32,
+    /// Flows that the kernel side counts at a time.
+    pub flow_entries: u32,
+    /// File with the kernel's types; absent: the running kernel's own.
+    pub btf: Option<PathBuf>,
+}
+
+/// What the agent may use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Processes known at a time.
+    pub processes_max: u32,
+    /// Pool for paths and arguments, bytes.
+    pub text_bytes: usize,
+}
+
+/// What the agent says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Status file, JSON.
+    pub file: PathBuf,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            agent: Agent { id: None },
+            collector: Collector {
+                url: String::new(),
+                ca: "/etc/sysflow/ca.pem".into(),
+                certificate: "/etc/sysflow/agent.pem".into(),
+                key: "/etc/sysflow/agent.key".into(),
+                upload_interval_s: 30,
+                upload_bytes_max: 1024 * 1024,
+            },
+            spool: Spool { directory: "/var/lib/sysflow/spool".into(), bytes_max: 16 << 20 },
+            flows: Flows { idle_timeout_s: 60, active_timeout_s: 30 },
+            frames: Frames { bytes_max: 64 * 1024, age_max_s: 5, generation_records_max: 10_000 },
+            kernel: Kernel { ring_bytes: 512 * 1024, flow_entries: 4096, btf: None },
+            memory: Memory { processes_max: 2048, text_bytes: 1 << 20 },
+            status: Status { file: "/run/sysflow/status.json".into() },
+        }
+    }
+}
+
+/// The range of one number in the file, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// `section.key`
+    pub key: &'static str,
+    /// Smallest value.
+    pub min: u64,
+    /// Largest value.
+    pub max: u64,
+}
+
+/// The range of every number in the file.
+pub const BOUNDS: [Bound; 12] = [
+    Bound { key: "collector.upload_interval_s", min: 1, max: 86_400 },
+    // Up to what a collector takes by default.
+    Bound { key: "collector.upload_bytes_max", min: 16_384, max: 4 << 20 },
+    Bound { key: "spool.bytes_max", min: 1 << 20, max: 1 << 40 },
+    Bound { key: "flows.idle_timeout_s", min: 1, max: 86_400 },
+    Bound { key: "flows.active_timeout_s", min: 1, max: 86_400 },
+    // Room for a header with a whole ledger, and no more than a receiver takes.
+    Bound { key: "frames.bytes_max", min: 16_384, max: codec::FRAME_BYTES_MAX as u64 },
+    Bound { key: "frames.age_max_s", min: 1, max: 3600 },
+    Bound { key: "frames.generation_records_max", min: 100, max: 1_000_000 },
+    // A multiple of the page size, which is up to 64 KiB on arm64.
+    Bound { key: "kernel.ring_bytes", min: 64 << 10, max: 64 << 20 },
+    Bound { key: "kernel.flow_entries", min: 64, max: 1 << 20 },
+    Bound { key: "memory.processes_max", min: 64, max: 1 << 20 },
+    Bound { key: "memory.text_bytes", min: 64 << 10, max: 256 << 20 },
+];
+
+/// What is wrong with a configuration file. Displays one line for each problem, all of them.
+#[derive(Debug)]
+pub enum ConfigError {
+    /// It cannot be read.
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Its text is wrong.
+    Invalid {
+        /// The file.
+        file: PathBuf,
+        /// At least one problem, by line.
+        problems: Vec<Problem>,
+    },
+}
+
+/// One thing that is wrong in a configuration file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Line, from 1; absent where something is missing.
+    pub line: Option<usize>,
+    /// Key, value and what they must be.
+    pub text: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ConfigError::Read { file, source } => write!(f, "{}: {source}", file.display()),
+            ConfigError::Invalid { file, problems } => {
+                for (index, Problem { line, text }) in problems.iter().enumerate() {
+                    let separator = if index > 0 { "\n" } else { "" };
+                    write!(f, "{separator}{}: {text}", file.display())?;
+                    if let Some(line) = line {
+                        write!(f, " (line {line})")?;
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            ConfigError::Read { source, .. } => Some(source),
+            ConfigError::Invalid { .. } => None,
+        }
+    }
+}
+
+impl Config {
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// If it cannot be read, or with everything that is wrong in it.
+    pub fn load(file: &Path) -> Result<Config, ConfigError> {
+        let unreadable = |source| ConfigError::Read { file: file.into(), source };
+        let size = std::fs::metadata(file).map_err(unreadable)?.len();
+        if size > FILE_BYTES_MAX {
+            let text = format!("{size} bytes: must be at most {FILE_BYTES_MAX}");
+            return Err(unreadable(io::Error::other(text)));
+        }
+        let text = std::fs::read_to_string(file).map_err(unreadable)?;
+        Config::parse(file, &text)
+    }
+
+    /// Reads the text of a configuration file; `file` is for messages.
+    ///
+    /// # Errors
+    /// Everything that is wrong in it.
+    pub fn parse(file: &Path, text: &str) -> Result<Config, ConfigError> {
+        read::config(text)
+            .map_err(|problems| ConfigError::Invalid { file: file.into(), problems })
+    }
+
+    /// Folder of the state files: the parent of the spool.
+    pub fn state_directory(&self) -> &Path {
+        self.spool.directory.parent().unwrap_or(&self.spool.directory)
+    }
+}
+
+/// Whether `id` can be the id of an agent: `[a-z0-9][a-z0-9._-]{0,62}`.
+pub fn is_agent_id(id: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    id.len() <= 63
+        && id.bytes().next().is_some_and(plain)
+        && id.bytes().all(|b| plain(b) || b"._-".contains(&b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str = include_str!("../agent.toml");
+
+    fn problems(text: &str) -> Vec<String> {
+        match Config::parse(Path::new("agent.toml"), text) {
+            Ok(_) => Vec::new(),
+            Err(error) => error.to_string().lines().map(String::from).collect(),
+        }
+    }
+
+    #[test]
+    fn the_shipped_file_equals_the_defaults() {
+        let mut shipped = Config::parse(Path::new("agent.toml"), EXAMPLE).unwrap();
+        assert_eq!(shipped.collector.url, "https://collector.example:7443");
+        shipped.collector.url.clear();
+        assert_eq!(shipped, Config::default());
+    }
+
+    #[test]
+    fn the_shipped_file_lists_every_bound() {
+        let mut section = "";
+        let mut listed = 0;
+        for line in EXAMPLE.lines() {
+            if let Some(name) = line.strip_prefix('[') {
+                section = name.trim_end_matches(']');
+            } else if let Some((key, rest)) = line.split_once(" = ") {
+                let key = format!("{section}.{key}");
+                if let Some(bound) = BOUNDS.iter().find(|bound| bound.key == key) {
+                    let range = format!("{}..{}", bound.min, bound.max);
+                    assert!(rest.contains(&range), "{line}: does not say {range}");
+                    listed += 1;
+                }
+            }
+        }
+        assert_eq!(listed, BOUNDS.len());
+    }
+
+    #[test]
+    fn a_few_lines_are_a_configuration() {
+        let config =
+            Config::parse(Path::new("x"), "collector.url = \"https://[::1]:7443/\"").unwrap();
+        assert_eq!(config.collector.url, "https://[::1]:7443");
+        assert_eq!(config.spool, Config::default().spool);
+    }
+
+    #[test]
+    fn all_problems_are_told_at_once_with_key_value_and_line() {
+        let text = "\
+agent.id = \"GW 1\"
+[collector]
+url = \"http://collector\"
+upload_interval_s = 0
+certificate = \"agent.pem\"
+ulpoad_bytes_max = 1
+key = 7
+[kernel]
+ring_bytes = 100_000
+btf = \"\"
+[flows]
+idle_timeout_s = \"60\"
+[flow]
+x = 1
+[memory]
+processes_max = 99999999999999999999999
+";
+        assert_eq!(
+            problems(text),
+            [
+                "agent.toml: agent.id = \"GW 1\": must be [a-z0-9][a-z0-9._-]{0,62} (line 1)",
+                "agent.toml: collector.url = \"http://collector\": must be https://HOST[:PORT] \
+                 (line 3)",
+                "agent.toml: collector.upload_interval_s = 0: must be 1..=86400 (line 4)",
+                "agent.toml: collector.certificate = \"agent.pem\": must be an absolute path \
+                 (line 5)",
+                "agent.toml: collector.ulpoad_bytes_max: no such key (line 6)",
+                "agent.toml: collector.key: must be a string, not an integer (line 7)",
+                "agent.toml: kernel.ring_bytes = 100000: must be a power of two (line 9)",
+                "agent.toml: flows.idle_timeout_s: must be an integer, not a string (line 12)",
+                "agent.toml: flow: no such section (line 13)",
+                "agent.toml: memory.processes_max = 99999999999999999999999: \
+                 must be 64..=1048576 (line 16)",
+            ]
+        );
+    }
+
+    #[test]
+    fn bounds_that_depend_on_each_other() {
+        let text = "\
+[collector]
+url = \"https://c\"
+upload_bytes_max = 16384
+[spool]
+bytes_max = 1048576
+[frames]
+bytes_max = 262144
+";
+        assert_eq!(
+            problems(text),
+            [
+                "agent.toml: collector.upload_bytes_max = 16384: \
+                 must be at least frames.bytes_max = 262144",
+                "agent.toml: spool.bytes_max = 1048576: \
+                 must be at least 8 times frames.bytes_max = 262144",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_file_without_url_and_a_broken_one() {
+        assert_eq!(
+            problems(""),
+            ["agent.toml: collector.url: is missing, give https://HOST[:PORT]"]
+        );
+        let broken = problems("[collector]\nurl = \"https://c\nca = \"/x\"\n[spool\n");
+        assert!(broken.len() >= 2, "{broken:#?}");
+        assert!(broken[0].ends_with("(line 2)") && broken[1].ends_with("(line 4)"), "{broken:#?}");
+    }
+
+    #[test]
+    fn agent_ids() {
+        for id in ["a", "0", "gw-0001", "a.b_c", &"x".repeat(63)] {
+            assert!(is_agent_id(id), "{id}");
+        }
+        for id in ["", "-a", ".a", "A", "a b", "a/b", "ä", &"x".repeat(64)] {
+            assert!(!is_agent_id(id), "{id}");
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! From TOML to [`Config`]: every key has one line in [`Reader::key`].
+
+use std::ops::Range;
+use std::path::PathBuf;
+
+use toml::de::{DeTable, DeValue};
+
+use super::{BOUNDS, Config, Problem, is_agent_id};
+
+/// The smallest spool holds so many of the largest frames, so that dropping the oldest
+/// leaves something.
+const SPOOL_FRAMES_MIN: u64 = 8;
+
+pub(super) fn config(text: &str) -> Result<Config, Vec<Problem>> {
+    let (table, errors) = DeTable::parse_recoverable(text);
+    let mut reader = Reader { text, config: Config::default(), problems: Vec::new() };
+    for error in errors {
+        let line = error.span().map(|span| reader.line(&span));
+        reader.problems.push(Problem { line, text: error.message().to_string() });
+    }
+    for (section, value) in table.get_ref() {
+        let name = section.get_ref();
+        match (SECTIONS.contains(&name.as_ref()), value.get_ref()) {
+            (false, _) => reader.problem(&section.span(), format!("{name}: no such section")),
+            (true, DeValue::Table(keys)) => {
+                for (key, value) in keys {
+                    let item = Item {
+                        name: &format!("{name}.{}", key.get_ref()),
+                        key: key.span(),
+                        value: value.get_ref(),
+                    };
+                    reader.key(&item);
+                }
+            }
+            (true, _) => reader.problem(&section.span(), format!("{name}: must be a section")),
+        }
+    }
+    reader.finish()
+}
+
+const SECTIONS: [&str; 8] =
+    ["agent", "collector", "spool", "flows", "frames", "kernel", "memory", "status"];
+
+struct Item<'a> {
+    /// `section.key`
+    name: &'a str,
+    /// Where the key stands, bytes.
+    key: Range<usize>,
+    value: &'a DeValue<'a>,
+}
+
+struct Reader<'t> {
+    text: &'t str,
+    config: Config,
+    problems: Vec<Problem>,
+}
+
+impl Reader<'_> {
+    fn key(&mut self, item: &Item<'_>) {
+        let mut config = std::mem::take(&mut self.config);
+        match item.name {
+            "agent.id" => self.id(item, &mut config.agent.id),
+            "collector.url" => self.url(item, &mut config.collector.url),
+            "collector.ca" => self.path(item, &mut config.collector.ca),
+            "collector.certificate" => self.path(item, &mut config.collector.certificate),
+            "collector.key" => self.path(item, &mut config.collector.key),
+            "collector.upload_interval_s" => {
+                self.number(item, &mut config.collector.upload_interval_s);
+            }
+            "collector.upload_bytes_max" => {
+                self.number(item, &mut config.collector.upload_bytes_max);
+            }
+            "spool.directory" => self.path(item, &mut config.spool.directory),
+            "spool.bytes_max" => self.number(item, &mut config.spool.bytes_max),
+            "flows.idle_timeout_s" => self.number(item, &mut config.flows.idle_timeout_s),
+            "flows.active_timeout_s" => self.number(item, &mut config.flows.active_timeout_s),
+            "frames.bytes_max" => self.number(item, &mut config.frames.bytes_max),
+            "frames.age_max_s" => self.number(item, &mut config.frames.age_max_s),
+            "frames.generation_records_max" => {
+                self.number(item, &mut config.frames.generation_records_max);
+            }
+            "kernel.ring_bytes" => {
+                self.number(item, &mut config.kernel.ring_bytes);
+                let bytes = config.kernel.ring_bytes;
+                if !bytes.is_power_of_two() {
+                    let name = item.name;
+                    self.problem(&item.key, format!("{name} = {bytes}: must be a power of two"));
+                }
+            }
+            "kernel.flow_entries" => self.number(item, &mut config.kernel.flow_entries),
+            "kernel.btf" => match item.value {
+                DeValue::String(text) if text.is_empty() => {}
+                _ => self.path(item, config.kernel.btf.insert(PathBuf::new())),
+            },
+            "memory.processes_max" => self.number(item, &mut config.memory.processes_max),
+            "memory.text_bytes" => self.number(item, &mut config.memory.text_bytes),
+            "status.file" => self.path(item, &mut config.status.file),
+            name => self.problem(&item.key, format!("{name}: no such key")),
+        }
+        self.config = config;
+    }
+
+    fn number<T: TryFrom<u64>>(&mut self, item: &Item<'_>, target: &mut T) {
+        let DeValue::Integer(integer) = item.value else {
+            return self.wrong_type(item, "an integer");
+        };
+        let bound = BOUNDS.iter().find(|bound| bound.key == item.name);
+        let (min, max) = bound.map_or((0, 0), |bound| (bound.min, bound.max));
+        let value = u64::from_str_radix(integer.as_str(), integer.radix()).ok();
+        match value.filter(|value| (min..=max).contains(value)).map(T::try_from) {
+            Some(Ok(value)) => *target = value,
+            _ => {
+                let (name, value) = (item.name, integer.as_str());
+                self.problem(&item.key, format!("{name} = {value}: must be {min}..={max}"));
+            }
+        }
+    }
+
+    fn string(&mut self, item: &Item<'_>) -> Option<String> {
+        match item.value {
+            DeValue::String(text) => Some(text.to_string()),
+            _ => {
+                self.wrong_type(item, "a string");
+                None
+            }
+        }
+    }
+
+    fn path(&mut self, item: &Item<'_>, target: &mut PathBuf) {
+        let Some(text) = self.string(item) else { return };
+        if text.starts_with('/') {
+            *target = text.into();
+        } else {
+            let name = item.name;
+            self.problem(&item.key, format!("{name} = {text:?}: must be an absolute path"));
+        }
+    }
+
+    fn id(&mut self, item: &Item<'_>, target: &mut Option<String>) {
+        let Some(text) = self.string(item) else { return };
+        if is_agent_id(&text) {
+            *target = Some(text);
+        } else {
+            let name = item.name;
+            let form = "[a-z0-9][a-z0-9._-]{0,62}";
+            self.problem(&item.key, format!("{name} = {text:?}: must be {form}"));
+        }
+    }
+
+    fn url(&mut self, item: &Item<'_>, target: &mut String) {
+        let Some(text) = self.string(item) else { return };
+        let url = text.strip_suffix('/').unwrap_or(&text);
+        if is_collector_url(url) {
+            *target = url.to_string();
+        } else {
+            let name = item.name;
+            self.problem(&item.key, format!("{name} = {text:?}: must be https://HOST[:PORT]"));
+        }
+    }
+
+    fn wrong_type(&mut self, item: &Item<'_>, wanted: &str) {
+        let found = match item.value {
+            DeValue::String(_) => "a string",
+            DeValue::Integer(_) => "an integer",
+            DeValue::Float(_) => "a float",
+            DeValue::Boolean(_) => "a boolean",
+            DeValue::Datetime(_) => "a date",
+            DeValue::Array(_) => "an array",
+            DeValue::Table(_) => "a section",
+        };
+        self.problem(&item.key, format!("{}: must be {wanted}, not {found}", item.name));
+    }
+
+    fn problem(&mut self, at: &Range<usize>, text: String) {
+        let line = Some(self.line(at));
+        self.problems.push(Problem { line, text });
+    }
+
+    fn line(&self, at: &Range<usize>) -> usize {
+        1 + self.text.bytes().take(at.start).filter(|byte| *byte == b'\n').count()
+    }
+
+    /// What no single key shows: a key that is missing, and bounds that depend on others.
+    fn finish(mut self) -> Result<Config, Vec<Problem>> {
+        let Config { collector, spool, frames, .. } = &self.config;
+        let mut missing = Vec::new();
+        if self.problems.is_empty() {
+            let frame = frames.bytes_max;
+            if collector.url.is_empty() {
+                missing.push("collector.url: is missing, give https://HOST[:PORT]".to_string());
+            }
+            if collector.upload_bytes_max < frame {
+                let value = collector.upload_bytes_max;
+                missing.push(format!(
+                    "collector.upload_bytes_max = {value}: \
+                     must be at least frames.bytes_max = {frame}"
+                ));
+            }
+            if spool.bytes_max < SPOOL_FRAMES_MIN * frame as u64 {
+                let value = spool.bytes_max;
+                missing.push(format!(
+                    "spool.bytes_max = {value}: \
+                     must be at least {SPOOL_FRAMES_MIN} times frames.bytes_max = {frame}"
+                ));
+            }
+        }
+        self.problems.extend(missing.into_iter().map(|text| Problem { line: None, text }));
+        if self.problems.is_empty() {
+            return Ok(self.config);
+        }
+        // The table is in the order of its names; a reader wants that of the lines.
+        self.problems.sort_by_key(|problem| problem.line.unwrap_or(usize::MAX));
+        Err(self.problems)
+    }
+}
+
+/// `https://`, a host and perhaps a port, nothing else.
+fn is_collector_url(url: &str) -> bool {
+    let Ok(uri) = url.parse::<ureq::http::Uri>() else { return false };
+    let Some(authority) = uri.authority() else { return false };
+    uri.scheme_str() == Some("https")
+        && uri.path_and_query().is_none_or(|path| path == "/")
+        && !url.ends_with('/')
+        && !authority.host().is_empty()
+        && !authority.as_str().contains('@')
+        && (authority.port().is_none() == !after_host(authority.as_str()).contains(':'))
+}
+
+/// What follows the host in `host[:port]`, where the host may be `[::1]`.
+fn after_host(authority: &str) -> &str {
+    match authority.rsplit_once(']') {
+        Some((_, rest)) => rest,
+        None => authority,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn collector_urls() {
+        for url in ["https://c", "https://c.example:7443", "https://192.0.2.1", "https://[::1]:1"] {
+            assert!(is_collector_url(url), "{url}");
+        }
+        for url in [
+            "",
+            "c",
+            "c:7443",
+            "http://c",
+            "https://",
+            "https://c/v1",
+            "https://c?x",
+            "https://c/",
+            "https://u@c",
+            "https://c:99999",
+            "https://c:",
+            "https://[::1",
+        ] {
+            assert!(!is_collector_url(url), "{url}");
+        }
+    }
+}
