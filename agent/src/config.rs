@@ -155,7 +155,8 @@ pub const BOUNDS: [Bound; 12] = [
     Bound { key: "collector.upload_interval_s", min: 1, max: 86_400 },
     // Up to what a collector takes by default.
     Bound { key: "collector.upload_bytes_max", min: 16_384, max: 4 << 20 },
-    Bound { key: "spool.bytes_max", min: 1 << 20, max: 1 << 40 },
+    // The spool is read through once at each start.
+    Bound { key: "spool.bytes_max", min: 1 << 20, max: 4 << 30 },
     Bound { key: "flows.idle_timeout_s", min: 1, max: 86_400 },
     Bound { key: "flows.active_timeout_s", min: 1, max: 86_400 },
     // Room for a header with a whole ledger, and no more than a receiver takes.

@@ -6,3 +6,4 @@ pub mod config;
 pub mod logger;
 pub mod slots;
 pub mod run_state;
+pub mod spool;

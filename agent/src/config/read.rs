@@ -223,7 +223,7 @@ fn is_collector_url(url: &str) -> bool {
         && !url.ends_with('/')
         && !authority.host().is_empty()
         && !authority.as_str().contains('@')
-        && (authority.port().is_none() == !after_host(authority.as_str()).contains(':'))
+        && authority.port().is_some() == after_host(authority.as_str()).contains(':')
 }
 
 /// What follows the host in `host[:port]`, where the host may be `[::1]`.

@@ -1,0 +1,396 @@
+//! The bounded queue on disk: whole frames in, whole frames out, oldest first.
+//!
+//! Frames lie back to back in segment files named by a running number. [`Spool::open`]
+//! returns the two ends: the [`Writer`] for the event thread and the [`Reader`] for the upload
+//! thread. Full: the writer drops the oldest segment and says how many records went with it.
+//! The spool knows files and frame bytes, not where they go.
+//!
+//! What holds at any time, also after a crash:
+//!
+//! 1. A frame is in the spool whole or not at all: a failed write is cut back, and opening
+//!    cuts what follows the last whole frame of each segment.
+//! 2. A frame leaves by [`Reader::acknowledge`], by [`Reader::discard`], with its segment for
+//!    the quota, or because its bytes are damaged; each of the last three is counted.
+//! 3. Frames leave in the order in which they came, those of the pinned segment apart.
+//! 4. Segments together have at most `bytes_max` bytes, and there are at most
+//!    [`SEGMENTS_MAX`].
+//! 5. The segment that a batch came from is pinned until the batch is settled: the quota
+//!    takes the next one, so that no frame is both counted as dropped and delivered.
+//! 6. A batch comes from one segment, so at most one is pinned.
+//! 7. What is acknowledged is remembered over a restart, up to what a power cut takes; a
+//!    frame that is sent again is known to the collector by its stream key.
+//! 8. One process owns the spool: the lock goes with the process.
+//! 9. Nothing is mapped, and memory does not grow with the size of the spool.
+
+mod reader;
+mod scan;
+mod writer;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::slots::Slots;
+
+pub use reader::{Reader, Sent, Settled};
+pub use writer::{Appended, Writer};
+
+/// Most segment files, whatever their size.
+pub const SEGMENTS_MAX: usize = 1024;
+
+/// A segment is a sixteenth of the spool, so that the quota takes little at a time, but not
+/// more than this (bytes), ...
+const SEGMENT_BYTES_MAX: u64 = 1 << 20;
+/// ... unless the spool is so large that there would be more than so many.
+const SEGMENTS_AIM: u64 = 512;
+
+const EXTENSION: &str = "frames";
+const LOCK_FILE: &str = "lock";
+const POSITION_FILE: &str = "position";
+/// Segment number and offset.
+const POSITION_BYTES: usize = 16;
+
+/// What the spool may use, and how careful it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest size of all segments together, bytes. Room for eight frames at least, or the
+    /// quota leaves nothing.
+    pub bytes_max: u64,
+    /// When frames are made durable.
+    pub sync: Sync,
+}
+
+/// When appended frames are made durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sync {
+    /// Before [`Writer::append`] returns.
+    EachFrame,
+    /// When [`Writer::sync`] is called: less wear, and a power cut takes what came since.
+    OnRequest,
+}
+
+/// What opening found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// Frames that wait for delivery.
+    pub frames: u64,
+    /// Records in them.
+    pub records: u64,
+    /// Bytes cut off behind the last whole frame of a segment: what a crash left.
+    pub cut_bytes: u64,
+    /// Bytes between whole frames that are none: damage by the device, skipped. The records in
+    /// them cannot be counted.
+    pub damaged_bytes: u64,
+}
+
+/// What waits in the spool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Depth {
+    /// Segment files.
+    pub segments: usize,
+    /// Their bytes, delivered frames of unfinished segments included.
+    pub bytes: u64,
+    /// Frames that wait.
+    pub frames: u64,
+    /// Records in them.
+    pub records: u64,
+    /// Bytes that wait.
+    pub waiting_bytes: u64,
+}
+
+/// Why the spool did not do what it was asked for.
+#[derive(Debug)]
+pub enum SpoolError {
+    /// The system refused.
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Another process owns it.
+    InUse {
+        /// The spool.
+        directory: PathBuf,
+        /// What the owner wrote of itself: its process id.
+        owner: String,
+    },
+    /// The bytes given are not one frame.
+    NotAFrame(codec::DecodeError),
+    /// A frame of so many bytes does not fit beside what must be kept.
+    NoRoom {
+        /// Its bytes.
+        bytes: usize,
+        /// The quota.
+        bytes_max: u64,
+    },
+}
+
+impl fmt::Display for SpoolError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SpoolError::Io { action, path, source } => {
+                write!(f, "spool: {action} {}: {source}", path.display())
+            }
+            SpoolError::InUse { directory, owner } => {
+                write!(f, "spool: {} is in use by process {owner}", directory.display())
+            }
+            SpoolError::NotAFrame(error) => write!(f, "spool: {error}"),
+            SpoolError::NoRoom { bytes, bytes_max } => {
+                write!(f, "spool: no room for {bytes} bytes in {bytes_max} (spool.bytes_max)")
+            }
+        }
+    }
+}
+
+impl std::error::Error for SpoolError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            SpoolError::Io { source, .. } => Some(source),
+            SpoolError::NotAFrame(error) => Some(error),
+            SpoolError::InUse { .. } | SpoolError::NoRoom { .. } => None,
+        }
+    }
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SpoolError {
+    move |source| SpoolError::Io { action, path: path.into(), source }
+}
+
+/// The spool, to be opened.
+#[derive(Debug)]
+pub struct Spool;
+
+impl Spool {
+    /// Opens or creates the spool in `directory`: takes its lock, cuts what a crash left and
+    /// counts what waits. Reads every segment once, with one buffer.
+    ///
+    /// # Errors
+    /// If another process owns it, or the system refuses.
+    pub fn open(
+        directory: &Path,
+        limits: Limits,
+    ) -> Result<(Writer, Reader, Recovery), SpoolError> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(failed("create", directory))?;
+        let lock = lock(directory)?;
+        let position_path = directory.join(POSITION_FILE);
+        let (position, value) =
+            Slots::open(&position_path).map_err(failed("open", &position_path))?;
+        let acknowledged = value.as_ref().and_then(position_of);
+        let (segments, next, recovery) = recover(directory, acknowledged)?;
+        let shared = Arc::new(Shared {
+            directory: directory.into(),
+            limits,
+            state: Mutex::new(State { segments, growing: false }),
+            _lock: lock,
+        });
+        let writer = Writer::new(Arc::clone(&shared), next)?;
+        Ok((writer, Reader::new(shared, position), recovery))
+    }
+}
+
+/// What both ends share. The lock file is released when the last of them is gone.
+#[derive(Debug)]
+struct Shared {
+    directory: PathBuf,
+    limits: Limits,
+    state: Mutex<State>,
+    _lock: File,
+}
+
+/// The segments, oldest first. Files are made and removed outside the mutex, so that neither
+/// thread waits for the other's disk.
+#[derive(Debug)]
+struct State {
+    segments: VecDeque<Segment>,
+    /// Whether the writer may still append to the last segment.
+    growing: bool,
+}
+
+#[derive(Debug)]
+struct Segment {
+    number: u64,
+    /// Whole frames, as far as the writer has finished them.
+    bytes: u64,
+    /// Everything before this is settled.
+    settled_bytes: u64,
+    /// Frames and records that are not settled.
+    frames: u64,
+    records: u64,
+    pinned: bool,
+}
+
+impl Segment {
+    fn new(number: u64) -> Self {
+        Segment { number, bytes: 0, settled_bytes: 0, frames: 0, records: 0, pinned: false }
+    }
+
+    fn waits(&self) -> bool {
+        self.settled_bytes < self.bytes
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Each change is complete when the guard is dropped: there is nothing half done.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn path(&self, number: u64) -> PathBuf {
+        segment_path(&self.directory, number)
+    }
+
+    fn segment_bytes(&self) -> u64 {
+        let bytes_max = self.limits.bytes_max;
+        (bytes_max / 16).min(SEGMENT_BYTES_MAX).max(bytes_max / SEGMENTS_AIM)
+    }
+
+    fn depth(&self) -> Depth {
+        let mut depth = Depth::default();
+        for segment in &self.state().segments {
+            depth.segments += 1;
+            depth.bytes += segment.bytes;
+            depth.frames += segment.frames;
+            depth.records += segment.records;
+            depth.waiting_bytes += segment.bytes - segment.settled_bytes;
+        }
+        depth
+    }
+}
+
+impl State {
+    fn bytes(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.bytes).sum()
+    }
+
+    /// Whether the writer may append to this segment.
+    fn grows(&self, number: u64) -> bool {
+        self.growing && self.segments.back().is_some_and(|segment| segment.number == number)
+    }
+}
+
+fn segment_path(directory: &Path, number: u64) -> PathBuf {
+    directory.join(format!("{number:020}.{EXTENSION}"))
+}
+
+fn lock(directory: &Path) -> Result<File, SpoolError> {
+    let path = directory.join(LOCK_FILE);
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(failed("open", &path))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {
+            // For the message above only; a full disk must not keep the agent from starting.
+            let _ = file.set_len(0);
+            let _ = write!(file, "{}", std::process::id());
+            Ok(file)
+        }
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut owner = String::new();
+            let _ = file.take(16).read_to_string(&mut owner);
+            Err(SpoolError::InUse { directory: directory.into(), owner })
+        }
+        Err(error) => Err(failed("lock", &path)(error.into())),
+    }
+}
+
+/// The position that the reader remembers: segment number and offset in it.
+fn position_of(bytes: &[u8; POSITION_BYTES]) -> Option<(u64, u64)> {
+    let (number, offset) = bytes.split_first_chunk::<8>()?;
+    Some((u64::from_le_bytes(*number), u64::from_le_bytes(offset.try_into().ok()?)))
+}
+
+/// Reads all segments. Returns those that hold frames, the number for the next one, and the
+/// report.
+fn recover(
+    directory: &Path,
+    position: Option<(u64, u64)>,
+) -> Result<(VecDeque<Segment>, u64, Recovery), SpoolError> {
+    let (settled_number, settled_bytes) = position.unwrap_or_default();
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(directory).map_err(failed("list", directory))? {
+        let path = entry.map_err(failed("list", directory))?.path();
+        let number = path.file_stem().and_then(|stem| stem.to_str()?.parse::<u64>().ok());
+        if let Some(number) = number
+            && path == segment_path(directory, number)
+        {
+            numbers.push(number);
+        }
+    }
+    numbers.sort_unstable();
+    let next = numbers.last().copied().unwrap_or(0).max(settled_number) + 1;
+    let mut recovery = Recovery::default();
+    let mut segments = VecDeque::new();
+    let mut buffer = Vec::new();
+    for number in numbers {
+        let path = segment_path(directory, number);
+        let mut segment = Segment::new(number);
+        // Older than the position: its removal was cut short.
+        if number >= settled_number {
+            let settled = if number == settled_number { settled_bytes } else { 0 };
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(&path)
+                .map_err(failed("open", &path))?;
+            recover_segment(&file, settled, &mut segment, &mut recovery, &mut buffer)
+                .map_err(failed("read", &path))?;
+        }
+        if segment.waits() {
+            recovery.frames += segment.frames;
+            recovery.records += segment.records;
+            segments.push_back(segment);
+        } else {
+            fs::remove_file(&path).map_err(failed("remove", &path))?;
+        }
+    }
+    Ok((segments, next, recovery))
+}
+
+fn recover_segment(
+    file: &File,
+    settled: u64,
+    segment: &mut Segment,
+    recovery: &mut Recovery,
+    buffer: &mut Vec<u8>,
+) -> io::Result<()> {
+    let length = file.metadata()?.len();
+    let mut damaged = 0;
+    scan::file(file, length, buffer, |found, end| match found {
+        scan::Found::Frame(frame) => {
+            recovery.damaged_bytes += std::mem::take(&mut damaged);
+            segment.bytes = end;
+            if end <= settled {
+                segment.settled_bytes = end;
+            } else {
+                segment.frames += 1;
+                segment.records += u64::from(frame.records);
+            }
+        }
+        scan::Found::Damage(bytes) => damaged += bytes as u64,
+        scan::Found::Partial | scan::Found::End => {}
+    })?;
+    if length > segment.bytes {
+        file.set_len(segment.bytes)?;
+        file.sync_data()?;
+        recovery.cut_bytes += length - segment.bytes;
+    }
+    Ok(())
+}
