@@ -246,8 +246,7 @@ impl Config {
     /// # Errors
     /// Everything that is wrong in it.
     pub fn parse(file: &Path, text: &str) -> Result<Config, ConfigError> {
-        read::config(text)
-            .map_err(|problems| ConfigError::Invalid { file: file.into(), problems })
+        read::config(text).map_err(|problems| ConfigError::Invalid { file: file.into(), problems })
     }
 
     /// Folder of the state files: the parent of the spool.

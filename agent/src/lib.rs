@@ -2,8 +2,12 @@
 //! servants; `pipeline` alone knows them all.
 
 pub mod arguments;
+pub mod check;
 pub mod config;
 pub mod logger;
-pub mod slots;
 pub mod run_state;
+pub mod slots;
 pub mod spool;
+pub mod status;
+pub mod tls;
+pub mod upload;

@@ -1,1 +1,79 @@
-fn main(){println!("{:?}", std::env::args())}
+//! `sysflow-agent`: reads the command line and hands over.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use agent::arguments::{self, Command};
+use agent::check::{self, EXIT_CONFIGURATION, EXIT_GOOD};
+use agent::config::Config;
+use agent::logger;
+use agent::status::Status;
+
+/// Exit code: the command line is wrong.
+const EXIT_USAGE: u8 = 64;
+/// Exit code: the collector, or here the agent, cannot be reached.
+const EXIT_UNREACHABLE: u8 = 69;
+/// Exit code: something that should not happen.
+const EXIT_INTERNAL: u8 = 70;
+
+fn main() -> ExitCode {
+    logger::start();
+    let command = match arguments::parse(std::env::args_os().skip(1)) {
+        Ok(command) => command,
+        Err(error) => {
+            log::error!("{error}");
+            return EXIT_USAGE.into();
+        }
+    };
+    let code = match command {
+        Command::Help => print(arguments::HELP),
+        Command::Version => print(concat!("sysflow-agent ", env!("CARGO_PKG_VERSION"), "\n")),
+        Command::Check { config } => check(&config),
+        Command::Status { config } => status(&config),
+        Command::Run { .. } | Command::Capture { .. } => {
+            log::error!("this build delivers and does not watch");
+            EXIT_INTERNAL
+        }
+    };
+    code.into()
+}
+
+/// A closed standard output is no reason to fail: nobody reads.
+fn print(text: &str) -> u8 {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    EXIT_GOOD
+}
+
+fn check(file: &Path) -> u8 {
+    let (config, mut findings) = check::configuration(file);
+    if let Some(config) = config {
+        findings.extend(check::environment(&config));
+    }
+    let lines: String = findings.iter().map(|finding| format!("{finding}\n")).collect();
+    print(&lines);
+    check::exit_code(&findings)
+}
+
+fn status(file: &Path) -> u8 {
+    let config = match Config::load(file) {
+        Ok(config) => config,
+        Err(error) => {
+            log::error!("{error}");
+            return EXIT_CONFIGURATION;
+        }
+    };
+    match Status::read(&config.status.file) {
+        Ok(status) => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
+            let alive = status.is_alive();
+            print(&status.describe(now, alive));
+            if alive { EXIT_GOOD } else { EXIT_UNREACHABLE }
+        }
+        Err(error) => {
+            log::error!("{error}");
+            EXIT_UNREACHABLE
+        }
+    }
+}

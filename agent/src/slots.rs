@@ -39,9 +39,14 @@ impl<const N: usize> Slots<N> {
             .truncate(false)
             .mode(0o600)
             .open(path)?;
-        let newest = [0, 1].into_iter().filter_map(|slot| read(&file, slot)).max_by_key(|s| s.0);
+        let newest = newest(&file);
         let serial = newest.map_or(0, |(serial, _)| serial);
         Ok((Slots { file, serial }, newest.map(|(_, value)| value)))
+    }
+
+    /// The newest whole value, without creating or changing anything.
+    pub fn peek(path: &Path) -> Option<[u8; N]> {
+        newest(&File::open(path).ok()?).map(|(_, value)| value)
     }
 
     /// Replaces the value.
@@ -66,6 +71,10 @@ impl<const N: usize> Slots<N> {
     pub fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
     }
+}
+
+fn newest<const N: usize>(file: &File) -> Option<(u64, [u8; N])> {
+    [0, 1].into_iter().filter_map(|slot| read(file, slot)).max_by_key(|(serial, _)| *serial)
 }
 
 fn offset(slot: u64) -> u64 {

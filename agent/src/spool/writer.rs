@@ -106,9 +106,10 @@ impl Writer {
                 if !full && state.segments.len() < SEGMENTS_MAX {
                     return Ok(());
                 }
-                let oldest = state.segments.iter().position(|segment| {
-                    !segment.pinned && !state.grows(segment.number)
-                });
+                let oldest = state
+                    .segments
+                    .iter()
+                    .position(|segment| !segment.pinned && !state.grows(segment.number));
                 oldest.and_then(|index| state.segments.remove(index))
             };
             match dropped {
@@ -130,9 +131,8 @@ impl Writer {
     fn write(&mut self, frame: &[u8]) -> Result<(), SpoolError> {
         let segment_bytes = self.shared.segment_bytes();
         let present = self.shared.state().segments.back().map(|s| (s.number, s.bytes));
-        let full = present.is_none_or(|(_, bytes)| {
-            bytes > 0 && bytes + frame.len() as u64 > segment_bytes
-        });
+        let full = present
+            .is_none_or(|(_, bytes)| bytes > 0 && bytes + frame.len() as u64 > segment_bytes);
         if self.file.is_some() && full {
             self.close()?;
         }
