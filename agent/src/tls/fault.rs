@@ -42,6 +42,10 @@ fn collector_refused(alert: AlertDescription, files: &Files) -> String {
         AlertDescription::CertificateExpired => "certificate expired",
         AlertDescription::CertificateRevoked => "certificate revoked",
         AlertDescription::UnknownCA => "it is not signed by the CA that the collector trusts",
+        // Two CAs of one name: the collector found its own and then the signature did not fit.
+        AlertDescription::DecryptError => {
+            "its signature is not by the CA that the collector trusts"
+        }
         AlertDescription::BadCertificate => "certificate not valid",
         AlertDescription::UnsupportedCertificate => "certificate of a kind that it does not take",
         AlertDescription::CertificateUnknown => "certificate not accepted",
