@@ -209,6 +209,8 @@ fn serve(
         seen.connections += 1;
         seen.connections
     };
+    // A reset after the answer must not overtake a part of it that waits for company.
+    stream.set_nodelay(true)?;
     let tls = ServerConnection::new(Arc::clone(server)).unwrap();
     let mut stream = StreamOwned::new(tls, stream);
     loop {
