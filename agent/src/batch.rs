@@ -58,6 +58,17 @@ impl Books {
         self.records_lost[term as usize] += count;
     }
 
+    /// Sets lost records that are counted elsewhere to their total.
+    pub fn set_lost_records(&mut self, term: Term, total: u64) {
+        self.records_lost[term as usize] = total;
+    }
+
+    /// The total of a term over all kinds; for losses of records their number.
+    pub fn sum(&self, term: Term) -> u64 {
+        let operations: u64 = self.totals.iter().map(|terms| terms[term as usize]).sum();
+        operations + self.records_lost[term as usize]
+    }
+
     /// The total of a term.
     pub fn total(&self, operation: Operation, term: Term) -> u64 {
         self.totals[operation as usize][term as usize]

@@ -1,65 +1,353 @@
-//! Looks for what keeps `run` from working on this device, and names every problem with its
-//! remedy. It changes nothing: the probes are loaded, attached and taken away again.
+//! What keeps the agent from working on this machine, found before it starts.
+//!
+//! Each look gives one [`Finding`]; a problem in one place does not hide the others. It
+//! changes nothing on the machine, takes no lock and opens no connection. The kernel's
+//! findings come from the probes and are added by the caller.
 
-use std::os::unix::fs::PermissionsExt;
-use std::process::ExitCode;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
-use bpf::{Bounds, Probes};
+use rustix::fs::{Access, access, statvfs};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::WebPkiClientVerifier;
+use rustls::sign::CertifiedKey;
 
-use crate::config::Config;
+use bpf::Probes;
+
+use crate::config::{Config, ConfigError};
 use crate::pipeline::Settings;
-use crate::upload;
+use crate::tls::clock::Clock;
+use crate::tls::{self, Files, SetupError};
 
-/// Every problem that keeps `run` from working.
-pub fn problems(config: &Config) -> Vec<String> {
-    let mut problems = Vec::new();
-    match upload::identity(&config.collector.certificate) {
-        Ok(id) => {
-            if let Some(wanted) = config.agent.id.as_ref().filter(|wanted| **wanted != id) {
-                problems.push(format!(
-                    "agent.id = {wanted}: the certificate says {id} (make them equal)"
+/// Exit code: nothing is in the way.
+pub const EXIT_GOOD: u8 = 0;
+/// Exit code: a permission is missing.
+pub const EXIT_PERMISSION: u8 = 77;
+/// Exit code: configuration or environment must be changed.
+pub const EXIT_CONFIGURATION: u8 = 78;
+
+/// Days before its end from which on a certificate is worth a warning.
+const DAYS_LEFT_WARN: i64 = 30;
+/// Mode bits by which others than owner and group get at a file.
+const MODE_OTHERS: u32 = 0o007;
+/// Mode bits by which others than the owner change a file.
+const MODE_CHANGE: u32 = 0o022;
+
+/// How much a finding matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// As it should be.
+    Good,
+    /// The agent works, but not for long, or not as well as it could.
+    Warning,
+    /// The agent does not work.
+    Problem,
+    /// The agent does not work for want of a permission.
+    Denied,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// How much it matters.
+    pub level: Level,
+    /// What was looked at.
+    pub subject: String,
+    /// What was found.
+    pub text: String,
+    /// What to do; empty where there is nothing to do.
+    pub remedy: String,
+}
+
+impl Finding {
+    /// As it should be.
+    pub fn good(subject: impl Into<String>, text: impl Into<String>) -> Finding {
+        Finding::new(Level::Good, subject, text, "")
+    }
+
+    /// What was found, and what to do.
+    pub fn new(
+        level: Level,
+        subject: impl Into<String>,
+        text: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Finding {
+        Finding { level, subject: subject.into(), text: text.into(), remedy: remedy.into() }
+    }
+
+    fn of_io(subject: String, error: &io::Error, remedy: &str) -> Finding {
+        let level = match error.kind() {
+            io::ErrorKind::PermissionDenied => Level::Denied,
+            _ => Level::Problem,
+        };
+        Finding::new(level, subject, error.to_string(), remedy)
+    }
+
+    fn of_setup(error: SetupError) -> Finding {
+        match error {
+            SetupError::Read { file, source } => {
+                let remedy = "provide the file, readable for the agent's user";
+                Finding::of_io(file.display().to_string(), &source, remedy)
+            }
+            SetupError::Contents { file, text } => {
+                Finding::new(Level::Problem, file.display().to_string(), text, "replace the file")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mark = match self.level {
+            Level::Good => "good   ",
+            Level::Warning => "WARNING",
+            Level::Problem => "PROBLEM",
+            Level::Denied => "DENIED ",
+        };
+        write!(f, "{mark} {}: {}", self.subject, self.text)?;
+        if !self.remedy.is_empty() {
+            write!(f, " -> {}", self.remedy)?;
+        }
+        Ok(())
+    }
+}
+
+/// The exit code that follows from findings.
+pub fn exit_code(findings: &[Finding]) -> u8 {
+    match findings.iter().map(|finding| finding.level).max() {
+        Some(Level::Denied) => EXIT_PERMISSION,
+        Some(Level::Problem) => EXIT_CONFIGURATION,
+        _ => EXIT_GOOD,
+    }
+}
+
+/// Looks at the configuration file. The configuration comes back if it can be used.
+pub fn configuration(file: &Path) -> (Option<Config>, Vec<Finding>) {
+    let subject = file.display().to_string();
+    match Config::load(file) {
+        Ok(config) => (Some(config), vec![Finding::good(subject, "all keys are valid")]),
+        Err(ConfigError::Read { source, .. }) => (
+            None,
+            vec![Finding::of_io(subject, &source, "provide the file, or give --config FILE")],
+        ),
+        Err(ConfigError::Invalid { problems, .. }) => {
+            let finding = |problem: crate::config::Problem| {
+                let subject = match problem.line {
+                    Some(line) => format!("{subject}:{line}"),
+                    None => subject.clone(),
+                };
+                Finding::new(Level::Problem, subject, problem.text, "correct the file")
+            };
+            (None, problems.into_iter().map(finding).collect())
+        }
+    }
+}
+
+/// Looks at everything that the configuration names, the kernel apart.
+pub fn environment(config: &Config) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let files = Files::from(&config.collector);
+    credentials(&files, config, &mut findings);
+    spool(config, &mut findings);
+    directory("status.file", config.status.file.parent(), &mut findings);
+    if let Some(btf) = &config.kernel.btf
+        && let Err(error) = fs::File::open(btf)
+    {
+        let remedy = "provide the file, or leave kernel.btf empty";
+        findings.push(Finding::of_io(btf.display().to_string(), &error, remedy));
+    }
+    findings
+}
+
+/// Loads and attaches the probes, looks at what the kernel let them do, and takes them away.
+pub fn kernel(config: &Config) -> Vec<Finding> {
+    let probes = match Probes::load(&Settings::new(config).bounds) {
+        Ok(probes) => probes,
+        Err(error) => {
+            let level = match error {
+                bpf::Error::NotPermitted => Level::Denied,
+                _ => Level::Problem,
+            };
+            let remedy = "see `sysflow-agent --help` and the README's list of what a kernel needs";
+            return vec![Finding::new(level, "kernel", error.to_string(), remedy)];
+        }
+    };
+    let mut findings: Vec<Finding> = probes
+        .attached()
+        .iter()
+        .map(|hook| Finding::good(format!("kernel: {}", hook.name()), "can be attached"))
+        .collect();
+    findings.extend(probes.missing().iter().map(|(hook, why)| {
+        let subject = format!("kernel: {}", hook.name());
+        Finding::new(Level::Warning, subject, why.as_str(), "enable CONFIG_BPF_EVENTS")
+    }));
+    if !probes.is_jited() {
+        let remedy = "set net.core.bpf_jit_enable to 1";
+        findings.push(Finding::new(Level::Warning, "kernel", "probes are interpreted", remedy));
+    }
+    findings
+}
+
+fn credentials(files: &Files, config: &Config, findings: &mut Vec<Finding>) {
+    modes(&files.key, MODE_OTHERS | MODE_CHANGE, "chmod 640, or 600", findings);
+    modes(&files.certificate, MODE_CHANGE, "chmod 644", findings);
+    modes(&files.ca, MODE_CHANGE, "chmod 644", findings);
+
+    let mut read = |error: SetupError| findings.push(Finding::of_setup(error));
+    let roots = tls::roots(&files.ca).map_err(&mut read).ok();
+    let chain = tls::certificates(&files.certificate).map_err(&mut read).ok();
+    let key = tls::key(&files.key).map_err(&mut read).ok();
+    if roots.is_some() {
+        findings.push(Finding::good(files.ca.display().to_string(), "holds the fleet's CA"));
+    }
+    let Some(chain) = chain else { return };
+    let now = Clock::peek(config.state_directory()).now_s();
+    certificate(files, config, &chain, now, findings);
+    if let Some(key) = key {
+        let pair = CertifiedKey::from_der(chain.clone(), key, &tls::provider());
+        findings.push(match pair {
+            Ok(_) => {
+                Finding::good(files.key.display().to_string(), "is the key of the certificate")
+            }
+            Err(error) => Finding::of_setup(tls::pair_error(files, &error)),
+        });
+    }
+    if let Some(roots) = roots {
+        findings.push(signature(files, roots, &chain, now));
+    }
+}
+
+/// Who the certificate is for, and for how long.
+fn certificate(
+    files: &Files,
+    config: &Config,
+    chain: &[CertificateDer<'_>],
+    now: u64,
+    findings: &mut Vec<Finding>,
+) {
+    let file = &files.certificate;
+    let subject = file.display().to_string();
+    let leaf = match tls::leaf(file, chain) {
+        Ok(leaf) => leaf,
+        Err(error) => return findings.push(Finding::of_setup(error)),
+    };
+    findings.push(match tls::identity(file, &leaf, config.agent.id.as_deref()) {
+        Ok(id) => Finding::good(&subject, format!("is for agent {id:?}")),
+        Err(error) => Finding::of_setup(error),
+    });
+    let days = leaf.days_left(now);
+    let remedy = "renew it; the agent takes the new file without a restart";
+    findings.push(if now < leaf.not_before {
+        let text = format!("is not valid before Unix time {}, now is {now}", leaf.not_before);
+        Finding::new(Level::Problem, subject, text, "set the clock of this machine")
+    } else if now > leaf.not_after {
+        Finding::new(Level::Problem, subject, format!("expired {} days ago", -days), remedy)
+    } else if days < DAYS_LEFT_WARN {
+        Finding::new(Level::Warning, subject, format!("{days} days left"), remedy)
+    } else {
+        Finding::good(subject, format!("{days} days left"))
+    });
+}
+
+/// Whether the fleet's CA signed the certificate, for use as a client's. Time is not asked:
+/// it has a finding of its own.
+fn signature(
+    files: &Files,
+    roots: rustls::RootCertStore,
+    chain: &[CertificateDer<'_>],
+    now: u64,
+) -> Finding {
+    let subject = files.certificate.display().to_string();
+    let ca = files.ca.display();
+    let remedy = format!("have it signed by the CA in {ca}, for client authentication");
+    let Some((first, between)) = chain.split_first() else {
+        return Finding::new(Level::Problem, subject, "is empty", remedy);
+    };
+    let now = UnixTime::since_unix_epoch(Duration::from_secs(now));
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), tls::provider()).build();
+    let verified = match verifier {
+        Ok(verifier) => verifier.verify_client_cert(first, between, now).map(|_| ()),
+        Err(error) => Err(rustls::Error::General(error.to_string())),
+    };
+    match verified {
+        Ok(()) => Finding::good(subject, format!("is signed by the CA in {ca}")),
+        Err(rustls::Error::InvalidCertificate(
+            rustls::CertificateError::ExpiredContext { .. }
+            | rustls::CertificateError::NotValidYetContext { .. },
+        )) => Finding::new(
+            Level::Problem,
+            subject,
+            format!("or a certificate between it and the CA in {ca} is not valid at this time"),
+            "renew them, or set the clock of this machine",
+        ),
+        Err(error) => Finding::new(Level::Problem, subject, error.to_string(), remedy),
+    }
+}
+
+fn modes(file: &PathBuf, mask: u32, remedy: &str, findings: &mut Vec<Finding>) {
+    // What cannot be read has a finding when it is read.
+    let Ok(metadata) = fs::metadata(file) else { return };
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & mask == 0 {
+        return;
+    }
+    let subject = file.display().to_string();
+    let text = format!("mode {mode:o} lets others at it");
+    findings.push(Finding::new(Level::Problem, subject, text, remedy));
+}
+
+fn spool(config: &Config, findings: &mut Vec<Finding>) {
+    let wanted = config.spool.bytes_max;
+    let spool = &config.spool.directory;
+    let found = directory("spool.directory", Some(spool), findings);
+    let Some(existing) = found else { return };
+    let subject = spool.display().to_string();
+    match statvfs(&existing) {
+        Ok(space) => {
+            let used: u64 = fs::read_dir(spool)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .fold(0, |sum, e| sum + e.metadata().map_or(0, |metadata| metadata.len()));
+            let free = space.f_bavail.saturating_mul(space.f_frsize) + used;
+            if free < wanted {
+                findings.push(Finding::new(
+                    Level::Warning,
+                    subject,
+                    format!("{free} bytes are free, spool.bytes_max = {wanted}"),
+                    "make room, or lower spool.bytes_max",
                 ));
             }
         }
-        Err(error) => problems.push(error),
+        Err(error) => findings.push(Finding::of_io(subject, &error.into(), "mount it")),
     }
-    if let Err(error) = upload::readable(&config.collector) {
-        problems.push(error);
-    }
-    match std::fs::metadata(&config.collector.key) {
-        Ok(meta) if meta.permissions().mode() & 0o077 != 0 => problems.push(format!(
-            "{}: others may read the key (chmod 600 it)",
-            config.collector.key.display()
-        )),
-        _ => {}
-    }
-    let bounds = Bounds {
-        ring_bytes: config.kernel.ring_bytes,
-        flow_entries: config.kernel.flow_entries,
-        btf: config.kernel.btf.clone(),
-        ..Settings::default().bounds
-    };
-    match Probes::load(&bounds) {
-        Ok(probes) => problems.extend(
-            probes
-                .missing()
-                .iter()
-                .map(|(hook, why)| format!("{}: cannot be attached: {why}", hook.name())),
-        ),
-        Err(error) => problems.push(error.to_string()),
-    }
-    problems
 }
 
-/// Prints the problems, one line each; the exit code says whether there are any.
-pub fn report(config: &Config) -> ExitCode {
-    let problems = problems(config);
-    for problem in &problems {
-        println!("problem: {problem}");
+/// Whether the agent can write into a folder, or make it. Returns what exists of its path.
+fn directory(name: &str, path: Option<&Path>, findings: &mut Vec<Finding>) -> Option<PathBuf> {
+    let path = path?;
+    let subject = format!("{} ({name})", path.display());
+    let existing = path.ancestors().find(|ancestor| ancestor.exists())?;
+    if !existing.is_dir() {
+        let text = format!("{} is not a folder", existing.display());
+        findings.push(Finding::new(Level::Problem, subject, text, "remove it, or name another"));
+        return None;
     }
-    if problems.is_empty() {
-        println!("no problem found");
-        return ExitCode::SUCCESS;
+    match access(existing, Access::WRITE_OK | Access::EXEC_OK) {
+        Ok(()) => {
+            findings.push(Finding::good(subject, "can be written"));
+            Some(existing.to_path_buf())
+        }
+        Err(error) => {
+            let remedy = format!("give the agent's user write access to {}", existing.display());
+            findings.push(Finding::of_io(subject, &error.into(), &remedy));
+            None
+        }
     }
-    ExitCode::from(78)
 }

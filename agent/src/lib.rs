@@ -13,6 +13,8 @@ pub mod names;
 pub mod pipeline;
 pub mod procfs;
 pub mod run_state;
+pub mod slots;
 pub mod spool;
 pub mod status;
+pub mod tls;
 pub mod upload;

@@ -1,64 +1,57 @@
-//! `sysflow-agent`: the command line, and nothing else.
+//! `sysflow-agent`: reads the command line and hands over.
 
+use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use agent::arguments::{Command, HELP};
+use agent::arguments::{self, Command};
+use agent::check::{self, EXIT_CONFIGURATION, EXIT_GOOD};
 use agent::config::Config;
+use agent::logger;
 use agent::pipeline::{self, Settings};
 use agent::status::Status;
 
+/// Exit code: the command line is wrong.
+const EXIT_USAGE: u8 = 64;
+/// Exit code: the collector, or here the agent, cannot be reached.
+const EXIT_UNREACHABLE: u8 = 69;
+
 fn main() -> ExitCode {
-    agent::logger::start();
-    match agent::arguments::parse(std::env::args_os().skip(1)) {
-        Ok(Command::Help) => {
-            print!("{HELP}");
-            ExitCode::SUCCESS
+    logger::start();
+    let command = match arguments::parse(std::env::args_os().skip(1)) {
+        Ok(command) => command,
+        Err(error) => {
+            log::error!("{error}");
+            return EXIT_USAGE.into();
         }
-        Ok(Command::Version) => {
-            println!("sysflow-agent {}", env!("CARGO_PKG_VERSION"));
-            ExitCode::SUCCESS
-        }
-        Ok(Command::Capture { duration, out }) => {
+    };
+    let code = match command {
+        Command::Help => print(arguments::HELP),
+        Command::Version => print(concat!("sysflow-agent ", env!("CARGO_PKG_VERSION"), "\n")),
+        Command::Check { config } => check(&config),
+        Command::Status { config } => status(&config),
+        Command::Run { config } => run(&config),
+        Command::Capture { duration, out } => {
             finish(pipeline::capture(&Settings::default(), duration, &out))
         }
-        Ok(Command::Run { config }) => match Config::load(&config) {
-            Ok(config) => finish(pipeline::run(&config)),
-            Err(error) => misconfigured(&error),
-        },
-        Ok(Command::Check { config }) => match Config::load(&config) {
-            Ok(config) => agent::check::report(&config),
-            Err(error) => misconfigured(&error),
-        },
-        Ok(Command::Status { config }) => match Config::load(&config) {
-            Ok(config) => match Status::print(&config.status.file) {
-                Ok(text) => {
-                    println!("{text}");
-                    ExitCode::SUCCESS
-                }
-                Err(error) => {
-                    eprintln!(
-                        "sysflow-agent: {}: {error} (is the agent running?)",
-                        config.status.file.display()
-                    );
-                    ExitCode::from(70)
-                }
-            },
-            Err(error) => misconfigured(&error),
-        },
+    };
+    code.into()
+}
+
+fn run(file: &Path) -> u8 {
+    match Config::load(file) {
+        Ok(config) => finish(pipeline::run(&config)),
         Err(error) => {
-            eprintln!("sysflow-agent: {error}");
-            ExitCode::from(64)
+            log::error!("{error}");
+            EXIT_CONFIGURATION
         }
     }
 }
 
-fn misconfigured(error: &dyn std::error::Error) -> ExitCode {
-    eprintln!("sysflow-agent: {error}");
-    ExitCode::from(78)
-}
-
-fn finish(result: Result<(), pipeline::Error>) -> ExitCode {
-    let Err(error) = result else { return ExitCode::SUCCESS };
+/// Logs why the agent stops, with all causes.
+fn finish(result: Result<(), pipeline::Error>) -> u8 {
+    let Err(error) = result else { return EXIT_GOOD };
     let mut text = error.to_string();
     let mut source = std::error::Error::source(&error);
     while let Some(cause) = source {
@@ -66,5 +59,44 @@ fn finish(result: Result<(), pipeline::Error>) -> ExitCode {
         source = cause.source();
     }
     log::error!("{text}");
-    ExitCode::from(error.exit_code())
+    error.exit_code()
+}
+
+/// A closed standard output is no reason to fail: nobody reads.
+fn print(text: &str) -> u8 {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    EXIT_GOOD
+}
+
+fn check(file: &Path) -> u8 {
+    let (config, mut findings) = check::configuration(file);
+    if let Some(config) = config {
+        findings.extend(check::environment(&config));
+        findings.extend(check::kernel(&config));
+    }
+    let lines: String = findings.iter().map(|finding| format!("{finding}\n")).collect();
+    print(&lines);
+    check::exit_code(&findings)
+}
+
+fn status(file: &Path) -> u8 {
+    let config = match Config::load(file) {
+        Ok(config) => config,
+        Err(error) => {
+            log::error!("{error}");
+            return EXIT_CONFIGURATION;
+        }
+    };
+    match Status::read(&config.status.file) {
+        Ok(status) => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
+            let alive = status.is_alive();
+            print(&status.describe(now, alive));
+            if alive { EXIT_GOOD } else { EXIT_UNREACHABLE }
+        }
+        Err(error) => {
+            log::error!("{error}");
+            EXIT_UNREACHABLE
+        }
+    }
 }

@@ -1,6 +1,10 @@
 //! The data path, put together: knows all modules, owns every timer, reads the clock. One
 //! thread drains the ring, sweeps the kernel's flows, and hands finished frames on.
 
+mod delivery;
+
+pub use delivery::run;
+
 use std::cell::RefCell;
 use std::fmt;
 use std::io::Write;
@@ -11,18 +15,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bpf::{Bounds, FlowKey, Hook, Probes};
-use codec::{Capabilities, Clock, Frame, Interruption, Operation, Term, Volume, hook};
+use codec::{Capabilities, Clock, Interruption, Operation, Term, Volume, hook};
 use rustix::time::{ClockId, clock_gettime};
 use smol::Timer;
 
 use crate::batch::{Batch, Identity, Limits};
-use crate::config::Config;
 use crate::engine::{Counters, Engine, Timeouts};
-use crate::procfs;
-use crate::run_state::RunState;
-use crate::spool::{self, Spool};
-use crate::status::{self, Status};
-use crate::upload::{self, Upload};
+use crate::spool::SpoolError;
+use crate::{procfs, run_state};
 
 /// How often the ring is looked into when it does not wake the agent itself.
 const TICK: Duration = Duration::from_millis(100);
@@ -38,6 +38,8 @@ pub enum Error {
     File(PathBuf, std::io::Error),
     /// The configuration, or a file that it names, is wrong; the text says how.
     Config(String),
+    /// The spool cannot be used.
+    Spool(SpoolError),
     /// The operating system refused something; the text names it.
     System(&'static str, std::io::Error),
 }
@@ -48,7 +50,7 @@ impl Error {
         match self {
             Error::Probes(bpf::Error::NotPermitted) => 77,
             Error::Probes(_) | Error::System(..) => 70,
-            Error::File(..) | Error::Config(_) => 78,
+            Error::File(..) | Error::Config(_) | Error::Spool(_) => 78,
         }
     }
 }
@@ -59,6 +61,7 @@ impl fmt::Display for Error {
             Error::Probes(error) => error.fmt(f),
             Error::File(path, _) => write!(f, "{}: cannot be used", path.display()),
             Error::Config(text) => f.write_str(text),
+            Error::Spool(error) => error.fmt(f),
             Error::System(what, _) => f.write_str(what),
         }
     }
@@ -70,6 +73,7 @@ impl std::error::Error for Error {
             Error::Probes(error) => error.source(),
             Error::File(_, error) | Error::System(_, error) => Some(error),
             Error::Config(_) => None,
+            Error::Spool(error) => error.source(),
         }
     }
 }
@@ -99,26 +103,19 @@ fn clock() -> Clock {
 /// An offset that moved by less than this is the same: reading it takes that long.
 const CLOCK_MOVED_NS: u64 = 1_000_000;
 
-fn identity(agent_id: String) -> Result<Identity, Error> {
-    let path = Path::new("/proc/sys/kernel/random/boot_id");
-    let text = std::fs::read_to_string(path).map_err(|e| Error::File(path.into(), e))?;
-    let mut boot_id = [0; 16];
-    let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
-    for (byte, pair) in boot_id.iter_mut().zip(digits.chunks_exact(2)) {
-        let pair = std::str::from_utf8(pair).unwrap_or("0");
-        *byte = u8::from_str_radix(pair, 16).unwrap_or(0);
-    }
-    let mut run_id = [0; 16];
-    rustix::rand::getrandom(&mut run_id, rustix::rand::GetRandomFlags::empty())
-        .map_err(|e| Error::System("random bits for the run id", e.into()))?;
+fn identity(agent_id: String, boot_id: [u8; 16], run_id: [u8; 16]) -> Identity {
     let uname = rustix::system::uname();
-    Ok(Identity {
+    Identity {
         agent_id,
         boot_id,
         run_id,
         kernel: uname.release().to_string_lossy().into_owned(),
         machine: uname.machine().to_string_lossy().into_owned(),
-    })
+    }
+}
+
+fn boot_id() -> Result<[u8; 16], Error> {
+    run_state::boot_id().map_err(|e| Error::System("the kernel's boot id", e))
 }
 
 fn hook_bit(hook: Hook) -> u32 {
@@ -370,7 +367,9 @@ pub fn capture(settings: &Settings, duration: Option<Duration>, out: &Path) -> R
     std::fs::create_dir_all(out).map_err(file_error(out))?;
     let stop = stop_on_signal()?;
     let mut folder = Folder { out: out.into(), number: 0 };
-    watch(settings, identity("capture".into())?, None, duration, &stop, &mut folder)?;
+    let run_id = run_state::random_id().map_err(|e| Error::System("a random run id", e))?;
+    let identity = identity("capture".into(), boot_id()?, run_id);
+    watch(settings, identity, None, duration, &stop, &mut folder)?;
     log::info!("{} frames in {}", folder.number, out.display());
     Ok(())
 }
@@ -382,126 +381,4 @@ fn drop_privileges() -> Result<(), Error> {
     let none = CapabilitySet::empty();
     set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })
         .map_err(|e| Error::System("giving up capabilities", e.into()))
-}
-
-struct Delivery<'c> {
-    config: &'c Config,
-    spool: Spool,
-    state: RunState,
-    upload: Option<Upload>,
-    status: Status,
-    last_ns: u64,
-}
-
-impl Delivery<'_> {
-    fn write_status(&mut self) {
-        if let Some(upload) = &self.upload {
-            let progress = upload.progress();
-            self.status.acknowledged = progress.acknowledged;
-            self.status.upload_failures = progress.failures;
-            self.status.upload_error = progress.error;
-        }
-        self.status.spooled = spool::depth(&self.config.spool.directory) as u64;
-        if let Err(error) = self.status.write(&self.config.status.file) {
-            log::warn!("{}: status not written: {error}", self.config.status.file.display());
-        }
-    }
-}
-
-impl Outlet for Delivery<'_> {
-    fn ready(&mut self, probes: &Probes) -> Result<(), Error> {
-        drop_privileges()?;
-        self.upload = Some(
-            Upload::start(&self.config.collector, &self.config.spool.directory)
-                .map_err(Error::Config)?,
-        );
-        self.status.ready = true;
-        self.status.jit = probes.is_jited();
-        self.status.missing =
-            probes.missing().iter().map(|(hook, why)| format!("{}: {why}", hook.name())).collect();
-        self.status.privileges = status::privileges();
-        self.write_status();
-        Ok(())
-    }
-
-    fn frame(&mut self, frame: &[u8], now_ns: u64, engine: &mut Engine) -> Result<(), Error> {
-        match self.spool.append(frame) {
-            Ok(dropped) => engine.batch.books.add_lost_records(Term::LostSpoolFull, dropped),
-            Err(error) => {
-                log::error!("{}: frame lost: {error}", self.config.spool.directory.display());
-                let records = Frame::decode(frame).map_or(0, |(f, _)| u64::from(f.header.records));
-                engine.batch.books.add_lost_records(Term::LostSpoolError, records);
-                // The collector takes a generation only without gaps.
-                engine.batch.restart_generation();
-            }
-        }
-        self.status.frames += 1;
-        self.last_ns = now_ns;
-        if let Err(error) = self.state.save(now_ns, false) {
-            log::warn!("run state not written: {error}");
-        }
-        Ok(())
-    }
-
-    fn tick(&mut self, engine: &mut Engine) {
-        if self.upload.as_ref().is_some_and(Upload::take_generation_lost) {
-            engine.batch.restart_generation();
-        }
-        self.write_status();
-    }
-}
-
-/// Watches, spools and delivers until SIGTERM.
-///
-/// # Errors
-/// See [`Error`].
-pub fn run(config: &Config) -> Result<(), Error> {
-    let agent_id = upload::identity(&config.collector.certificate).map_err(Error::Config)?;
-    if let Some(id) = config.agent.id.as_ref().filter(|id| **id != agent_id) {
-        return Err(Error::Config(format!(
-            "agent.id = {id}: the certificate {} says {agent_id} (make them equal)",
-            config.collector.certificate.display()
-        )));
-    }
-    let settings = Settings {
-        bounds: Bounds {
-            ring_bytes: config.kernel.ring_bytes,
-            flow_entries: config.kernel.flow_entries,
-            btf: config.kernel.btf.clone(),
-            ..Settings::default().bounds
-        },
-        timeouts: Timeouts {
-            idle_ns: u64::from(config.flows.idle_timeout_s) * 1_000_000_000,
-            active_ns: u64::from(config.flows.active_timeout_s) * 1_000_000_000,
-        },
-        limits: Limits {
-            frame_bytes_max: config.frames.bytes_max,
-            generation_records_max: config.frames.generation_records_max,
-        },
-        frame_age_max: Duration::from_secs(config.frames.age_max_s.into()),
-        processes_max: config.memory.processes_max as usize,
-    };
-    let stop = stop_on_signal()?;
-    let identity = identity(agent_id.clone())?;
-    let spool = Spool::open(&config.spool.directory, config.spool.bytes_max)
-        .map_err(file_error(&config.spool.directory))?;
-    let folder = config.state_directory();
-    let (state, interruption) =
-        RunState::begin(folder, identity.boot_id, identity.run_id, boot_ns())
-            .map_err(file_error(folder))?;
-    let status = Status {
-        version: env!("CARGO_PKG_VERSION").into(),
-        pid: std::process::id(),
-        agent_id,
-        ..Status::default()
-    };
-    let mut delivery = Delivery { config, spool, state, upload: None, status, last_ns: boot_ns() };
-    watch(&settings, identity, interruption, None, &stop, &mut delivery)?;
-    if let Some(upload) = delivery.upload.take() {
-        upload.finish();
-    }
-    delivery.state.save(delivery.last_ns, true).map_err(file_error(config.state_directory()))?;
-    delivery.status.ready = false;
-    delivery.write_status();
-    Ok(())
 }

@@ -1,142 +1,396 @@
-//! The bounded disk queue of frames between the event thread and the upload thread.
+//! The bounded queue on disk: whole frames in, whole frames out, oldest first.
 //!
-//! One file a frame, named by a running number, written to a temporary name, synchronised and
-//! renamed: a frame on disk is whole or absent. Invariants:
-//! 1. A frame leaves by acknowledgement, by refusal for good, or by quota; the latter two are
-//!    counted.
-//! 2. The bytes of all frames stay within `bytes_max`: the oldest go first.
-//! 3. Numbers only grow, also over restarts, so that order on disk is order of time.
-//! 4. Both threads work on the folder alone and tolerate that a file has gone.
+//! Frames lie back to back in segment files named by a running number. [`Spool::open`]
+//! returns the two ends: the [`Writer`] for the event thread and the [`Reader`] for the upload
+//! thread. Full: the writer drops the oldest segment and says how many records went with it.
+//! The spool knows files and frame bytes, not where they go.
+//!
+//! What holds at any time, also after a crash:
+//!
+//! 1. A frame is in the spool whole or not at all: a failed write is cut back, and opening
+//!    cuts what follows the last whole frame of each segment.
+//! 2. A frame leaves by [`Reader::acknowledge`], by [`Reader::discard`], with its segment for
+//!    the quota, or because its bytes are damaged; each of the last three is counted.
+//! 3. Frames leave in the order in which they came, those of the pinned segment apart.
+//! 4. Segments together have at most `bytes_max` bytes, and there are at most
+//!    [`SEGMENTS_MAX`].
+//! 5. The segment that a batch came from is pinned until the batch is settled: the quota
+//!    takes the next one, so that no frame is both counted as dropped and delivered.
+//! 6. A batch comes from one segment, so at most one is pinned.
+//! 7. What is acknowledged is remembered over a restart, up to what a power cut takes; a
+//!    frame that is sent again is known to the collector by its stream key.
+//! 8. One process owns the spool: the lock goes with the process.
+//! 9. Nothing is mapped, and memory does not grow with the size of the spool.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+mod reader;
+mod scan;
+mod writer;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use codec::{Frame, StreamKey};
+use rustix::fs::{FlockOperation, flock};
 
-const SUFFIX: &str = "frame";
+use crate::slots::Slots;
+
+pub use reader::{Reader, Sent, Settled};
+pub use writer::{Appended, Writer};
+
+/// Most segment files, whatever their size.
+pub const SEGMENTS_MAX: usize = 1024;
+
+/// A segment is a sixteenth of the spool, so that the quota takes little at a time, but not
+/// more than this (bytes), ...
+const SEGMENT_BYTES_MAX: u64 = 1 << 20;
+/// ... unless the spool is so large that there would be more than so many.
+const SEGMENTS_AIM: u64 = 512;
+
+const EXTENSION: &str = "frames";
 const LOCK_FILE: &str = "lock";
+const POSITION_FILE: &str = "position";
+/// Segment number and offset.
+const POSITION_BYTES: usize = 16;
 
-/// A spool folder, held by this process.
+/// What the spool may use, and how careful it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest size of all segments together, bytes. Room for eight frames at least, or the
+    /// quota leaves nothing.
+    pub bytes_max: u64,
+    /// When frames are made durable.
+    pub sync: Sync,
+}
+
+/// When appended frames are made durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sync {
+    /// Before [`Writer::append`] returns.
+    EachFrame,
+    /// When [`Writer::sync`] is called: less wear, and a power cut takes what came since.
+    OnRequest,
+}
+
+/// What opening found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// Frames that wait for delivery.
+    pub frames: u64,
+    /// Records in them.
+    pub records: u64,
+    /// Bytes cut off behind the last whole frame of a segment: what a crash left.
+    pub cut_bytes: u64,
+    /// Bytes between whole frames that are none: damage by the device, skipped. The records in
+    /// them cannot be counted.
+    pub damaged_bytes: u64,
+}
+
+/// What waits in the spool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Depth {
+    /// Segment files.
+    pub segments: usize,
+    /// Their bytes, delivered frames of unfinished segments included.
+    pub bytes: u64,
+    /// Frames that wait.
+    pub frames: u64,
+    /// Records in them.
+    pub records: u64,
+    /// Bytes that wait.
+    pub waiting_bytes: u64,
+}
+
+/// Why the spool did not do what it was asked for.
 #[derive(Debug)]
-pub struct Spool {
+pub enum SpoolError {
+    /// The system refused.
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Another process owns it.
+    InUse {
+        /// The spool.
+        directory: PathBuf,
+        /// What the owner wrote of itself: its process id.
+        owner: String,
+    },
+    /// The bytes given are not one frame.
+    NotAFrame(codec::DecodeError),
+    /// A frame of so many bytes does not fit beside what must be kept.
+    NoRoom {
+        /// Its bytes.
+        bytes: usize,
+        /// The quota.
+        bytes_max: u64,
+    },
+}
+
+impl fmt::Display for SpoolError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SpoolError::Io { action, path, source } => {
+                write!(f, "spool: {action} {}: {source}", path.display())
+            }
+            SpoolError::InUse { directory, owner } => {
+                write!(f, "spool: {} is in use by process {owner}", directory.display())
+            }
+            SpoolError::NotAFrame(error) => write!(f, "spool: {error}"),
+            SpoolError::NoRoom { bytes, bytes_max } => {
+                write!(f, "spool: no room for {bytes} bytes in {bytes_max} (spool.bytes_max)")
+            }
+        }
+    }
+}
+
+impl std::error::Error for SpoolError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            SpoolError::Io { source, .. } => Some(source),
+            SpoolError::NotAFrame(error) => Some(error),
+            SpoolError::InUse { .. } | SpoolError::NoRoom { .. } => None,
+        }
+    }
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SpoolError {
+    move |source| SpoolError::Io { action, path: path.into(), source }
+}
+
+/// The spool, to be opened.
+#[derive(Debug)]
+pub struct Spool;
+
+impl Spool {
+    /// Opens or creates the spool in `directory`: takes its lock, cuts what a crash left and
+    /// counts what waits. Reads every segment once, with one buffer.
+    ///
+    /// # Errors
+    /// If another process owns it, or the system refuses.
+    pub fn open(
+        directory: &Path,
+        limits: Limits,
+    ) -> Result<(Writer, Reader, Recovery), SpoolError> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(failed("create", directory))?;
+        let lock = lock(directory)?;
+        let position_path = directory.join(POSITION_FILE);
+        let (position, value) =
+            Slots::open(&position_path).map_err(failed("open", &position_path))?;
+        let acknowledged = value.as_ref().and_then(position_of);
+        let (segments, next, recovery) = recover(directory, acknowledged)?;
+        let shared = Arc::new(Shared {
+            directory: directory.into(),
+            limits,
+            state: Mutex::new(State { segments, growing: false }),
+            _lock: lock,
+        });
+        let writer = Writer::new(Arc::clone(&shared), next)?;
+        Ok((writer, Reader::new(shared, position), recovery))
+    }
+}
+
+/// What both ends share. The lock file is released when the last of them is gone.
+#[derive(Debug)]
+struct Shared {
     directory: PathBuf,
-    bytes_max: u64,
-    next: u64,
+    limits: Limits,
+    state: Mutex<State>,
     _lock: File,
 }
 
-/// A frame on disk.
-#[derive(Clone, Debug)]
-pub struct Spooled {
-    /// Its file.
-    pub path: PathBuf,
-    /// Its bytes.
-    pub bytes: Vec<u8>,
-    /// Its place in its stream.
-    pub key: StreamKey,
-    /// Its records.
-    pub records: u32,
+/// The segments, oldest first. Files are made and removed outside the mutex, so that neither
+/// thread waits for the other's disk.
+#[derive(Debug)]
+struct State {
+    segments: VecDeque<Segment>,
+    /// Whether the writer may still append to the last segment.
+    growing: bool,
 }
 
-fn numbers(directory: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
-    let mut found: Vec<(u64, PathBuf)> = fs::read_dir(directory)?
-        .flatten()
-        .filter_map(|entry| {
-            let path = entry.path();
-            (path.extension()? == SUFFIX).then_some(())?;
-            Some((path.file_stem()?.to_str()?.parse().ok()?, path))
-        })
-        .collect();
-    found.sort_unstable();
-    Ok(found)
+#[derive(Debug)]
+struct Segment {
+    number: u64,
+    /// Whole frames, as far as the writer has finished them.
+    bytes: u64,
+    /// Everything before this is settled.
+    settled_bytes: u64,
+    /// Frames and records that are not settled.
+    frames: u64,
+    records: u64,
+    pinned: bool,
 }
 
-impl Spool {
-    /// Opens (and makes) a spool folder and takes it for this process.
-    ///
-    /// # Errors
-    /// If the folder cannot be used, or another process holds it.
-    pub fn open(directory: &Path, bytes_max: u64) -> io::Result<Spool> {
-        fs::create_dir_all(directory)?;
-        let lock = File::create(directory.join(LOCK_FILE))?;
-        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-            .map_err(|_| io::Error::other("another agent uses this spool"))?;
-        let next = numbers(directory)?.last().map_or(0, |(number, _)| number + 1);
-        Ok(Spool { directory: directory.into(), bytes_max, next, _lock: lock })
+impl Segment {
+    fn new(number: u64) -> Self {
+        Segment { number, bytes: 0, settled_bytes: 0, frames: 0, records: 0, pinned: false }
     }
 
-    /// Appends a frame durably. Returns how many records of older frames had to go.
-    ///
-    /// # Errors
-    /// If it could not be written; then it is not there at all.
-    pub fn append(&mut self, frame: &[u8]) -> io::Result<u64> {
-        let dropped = self.make_room(frame.len() as u64)?;
-        let path = self.directory.join(format!("{:020}.{SUFFIX}", self.next));
-        let temporary = self.directory.join("new");
-        let written = File::create(&temporary).and_then(|mut file| {
-            file.write_all(frame)?;
-            file.sync_data()
-        });
-        written.and_then(|()| fs::rename(&temporary, &path))?;
-        File::open(&self.directory)?.sync_all()?;
-        self.next += 1;
-        Ok(dropped)
+    fn waits(&self) -> bool {
+        self.settled_bytes < self.bytes
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Each change is complete when the guard is dropped: there is nothing half done.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn make_room(&self, bytes: u64) -> io::Result<u64> {
-        let files = numbers(&self.directory)?;
-        let size = |path: &Path| fs::metadata(path).map_or(0, |meta| meta.len());
-        let mut total: u64 = files.iter().map(|(_, path)| size(path)).sum();
-        let mut dropped = 0;
-        for (_, path) in files {
-            if total + bytes <= self.bytes_max {
-                break;
-            }
-            total -= size(&path);
-            dropped += read(&path).map_or(0, |frame| u64::from(frame.records));
-            let _ = fs::remove_file(&path);
+    fn path(&self, number: u64) -> PathBuf {
+        segment_path(&self.directory, number)
+    }
+
+    fn segment_bytes(&self) -> u64 {
+        let bytes_max = self.limits.bytes_max;
+        (bytes_max / 16).min(SEGMENT_BYTES_MAX).max(bytes_max / SEGMENTS_AIM)
+    }
+
+    fn depth(&self) -> Depth {
+        let mut depth = Depth::default();
+        for segment in &self.state().segments {
+            depth.segments += 1;
+            depth.bytes += segment.bytes;
+            depth.frames += segment.frames;
+            depth.records += segment.records;
+            depth.waiting_bytes += segment.bytes - segment.settled_bytes;
         }
-        Ok(dropped)
+        depth
     }
 }
 
-/// Reads one frame; none if it has gone or is damaged.
-fn read(path: &Path) -> Option<Spooled> {
-    let bytes = fs::read(path).ok()?;
-    let (key, records) = {
-        let (frame, _) = Frame::decode(&bytes).ok()?;
-        (frame.header.key, frame.header.records)
-    };
-    Some(Spooled { path: path.into(), bytes, key, records })
+impl State {
+    fn bytes(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.bytes).sum()
+    }
+
+    /// Whether the writer may append to this segment.
+    fn grows(&self, number: u64) -> bool {
+        self.growing && self.segments.back().is_some_and(|segment| segment.number == number)
+    }
 }
 
-/// The oldest frames, as many as fit into `bytes_max`, at least one. A damaged file is set
-/// aside with the suffix `damaged`, so that it cannot stop the others.
-///
-/// # Errors
-/// If the folder cannot be read.
-pub fn oldest(directory: &Path, bytes_max: usize) -> io::Result<Vec<Spooled>> {
-    let mut frames: Vec<Spooled> = Vec::new();
-    let mut total = 0;
-    for (_, path) in numbers(directory)? {
-        let Some(frame) = read(&path) else {
-            if path.exists() {
-                log::error!("{}: damaged, set aside", path.display());
-                fs::rename(&path, path.with_extension("damaged"))?;
-            }
-            continue;
-        };
-        total += frame.bytes.len();
-        if total > bytes_max && !frames.is_empty() {
-            break;
+fn segment_path(directory: &Path, number: u64) -> PathBuf {
+    directory.join(format!("{number:020}.{EXTENSION}"))
+}
+
+fn lock(directory: &Path) -> Result<File, SpoolError> {
+    let path = directory.join(LOCK_FILE);
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(failed("open", &path))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {
+            // For the message above only; a full disk must not keep the agent from starting.
+            let _ = file.set_len(0);
+            let _ = write!(file, "{}", std::process::id());
+            Ok(file)
         }
-        frames.push(frame);
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut owner = String::new();
+            let _ = file.take(16).read_to_string(&mut owner);
+            Err(SpoolError::InUse { directory: directory.into(), owner })
+        }
+        Err(error) => Err(failed("lock", &path)(error.into())),
     }
-    Ok(frames)
 }
 
-/// Frames in the spool.
-pub fn depth(directory: &Path) -> usize {
-    numbers(directory).map_or(0, |files| files.len())
+/// The position that the reader remembers: segment number and offset in it.
+fn position_of(bytes: &[u8; POSITION_BYTES]) -> Option<(u64, u64)> {
+    let (number, offset) = bytes.split_first_chunk::<8>()?;
+    Some((u64::from_le_bytes(*number), u64::from_le_bytes(offset.try_into().ok()?)))
+}
+
+/// Reads all segments. Returns those that hold frames, the number for the next one, and the
+/// report.
+fn recover(
+    directory: &Path,
+    position: Option<(u64, u64)>,
+) -> Result<(VecDeque<Segment>, u64, Recovery), SpoolError> {
+    let (settled_number, settled_bytes) = position.unwrap_or_default();
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(directory).map_err(failed("list", directory))? {
+        let path = entry.map_err(failed("list", directory))?.path();
+        let number = path.file_stem().and_then(|stem| stem.to_str()?.parse::<u64>().ok());
+        if let Some(number) = number
+            && path == segment_path(directory, number)
+        {
+            numbers.push(number);
+        }
+    }
+    numbers.sort_unstable();
+    let next = numbers.last().copied().unwrap_or(0).max(settled_number) + 1;
+    let mut recovery = Recovery::default();
+    let mut segments = VecDeque::new();
+    let mut buffer = Vec::new();
+    for number in numbers {
+        let path = segment_path(directory, number);
+        let mut segment = Segment::new(number);
+        // Older than the position: its removal was cut short.
+        if number >= settled_number {
+            let settled = if number == settled_number { settled_bytes } else { 0 };
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(&path)
+                .map_err(failed("open", &path))?;
+            recover_segment(&file, settled, &mut segment, &mut recovery, &mut buffer)
+                .map_err(failed("read", &path))?;
+        }
+        if segment.waits() {
+            recovery.frames += segment.frames;
+            recovery.records += segment.records;
+            segments.push_back(segment);
+        } else {
+            fs::remove_file(&path).map_err(failed("remove", &path))?;
+        }
+    }
+    Ok((segments, next, recovery))
+}
+
+fn recover_segment(
+    file: &File,
+    settled: u64,
+    segment: &mut Segment,
+    recovery: &mut Recovery,
+    buffer: &mut Vec<u8>,
+) -> io::Result<()> {
+    let length = file.metadata()?.len();
+    let mut damaged = 0;
+    scan::file(file, length, buffer, |found, end| match found {
+        scan::Found::Frame(frame) => {
+            recovery.damaged_bytes += std::mem::take(&mut damaged);
+            segment.bytes = end;
+            if end <= settled {
+                segment.settled_bytes = end;
+            } else {
+                segment.frames += 1;
+                segment.records += u64::from(frame.records);
+            }
+        }
+        scan::Found::Damage(bytes) => damaged += bytes as u64,
+        scan::Found::Partial | scan::Found::End => {}
+    })?;
+    if length > segment.bytes {
+        file.set_len(segment.bytes)?;
+        file.sync_data()?;
+        recovery.cut_bytes += length - segment.bytes;
+    }
+    Ok(())
 }

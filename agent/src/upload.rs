@@ -1,368 +1,452 @@
-//! The second thread: posts spooled frames to the collector over mutual TLS, and removes what
-//! the collector holds. Decides by [`Outcome`], then acts. Bounds: one body in memory; a
-//! back-off with full jitter between failures. It knows ureq and the spool.
+//! The second thread: takes frames from the spool and brings them to the collector.
+//!
+//! In: a spool [`Reader`], wake-ups and the order to stop. Out: frames over mutual TLS, and
+//! [`Counters`]. Bound: one batch in memory, one request at a time, every wait limited.
+//! A frame leaves the spool when the collector holds it durably; a failure of any kind leaves
+//! it there. A batch that the collector refuses is cut in half until the one bad frame stands
+//! alone: that one is dropped and counted, so that it cannot block the others. What concerns
+//! the device and not a frame (identity, TLS, a proxy's error) never drops anything.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
-use std::time::Duration;
+mod answer;
+mod backoff;
+mod client;
+mod counters;
 
-use rustls::pki_types::pem::PemObject;
-use serde::Deserialize;
-use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig, TlsProvider};
+use std::collections::VecDeque;
+use std::fmt::Display;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use crate::config::Collector;
-use crate::spool::{self, Spooled};
+use rustix::rand::{GetRandomFlags, getrandom};
 
-/// Longest wait between two attempts.
-const BACK_OFF_MAX: Duration = Duration::from_secs(300);
-/// One exchange with the collector.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// Attempts to deliver the rest at the end of a run.
-const LAST_ATTEMPTS: u32 = 3;
+use crate::config;
+use crate::logger::RateLimit;
+use crate::spool::{Reader, Sent};
+use crate::tls::Credentials;
+use crate::tls::clock::Clock;
 
-/// What came of one upload.
+pub use answer::{Held, Outcome, Refusal, decide};
+pub use client::Timeouts;
+pub use counters::{Counters, Snapshot};
+
+use backoff::Backoff;
+use client::Client;
+
+/// After so many failures to read one segment in a row the reader goes on behind it.
+const READ_FAILURES_MAX: u32 = 3;
+/// So many lost generations are remembered: a few runs of a few classes.
+const LOST_MAX: usize = 16;
+/// Smallest body that a collector's 413 makes us come down to, bytes.
+const BODY_BYTES_MIN: usize = 16 * 1024;
+/// The same complaint is repeated so often.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(600);
+/// Days before its end from which on a certificate is complained about.
+const DAYS_LEFT_WARN: i64 = 30;
+/// How long the thread has to notice that it was interrupted.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// What the thread needs to know.
 #[derive(Debug)]
-pub enum Outcome {
-    /// The collector answered with what it holds.
-    Delivered(Answer),
-    /// Not now: again after so long, if the collector says how long.
-    RetryAfter(Option<Duration>, String),
-    /// The body was refused for what it contains.
-    Refused(String),
+pub struct Settings {
+    /// Where to, how often, how much at a time.
+    pub collector: config::Collector,
+    /// Who we are, as read at the start.
+    pub credentials: Credentials,
+    /// The time for certificates.
+    pub clock: Arc<Clock>,
+    /// Bounds of one request.
+    pub timeouts: Timeouts,
 }
 
-/// The collector's answer.
-#[derive(Debug, Deserialize)]
-pub struct Answer {
-    streams: Vec<Stream>,
+/// The upload thread, seen from the event thread.
+#[derive(Debug)]
+pub struct Upload {
+    shared: Arc<Shared>,
 }
 
-#[derive(Debug, Deserialize)]
-struct Stream {
-    run: String,
-    class: u8,
-    contiguous: u64,
-    holes: Vec<(u64, u64)>,
+/// What was achieved when the thread stopped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Whether the last upload came to its end in time, whatever that was.
+    pub finished: bool,
+    /// Whether it delivered all that the spool held.
+    pub emptied: bool,
 }
 
-#[derive(Deserialize)]
-struct Refusal {
-    error: String,
-    detail: String,
+#[derive(Debug)]
+struct Shared {
+    signals: Mutex<Signals>,
+    changed: Condvar,
+    counters: Counters,
 }
 
-impl Answer {
-    /// Whether the collector holds this frame. Above `contiguous` it holds what was just sent,
-    /// but for the holes.
-    fn holds(&self, frame: &Spooled) -> bool {
-        let tag: String = frame.key.run_tag.iter().map(|byte| format!("{byte:02x}")).collect();
-        self.streams.iter().any(|stream| {
-            let sequence = frame.key.sequence;
-            stream.run == tag
-                && stream.class == frame.key.class
-                && (sequence < stream.contiguous
-                    || !stream.holes.iter().any(|(a, b)| (*a..=*b).contains(&sequence)))
-        })
+#[derive(Debug, Default)]
+struct Signals {
+    wake: bool,
+    /// Stop, and be finished by then.
+    deadline: Option<Instant>,
+    done: Option<Report>,
+    /// The HTTP client in use, for interrupting it.
+    agent: Option<ureq::Agent>,
+}
+
+impl Shared {
+    fn signals(&self) -> MutexGuard<'_, Signals> {
+        // Each change is one assignment: there is nothing half done.
+        self.signals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What the thread says of its work.
-#[derive(Clone, Debug, Default)]
-pub struct Progress {
-    /// Frames that the collector has acknowledged.
-    pub acknowledged: u64,
-    /// Records in frames that it refused for good.
-    pub records_refused: u64,
-    /// Failures in a row.
-    pub failures: u64,
-    /// Why the last one failed.
-    pub error: String,
-    /// The collector asks for a new generation (it lacks the beginning of this one).
-    pub generation_lost: bool,
-}
-
-/// The running upload thread.
-#[derive(Debug)]
-pub struct Upload {
-    wake: SyncSender<()>,
-    progress: Arc<Mutex<Progress>>,
-    thread: Option<JoinHandle<()>>,
+/// Starts the thread. It owns `reader` from now on.
+///
+/// # Errors
+/// If the system gives no thread.
+pub fn spawn(settings: Settings, reader: Reader) -> std::io::Result<Upload> {
+    let shared = Arc::new(Shared {
+        signals: Mutex::default(),
+        changed: Condvar::new(),
+        counters: Counters::default(),
+    });
+    let Settings { collector, credentials, clock, timeouts } = settings;
+    let client = Client::new(&collector, credentials, clock, timeouts);
+    let mut worker = Worker {
+        shared: Arc::clone(&shared),
+        bytes_max: collector.upload_bytes_max,
+        certificate: collector.certificate.clone(),
+        interval: Duration::from_secs(collector.upload_interval_s.into()),
+        client,
+        reader,
+        buffer: Vec::new(),
+        backoff: Backoff::default(),
+        search: None,
+        lost: VecDeque::with_capacity(LOST_MAX),
+        read_failures: 0,
+        complaint: Complaint::new(),
+        expiry: RateLimit::new(Duration::from_secs(86_400)),
+        renewal: Complaint::new(),
+    };
+    thread::Builder::new().name("upload".into()).spawn(move || worker.run())?;
+    Ok(Upload { shared })
 }
 
 impl Upload {
-    /// Starts the thread.
-    ///
-    /// # Errors
-    /// If the certificates cannot be read, or the thread cannot start.
-    pub fn start(collector: &Collector, directory: &Path) -> Result<Upload, String> {
-        let client = Client::new(collector)?;
-        let (wake, woken) = sync_channel(1);
-        let progress = Arc::new(Mutex::new(Progress::default()));
-        let work = Work {
-            client,
-            directory: directory.into(),
-            interval: Duration::from_secs(collector.upload_interval_s.into()),
-            bytes_max: collector.upload_bytes_max,
-            progress: Arc::clone(&progress),
-        };
-        let thread = std::thread::Builder::new()
-            .name("upload".into())
-            .spawn(move || work.run(&woken))
-            .map_err(|e| format!("upload thread: {e}"))?;
-        Ok(Upload { wake, progress, thread: Some(thread) })
+    /// Much is spooled: upload now. During a back-off this changes nothing.
+    pub fn wake(&self) {
+        self.shared.signals().wake = true;
+        self.shared.changed.notify_all();
     }
 
-    /// How it goes.
-    pub fn progress(&self) -> Progress {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Counters of the thread, at any time.
+    pub fn counters(&self) -> &Counters {
+        &self.shared.counters
     }
 
-    /// Takes the collector's wish for a new generation.
-    pub fn take_generation_lost(&self) -> bool {
-        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut progress.generation_lost)
+    /// Lets the thread try to empty the spool once more, and stops it, by `deadline` (and
+    /// [a second](GRACE) at most).
+    pub fn shutdown(self, deadline: Instant) -> Report {
+        self.shared.signals().deadline = Some(deadline);
+        self.shared.changed.notify_all();
+        if let Some(report) = self.done_by(deadline) {
+            return report;
+        }
+        let agent = self.shared.signals().agent.take();
+        if let Some(agent) = agent {
+            agent.shutdown();
+        }
+        self.done_by(deadline + GRACE).unwrap_or_default()
     }
 
-    /// Delivers what is spooled, as far as the collector lets it, and ends the thread.
-    pub fn finish(mut self) {
-        drop(std::mem::replace(&mut self.wake, sync_channel(0).0));
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+    fn done_by(&self, deadline: Instant) -> Option<Report> {
+        let mut signals = self.shared.signals();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if signals.done.is_some() || left.is_zero() {
+                return signals.done;
+            }
+            let waited = self.shared.changed.wait_timeout(signals, left);
+            signals = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }
 
-struct Work {
+/// How an upload ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Nothing waits.
+    Empty,
+    /// Try again after so long.
+    Retry(Duration),
+    /// The deadline of the stop came first.
+    OutOfTime,
+}
+
+/// The search for the frame that made the collector refuse a batch.
+#[derive(Clone, Copy, Debug)]
+struct Search {
+    /// Frames to send at a time.
+    frames: usize,
+    /// It is among so many that come next.
+    left: usize,
+}
+
+struct Worker {
+    shared: Arc<Shared>,
     client: Client,
-    directory: PathBuf,
+    certificate: PathBuf,
     interval: Duration,
+    reader: Reader,
+    buffer: Vec<u8>,
+    /// Largest body: what the settings say, or less if the collector takes less.
     bytes_max: usize,
-    progress: Arc<Mutex<Progress>>,
+    backoff: Backoff,
+    search: Option<Search>,
+    /// Generations whose start the collector lacks, newest last: no frame of them is sent.
+    lost: VecDeque<Generation>,
+    read_failures: u32,
+    complaint: Complaint,
+    renewal: Complaint,
+    expiry: RateLimit,
 }
 
-impl Work {
-    fn run(&self, woken: &Receiver<()>) {
-        let mut wait = self.interval;
+impl Worker {
+    fn run(&mut self) {
+        self.shared.signals().agent = Some(self.client.agent());
+        let mut wait = backoff::phase(self.client.agent_id(), self.interval);
+        let mut backing_off = false;
+        let mut report = Report { finished: true, emptied: false };
         loop {
-            let ending = match woken.recv_timeout(wait) {
-                Ok(()) | Err(RecvTimeoutError::Timeout) => false,
-                Err(RecvTimeoutError::Disconnected) => true,
-            };
-            wait = match self.deliver_all() {
-                Ok(()) => self.interval,
-                Err(asked) => asked.unwrap_or_else(|| self.back_off()),
-            };
-            if ending {
-                for _ in 1..LAST_ATTEMPTS {
-                    if self.deliver_all().is_ok() {
-                        break;
-                    }
+            let stop = self.wait(wait, backing_off);
+            self.check_certificate();
+            match self.upload(stop) {
+                End::Empty => {
+                    wait = backoff::next(self.interval, random());
+                    backing_off = false;
+                    report.emptied = stop.is_some();
                 }
-                return;
+                End::Retry(after) => {
+                    wait = after;
+                    backing_off = true;
+                }
+                End::OutOfTime => report.finished = false,
+            }
+            if stop.is_some() {
+                break;
+            }
+        }
+        self.shared.signals().done = Some(report);
+        self.shared.changed.notify_all();
+    }
+
+    /// Waits until it is time, somebody wakes us, or the order to stop comes, which is
+    /// returned.
+    fn wait(&self, time: Duration, backing_off: bool) -> Option<Instant> {
+        let until = Instant::now() + time;
+        let mut signals = self.shared.signals();
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if signals.deadline.is_some() || left.is_zero() || (signals.wake && !backing_off) {
+                signals.wake = false;
+                return signals.deadline;
+            }
+            let waited = self.shared.changed.wait_timeout(signals, left);
+            signals = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Empties the spool, as far as it goes.
+    fn upload(&mut self, stop: Option<Instant>) -> End {
+        let mut first = true;
+        loop {
+            // An order to stop that comes now bounds what is still to be done.
+            let stop = stop.or(self.shared.signals().deadline);
+            let limit = stop.map(|stop| stop.saturating_duration_since(Instant::now()));
+            if limit.is_some_and(|limit| limit.is_zero()) {
+                return End::OutOfTime;
+            }
+            match self.take() {
+                Ok(0) => return End::Empty,
+                Ok(_) => {}
+                Err(error) => return self.failed(None, &error),
+            }
+            let outcome = self.client.post(&self.buffer, first, limit);
+            first = false;
+            let ended = match outcome {
+                Outcome::Delivered(held) => self.delivered(&held),
+                Outcome::RetryAfter { wait, reason } => Some(self.failed(wait, &reason)),
+                Outcome::Refused { refusal, reason } => {
+                    self.refused(refusal, &reason);
+                    None
+                }
+            };
+            if let Some(end) = ended {
+                self.reader.release();
+                return end;
             }
         }
     }
 
-    fn note(&self, change: impl FnOnce(&mut Progress)) {
-        change(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-
-    /// Full jitter: anything up to a bound that doubles with each failure, so that a fleet does
-    /// not come back at once.
-    fn back_off(&self) -> Duration {
-        let failures = self.progress.lock().unwrap_or_else(PoisonError::into_inner).failures;
-        let bound = Duration::from_secs(1 << failures.min(8)).min(BACK_OFF_MAX);
-        let mut random = [0; 4];
-        let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty());
-        bound.mul_f64(f64::from(u32::from_ne_bytes(random)) / f64::from(u32::MAX))
-    }
-
-    /// Sends until the spool is empty. An error says how long the collector asks to wait.
-    fn deliver_all(&self) -> Result<(), Option<Duration>> {
+    /// Fills the buffer; returns the number of frames in it.
+    fn take(&mut self) -> Result<usize, String> {
+        let mut frames_max = self.search.map_or(usize::MAX, |search| search.frames);
         loop {
-            let frames = match spool::oldest(&self.directory, self.bytes_max) {
-                Ok(frames) if frames.is_empty() => return Ok(()),
-                Ok(frames) => frames,
+            let batch = self.reader.batch(&mut self.buffer, self.bytes_max, frames_max);
+            let sent = match batch {
+                Ok(sent) => sent,
                 Err(error) => {
-                    log::error!("{}: spool cannot be read: {error}", self.directory.display());
-                    return Err(None);
+                    self.read_failures += 1;
+                    if self.read_failures < READ_FAILURES_MAX {
+                        return Err(error.to_string());
+                    }
+                    self.read_failures = 0;
+                    self.reader.abandon();
+                    self.count_damage();
+                    log::error!("{error}: given up, its records are counted as lost");
+                    continue;
                 }
             };
-            self.deliver(&frames)?;
+            self.read_failures = 0;
+            let orphan = |sent: &Sent| orphan_of(sent).is_some_and(|of| self.lost.contains(&of));
+            let orphans = sent.iter().take_while(|sent| orphan(sent)).count();
+            let frames = sent.iter().take_while(|sent| !orphan(sent)).count();
+            let all = sent.len();
+            self.count_damage();
+            if orphans > 0 {
+                let dropped = self.reader.discard(orphans);
+                self.shared.counters.refuse(Refusal::GenerationLost, dropped.records);
+            } else if frames == all {
+                return Ok(frames);
+            } else {
+                frames_max = frames;
+            }
         }
     }
 
-    /// Sends these frames. If the collector refuses what they contain, they are sent one by
-    /// one, so that a single bad frame neither blocks nor drags down the others.
-    fn deliver(&self, frames: &[Spooled]) -> Result<(), Option<Duration>> {
-        let body: Vec<u8> = frames.iter().flat_map(|frame| frame.bytes.iter().copied()).collect();
-        match self.client.post(&body) {
-            Outcome::Delivered(answer) => {
-                let mut held = 0;
-                for frame in frames.iter().filter(|frame| answer.holds(frame)) {
-                    let _ = fs::remove_file(&frame.path);
-                    held += 1;
-                }
-                self.note(|p| {
-                    p.acknowledged += held;
-                    p.failures = 0;
-                    p.error.clear();
-                });
-                if held == 0 { Err(None) } else { Ok(()) }
+    fn delivered(&mut self, held: &Held) -> Option<End> {
+        let settled = self.reader.acknowledge(|key| held.holds(key));
+        if settled.frames == 0 {
+            let text = "collector answers 200 but does not hold the frame that was sent";
+            return Some(self.failed(None, &text));
+        }
+        let counters = &self.shared.counters;
+        if self.backoff.failures() > 0 {
+            log::info!("collector takes frames again, after {} failures", self.backoff.failures());
+        }
+        self.backoff.succeed();
+        self.complaint.settle();
+        counters.succeed(&settled, self.client.now_s());
+        if let Some(search) = &mut self.search {
+            search.left = search.left.saturating_sub(settled.frames as usize);
+            if search.left == 0 {
+                self.search = None;
             }
-            Outcome::RetryAfter(wait, reason) => {
-                log::warn!("upload: {reason}");
-                self.note(|p| {
-                    p.failures += 1;
-                    p.error = reason;
-                });
-                Err(wait)
+        }
+        None
+    }
+
+    fn failed(&mut self, wait: Option<Duration>, reason: &dyn Display) -> End {
+        let wait = self.backoff.fail(wait, random());
+        let text = reason.to_string();
+        self.complaint.say(&text, |text| {
+            log::warn!("upload: {text}; trying again in {} s", wait.as_secs().max(1));
+        });
+        self.shared.counters.fail(self.backoff.failures(), text);
+        End::Retry(wait)
+    }
+
+    fn refused(&mut self, refusal: Refusal, reason: &str) {
+        let sent = self.reader.in_flight();
+        let frames = sent.len();
+        if frames > 1 {
+            if refusal == Refusal::TooLarge && self.bytes_max > BODY_BYTES_MIN {
+                self.bytes_max = (self.buffer.len() / 2).max(BODY_BYTES_MIN);
+                log::warn!("upload: {reason}; sending at most {} bytes", self.bytes_max);
             }
-            Outcome::Refused(reason) => {
-                if let [frame] = frames {
-                    log::error!("{}: refused for good: {reason}", frame.path.display());
-                    let lost = reason.starts_with("generation-lost");
-                    let _ = fs::remove_file(&frame.path);
-                    self.note(|p| {
-                        p.records_refused += u64::from(frame.records);
-                        p.generation_lost |= lost;
-                        p.error = reason;
-                    });
-                    return Ok(());
-                }
-                frames.iter().try_for_each(|frame| self.deliver(std::slice::from_ref(frame)))
+            self.search = Some(Search { frames: frames / 2, left: frames });
+            return;
+        }
+        self.search = None;
+        if refusal == Refusal::GenerationLost
+            && let Some(generation) = sent.first().and_then(orphan_of)
+        {
+            if self.lost.len() == LOST_MAX {
+                self.lost.pop_front();
             }
+            self.lost.push_back(generation);
+            self.shared.counters.lose_generation();
+        }
+        let dropped = self.reader.discard(1);
+        self.shared.counters.refuse(refusal, dropped.records);
+        self.complaint.say(reason, |text| {
+            log::error!("upload: {text}; dropped the frame, {} records", dropped.records);
+        });
+    }
+
+    fn count_damage(&self) {
+        self.shared.counters.damage(self.reader.damaged_records());
+    }
+
+    /// Takes renewed files over, and warns of a certificate that ends soon.
+    fn check_certificate(&mut self) {
+        match self.client.refresh() {
+            Ok(true) => {
+                self.renewal.settle();
+                self.shared.signals().agent = Some(self.client.agent());
+                log::info!("{}: read anew", self.certificate.display());
+            }
+            Ok(false) => {}
+            Err(error) => self.renewal.say(&error.to_string(), |text| {
+                log::warn!("{text}; the former certificate stays in use");
+            }),
+        }
+        let days = self.client.days_left();
+        self.shared.counters.certificate(days);
+        if days < DAYS_LEFT_WARN && self.expiry.admit(Instant::now()).is_some() {
+            log::warn!("{}: {days} days left, renew it", self.certificate.display());
         }
     }
 }
 
-struct Client {
-    agent: ureq::Agent,
-    url: String,
-    ca: PathBuf,
+/// Run tag, class, and number in them.
+type Generation = ([u8; 8], u8, u32);
+
+/// The generation of a frame that cannot be read without frames before it.
+fn orphan_of(sent: &Sent) -> Option<Generation> {
+    (!sent.starts).then_some((sent.key.run_tag, sent.key.class, sent.generation))
 }
 
-impl Client {
-    fn new(collector: &Collector) -> Result<Client, String> {
-        let read = |path: &Path| fs::read(path).map_err(|e| format!("{}: {e}", path.display()));
-        let certificates = |path: &Path| -> Result<Vec<Certificate<'static>>, String> {
-            let bytes = read(path)?;
-            let parsed: Result<Vec<_>, _> =
-                rustls::pki_types::CertificateDer::pem_slice_iter(&bytes).collect();
-            let parsed = parsed.map_err(|e| format!("{}: {e}", path.display()))?;
-            Ok(parsed.iter().map(|der| Certificate::from_der(der).to_owned()).collect())
-        };
-        let key = PrivateKey::from_pem(&read(&collector.key)?)
-            .map_err(|e| format!("{}: {e}", collector.key.display()))?;
-        let own = certificates(&collector.certificate)?;
-        let ca = certificates(&collector.ca)?;
-        let tls = TlsConfig::builder()
-            .provider(TlsProvider::Rustls)
-            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .client_cert(Some(ClientCert::new_with_certs(&own, key)))
-            .root_certs(RootCerts::Specific(Arc::new(ca)))
-            .build();
-        let agent = ureq::Agent::config_builder()
-            .tls_config(tls)
-            .http_status_as_error(false)
-            .timeout_global(Some(REQUEST_TIMEOUT))
-            .build()
-            .new_agent();
-        let url = format!("{}/v1/frames", collector.url.trim_end_matches('/'));
-        Ok(Client { agent, url, ca: collector.ca.clone() })
+/// What was complained about last: the same again is said seldom, something else at once.
+struct Complaint {
+    text: String,
+    limit: RateLimit,
+}
+
+impl Complaint {
+    fn new() -> Self {
+        Complaint { text: String::new(), limit: RateLimit::new(COMPLAINT_INTERVAL) }
     }
 
-    fn post(&self, body: &[u8]) -> Outcome {
-        let sent = self
-            .agent
-            .post(&self.url)
-            .header("content-type", "application/vnd.sysflow.frames")
-            .send(body);
-        let mut response = match sent {
-            Ok(response) => response,
-            Err(error) => return Outcome::RetryAfter(None, self.words(&error.to_string())),
-        };
-        let status = response.status().as_u16();
-        let wait = response
-            .headers()
-            .get("retry-after")
-            .and_then(|value| value.to_str().ok()?.parse().ok())
-            .map(Duration::from_secs);
-        let text = match response.body_mut().read_to_string() {
-            Ok(text) => text,
-            Err(error) => return Outcome::RetryAfter(wait, format!("answer cut: {error}")),
-        };
-        if status == 200 {
-            return match serde_json::from_str(&text) {
-                Ok(answer) => Outcome::Delivered(answer),
-                Err(error) => Outcome::RetryAfter(None, format!("answer not understood: {error}")),
-            };
+    fn say(&mut self, text: &str, log: impl FnOnce(&str)) {
+        if self.text != text {
+            self.text = text.into();
+            self.limit.reset();
         }
-        let reason = match serde_json::from_str::<Refusal>(&text) {
-            Ok(refusal) => format!("{}: {}", refusal.error, refusal.detail),
-            Err(_) => format!("status {status}"),
-        };
-        match status {
-            400 | 403 | 409 | 413 => Outcome::Refused(reason),
-            _ => Outcome::RetryAfter(wait, reason),
+        match self.limit.admit(Instant::now()) {
+            Some(0) => log(text),
+            Some(more) => log(&format!("{text} ({more} times more since)")),
+            None => {}
         }
     }
 
-    /// A TLS failure in words: who refused whose certificate, and why.
-    fn words(&self, error: &str) -> String {
-        for (alert, reason) in [
-            ("CertificateExpired", "certificate expired"),
-            ("UnknownCA", "certificate refused: not of the collector's fleet (unknown CA)"),
-            ("DecryptError", "certificate refused: not of the collector's fleet"),
-            ("CertificateRequired", "certificate refused: none was presented"),
-            ("BadCertificate", "certificate refused: bad certificate"),
-            ("CertificateUnknown", "certificate refused: unknown certificate"),
-            ("AccessDenied", "certificate refused: access denied"),
-        ] {
-            if error.contains(&format!("received fatal alert: {alert}")) {
-                return format!("collector refused our {reason}");
-            }
-        }
-        if error.contains("invalid peer certificate") {
-            return format!("collector's certificate refused by {}: {error}", self.ca.display());
-        }
-        error.to_string()
+    fn settle(&mut self) {
+        self.text.clear();
     }
 }
 
-/// Whether certificates and key can be read and understood.
-///
-/// # Errors
-/// The first file that cannot.
-pub fn readable(collector: &Collector) -> Result<(), String> {
-    Client::new(collector).map(|_| ())
-}
-
-/// The agent's id: the SAN URI `sysflow:agent:<id>` of its certificate.
-///
-/// # Errors
-/// If the file cannot be read or carries no such id.
-pub fn identity(certificate: &Path) -> Result<String, String> {
-    let name = certificate.display();
-    let bytes = fs::read(certificate).map_err(|e| format!("{name}: {e}"))?;
-    let der = rustls::pki_types::CertificateDer::from_pem_slice(&bytes)
-        .map_err(|e| format!("{name}: {e}"))?;
-    let (_, parsed) =
-        x509_parser::parse_x509_certificate(&der).map_err(|e| format!("{name}: {e}"))?;
-    let names = parsed.subject_alternative_name().map_err(|e| format!("{name}: {e}"))?;
-    names
-        .iter()
-        .flat_map(|extension| &extension.value.general_names)
-        .find_map(|general| match general {
-            x509_parser::extensions::GeneralName::URI(uri) => uri.strip_prefix("sysflow:agent:"),
-            _ => None,
-        })
-        .filter(|id| crate::config::is_agent_id(id))
-        .map(str::to_owned)
-        .ok_or_else(|| {
-            format!("{name}: no identity (issue it with the SAN URI sysflow:agent:<id>)")
-        })
+/// For jitter only: without random bytes all devices wait equally long.
+fn random() -> u32 {
+    let mut bytes = [0; 4];
+    let _ = getrandom(&mut bytes, GetRandomFlags::empty());
+    u32::from_le_bytes(bytes)
 }

@@ -1,0 +1,229 @@
+//! `run`: finished frames go into the spool, and from there to the collector by the upload
+//! thread. Keeps the state of the run and the status file.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bpf::{Bounds, Probes};
+use codec::{Frame, Term};
+
+use super::{Error, Outlet, Settings, boot_id, boot_ns, drop_privileges, identity, watch};
+use crate::batch::{Identity, Limits};
+use crate::config::Config;
+use crate::engine::{Engine, Timeouts};
+use crate::logger::RateLimit;
+use crate::run_state::RunState;
+use crate::spool::{self, Reader, Spool, Sync, Writer};
+use crate::status::{self, Status};
+use crate::tls::clock::Clock;
+use crate::tls::{Credentials, Files};
+use crate::upload::{self, Upload};
+
+/// How long the last delivery may take when the agent is told to stop. A service manager gives
+/// up after 90 s as a rule.
+const LAST_DELIVERY: Duration = Duration::from_secs(20);
+/// The upload thread is woken when the spool is so full (one part in so many).
+const WAKE_AT: u64 = 2;
+/// The same complaint is repeated so often.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
+
+struct Delivery<'c> {
+    config: &'c Config,
+    writer: Writer,
+    /// What the upload thread is started with, once no privilege is left to inherit.
+    thread: Option<(upload::Settings, Reader)>,
+    upload: Option<Upload>,
+    state: RunState,
+    status: Status,
+    generations_lost: u64,
+    complaint: RateLimit,
+    last_ns: u64,
+}
+
+impl Delivery<'_> {
+    fn write_status(&mut self, engine: Option<&Engine>) {
+        let status = &mut self.status;
+        status.written_unix_s = unix_s();
+        status.spool = status::Spool::new(self.writer.depth(), self.config.spool.bytes_max);
+        if let Some(upload) = &self.upload {
+            status.upload = upload.counters().snapshot();
+        }
+        if let Some(engine) = engine {
+            status.ledger = Term::ALL
+                .into_iter()
+                .map(|term| (term.name().to_string(), engine.batch.books.sum(term)))
+                .collect();
+        }
+        if let Err(error) = status.write(&self.config.status.file) {
+            self.complain(format_args!("{}: {error}", self.config.status.file.display()));
+        }
+    }
+
+    fn complain(&mut self, text: std::fmt::Arguments<'_>) {
+        if let Some(repeated) = self.complaint.admit(Instant::now()) {
+            log::error!("{text} ({repeated} more since the last complaint)");
+        }
+    }
+}
+
+impl Outlet for Delivery<'_> {
+    fn ready(&mut self, probes: &Probes) -> Result<(), Error> {
+        drop_privileges()?;
+        if let Some((settings, reader)) = self.thread.take() {
+            let upload = upload::spawn(settings, reader)
+                .map_err(|e| Error::System("starting the upload thread", e))?;
+            self.upload = Some(upload);
+        }
+        self.status.ready = true;
+        self.status.jit = probes.is_jited();
+        self.status.hooks_attached =
+            probes.attached().iter().map(|hook| hook.name().to_string()).collect();
+        self.status.hooks_missing =
+            probes.missing().iter().map(|(hook, why)| format!("{}: {why}", hook.name())).collect();
+        self.status.privileges = status::privileges().unwrap_or_default();
+        self.write_status(None);
+        Ok(())
+    }
+
+    fn frame(&mut self, frame: &[u8], now_ns: u64, engine: &mut Engine) -> Result<(), Error> {
+        match self.writer.append(frame) {
+            Ok(appended) => {
+                engine.batch.books.add_lost_records(Term::LostSpoolFull, appended.dropped_records);
+                if appended.dropped_frames > 0 {
+                    // The collector takes a generation only from its start.
+                    engine.batch.restart_generation();
+                }
+                if appended.waiting_bytes > self.config.spool.bytes_max / WAKE_AT
+                    && let Some(upload) = &self.upload
+                {
+                    upload.wake();
+                }
+            }
+            Err(error) => {
+                self.complain(format_args!("frame lost: {error}"));
+                let records = Frame::decode(frame).map_or(0, |(f, _)| u64::from(f.header.records));
+                engine.batch.books.add_lost_records(Term::LostSpoolError, records);
+                engine.batch.restart_generation();
+            }
+        }
+        self.last_ns = now_ns;
+        if let Err(error) = self.state.frame_written(now_ns) {
+            self.complain(format_args!("state of the run not written: {error}"));
+        }
+        Ok(())
+    }
+
+    fn tick(&mut self, engine: &mut Engine) {
+        if let Some(upload) = &self.upload {
+            let counters = upload.counters();
+            let lost = counters.generations_lost();
+            let books = &mut engine.batch.books;
+            books.set_lost_records(Term::LostRefused, counters.refused_records());
+            if lost != self.generations_lost {
+                self.generations_lost = lost;
+                engine.batch.restart_generation();
+            }
+        }
+        self.write_status(Some(engine));
+    }
+}
+
+fn unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl Settings {
+    /// From the configuration.
+    pub fn new(config: &Config) -> Settings {
+        Settings {
+            bounds: Bounds {
+                ring_bytes: config.kernel.ring_bytes,
+                flow_entries: config.kernel.flow_entries,
+                btf: config.kernel.btf.clone(),
+                ..Settings::default().bounds
+            },
+            timeouts: Timeouts {
+                idle_ns: u64::from(config.flows.idle_timeout_s) * 1_000_000_000,
+                active_ns: u64::from(config.flows.active_timeout_s) * 1_000_000_000,
+            },
+            limits: Limits {
+                frame_bytes_max: config.frames.bytes_max,
+                generation_records_max: config.frames.generation_records_max,
+            },
+            frame_age_max: Duration::from_secs(config.frames.age_max_s.into()),
+            processes_max: config.memory.processes_max as usize,
+        }
+    }
+}
+
+/// Watches, spools and delivers until SIGTERM.
+///
+/// # Errors
+/// See [`Error`].
+pub fn run(config: &Config) -> Result<(), Error> {
+    let stop = super::stop_on_signal()?;
+    let folder = config.state_directory();
+    let limits = spool::Limits { bytes_max: config.spool.bytes_max, sync: Sync::EachFrame };
+    let (writer, reader, recovery) =
+        Spool::open(&config.spool.directory, limits).map_err(Error::Spool)?;
+    if recovery.cut_bytes + recovery.damaged_bytes > 0 {
+        log::warn!(
+            "spool: {} bytes of an unfinished frame cut, {} damaged bytes skipped",
+            recovery.cut_bytes,
+            recovery.damaged_bytes
+        );
+    }
+    let (clock, error) = Clock::open(folder);
+    if let Some(error) = error {
+        log::warn!("{}: told time is not kept: {error}", folder.display());
+    }
+    let clock = Arc::new(clock);
+    let credentials =
+        Credentials::load(&Files::from(&config.collector), config.agent.id.as_deref(), &clock)
+            .map_err(|error| Error::Config(error.to_string()))?;
+    let boot_id = boot_id()?;
+    let (state, interruption) =
+        RunState::begin(folder, boot_id, boot_ns()).map_err(super::file_error(folder))?;
+    let identity: Identity = identity(credentials.agent_id.clone(), boot_id, state.run_id());
+    let status = Status {
+        version: env!("CARGO_PKG_VERSION").into(),
+        pid: std::process::id(),
+        started_unix_s: unix_s(),
+        agent_id: identity.agent_id.clone(),
+        run_id: hexadecimal(&identity.run_id),
+        boot_id: hexadecimal(&identity.boot_id),
+        ..Status::default()
+    };
+    let settings = upload::Settings {
+        collector: config.collector.clone(),
+        credentials,
+        clock,
+        timeouts: upload::Timeouts::default(),
+    };
+    let mut delivery = Delivery {
+        config,
+        writer,
+        thread: Some((settings, reader)),
+        upload: None,
+        state,
+        status,
+        generations_lost: 0,
+        complaint: RateLimit::new(COMPLAINT_INTERVAL),
+        last_ns: 0,
+    };
+    watch(&Settings::new(config), identity, interruption, None, &stop, &mut delivery)?;
+    if let Some(upload) = delivery.upload.take() {
+        let report = upload.shutdown(Instant::now() + LAST_DELIVERY);
+        if !report.emptied {
+            log::warn!("stopped with frames in the spool: they are delivered after the next start");
+        }
+    }
+    delivery.status.ready = false;
+    delivery.write_status(None);
+    let Delivery { state, .. } = delivery;
+    state.close().map_err(super::file_error(folder))
+}

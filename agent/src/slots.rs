@@ -1,0 +1,120 @@
+//! A few bytes that survive the loss of power, rewritten often and cheaply.
+//!
+//! One file holds the value twice. Each write goes to the slot that does not hold the newest
+//! value, with a serial number and a checksum, so a torn write leaves the value before it.
+//! A slot has a sector of its own. A write is one `pwrite`; it is durable after
+//! [`Slots::sync`], and until then a power cut may bring an earlier value back: owners keep
+//! only what may be old.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+/// Distance of the slots, bytes: no device writes less at a time.
+const SLOT_BYTES: usize = 512;
+/// Serial number and checksum.
+const FRAME_BYTES: usize = 8 + 4;
+
+/// A value of `N` bytes in a file.
+#[derive(Debug)]
+pub struct Slots<const N: usize> {
+    file: File,
+    serial: u64,
+}
+
+impl<const N: usize> Slots<N> {
+    const FITS: () = assert!(N + FRAME_BYTES <= SLOT_BYTES);
+
+    /// Opens or creates the file and returns it with the newest whole value, if it has one.
+    ///
+    /// # Errors
+    /// If the file cannot be opened or read.
+    pub fn open(path: &Path) -> io::Result<(Self, Option<[u8; N]>)> {
+        let () = Self::FITS;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)?;
+        let newest = newest(&file);
+        let serial = newest.map_or(0, |(serial, _)| serial);
+        Ok((Slots { file, serial }, newest.map(|(_, value)| value)))
+    }
+
+    /// The newest whole value, without creating or changing anything.
+    pub fn peek(path: &Path) -> Option<[u8; N]> {
+        newest(&File::open(path).ok()?).map(|(_, value)| value)
+    }
+
+    /// Replaces the value.
+    ///
+    /// # Errors
+    /// If the write fails; the value before it is still there.
+    pub fn write(&mut self, value: &[u8; N]) -> io::Result<()> {
+        let serial = self.serial + 1;
+        let mut bytes = Vec::with_capacity(N + FRAME_BYTES);
+        bytes.extend_from_slice(&serial.to_le_bytes());
+        bytes.extend_from_slice(value);
+        bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
+        self.file.write_all_at(&bytes, offset(serial % 2))?;
+        self.serial = serial;
+        Ok(())
+    }
+
+    /// Makes what was written durable.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+}
+
+fn newest<const N: usize>(file: &File) -> Option<(u64, [u8; N])> {
+    [0, 1].into_iter().filter_map(|slot| read(file, slot)).max_by_key(|(serial, _)| *serial)
+}
+
+fn offset(slot: u64) -> u64 {
+    slot * SLOT_BYTES as u64
+}
+
+fn read<const N: usize>(file: &File, slot: u64) -> Option<(u64, [u8; N])> {
+    let mut bytes = [0; SLOT_BYTES];
+    let bytes = bytes.get_mut(..N + FRAME_BYTES)?;
+    file.read_exact_at(bytes, offset(slot)).ok()?;
+    let (content, checksum) = bytes.split_last_chunk::<4>()?;
+    if crc32fast::hash(content).to_le_bytes() != *checksum {
+        return None;
+    }
+    let (serial, value) = content.split_first_chunk::<8>()?;
+    Some((u64::from_le_bytes(*serial), value.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_torn_write_leaves_the_value_before_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("slots");
+        let (mut slots, none) = Slots::<5>::open(&path).unwrap();
+        assert_eq!(none, None);
+        slots.write(b"first").unwrap();
+        slots.write(b"other").unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        assert_eq!(Slots::<5>::open(&path).unwrap().1, Some(*b"other"));
+        for torn in 0..17 {
+            let mut bytes = whole.clone();
+            bytes[torn] ^= 1;
+            std::fs::write(&path, &bytes).unwrap();
+            let (mut slots, value) = Slots::<5>::open(&path).unwrap();
+            assert_eq!(value, Some(*b"first"), "byte {torn}");
+            slots.write(b"third").unwrap();
+            assert_eq!(Slots::<5>::open(&path).unwrap().1, Some(*b"third"), "byte {torn}");
+        }
+    }
+}

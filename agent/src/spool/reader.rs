@@ -1,0 +1,263 @@
+//! The end that gives frames out and takes back what became of them.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+
+use codec::{FRAME_BYTES_MAX, StreamKey};
+
+use super::scan::{self, Found};
+use super::{Depth, POSITION_BYTES, Shared, SpoolError, failed};
+use crate::slots::Slots;
+
+/// Most frames of one batch: bounds what is remembered of it.
+const BATCH_FRAMES_MAX: usize = 512;
+
+/// Gives out frames, oldest first. Owned by the upload thread.
+#[derive(Debug)]
+pub struct Reader {
+    shared: Arc<Shared>,
+    position: Slots<POSITION_BYTES>,
+    /// The segment of the last batch, open.
+    file: Option<(u64, File)>,
+    /// The frames of the last batch that are not settled.
+    in_flight: Vec<Sent>,
+    damaged_records: u64,
+}
+
+/// A frame that was given out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sent {
+    /// Its place in its stream.
+    pub key: StreamKey,
+    /// Its generation.
+    pub generation: u32,
+    /// Whether the generation begins with it.
+    pub starts: bool,
+    /// Records in it.
+    pub records: u32,
+    /// Its size.
+    pub bytes: usize,
+    /// Offset behind it in its segment.
+    end: u64,
+}
+
+/// What left the spool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// Frames.
+    pub frames: u64,
+    /// Records in them.
+    pub records: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// What of one segment is to be given out next.
+struct Span {
+    number: u64,
+    from: u64,
+    to: u64,
+}
+
+impl Reader {
+    pub(super) fn new(shared: Arc<Shared>, position: Slots<POSITION_BYTES>) -> Self {
+        Reader { shared, position, file: None, in_flight: Vec::new(), damaged_records: 0 }
+    }
+
+    /// Replaces the contents of `buffer` by the oldest frames that are not settled, whole,
+    /// back to back: at most `bytes_max` bytes, but one frame at least, and at most
+    /// `frames_max` of them. Returns what they are; nothing if nothing waits. The batch before
+    /// is given back as it was.
+    ///
+    /// # Errors
+    /// If a segment cannot be read. [`Reader::abandon`] goes on behind one that stays so.
+    pub fn batch(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        bytes_max: usize,
+        frames_max: usize,
+    ) -> Result<&[Sent], SpoolError> {
+        self.release();
+        buffer.clear();
+        while let Some(span) = self.pin() {
+            let end = self.fill(&span, buffer, bytes_max, frames_max.max(1))?;
+            if !self.in_flight.is_empty() {
+                break;
+            }
+            // All of it is damaged.
+            self.settle_to(span.number, end, 0, 0);
+        }
+        Ok(&self.in_flight)
+    }
+
+    /// The frames of the last batch that are not settled, in its order.
+    pub fn in_flight(&self) -> &[Sent] {
+        &self.in_flight
+    }
+
+    /// Settles the leading frames of the batch for which `held` says that the collector has
+    /// them durably, and gives the others back. A frame that is held behind one that is not is
+    /// sent again.
+    pub fn acknowledge(&mut self, held: impl Fn(&StreamKey) -> bool) -> Settled {
+        let leading = self.in_flight.iter().take_while(|sent| held(&sent.key)).count();
+        self.settle(leading)
+    }
+
+    /// Settles the first `frames` of the batch, which nobody will ever take, and gives the
+    /// others back. The caller counts them.
+    pub fn discard(&mut self, frames: usize) -> Settled {
+        self.settle(frames)
+    }
+
+    /// Gives the batch back as it was.
+    pub fn release(&mut self) {
+        self.settle(0);
+    }
+
+    /// Goes on behind the oldest segment, which cannot be read.
+    pub fn abandon(&mut self) {
+        self.release();
+        if let Some(span) = self.pin() {
+            self.settle_to(span.number, span.to, 0, 0);
+        }
+    }
+
+    /// Records that were in the spool and could not be read back, so far.
+    pub fn damaged_records(&self) -> u64 {
+        self.damaged_records
+    }
+
+    /// What waits in the spool.
+    pub fn depth(&self) -> Depth {
+        self.shared.depth()
+    }
+
+    /// Chooses what to give out next and keeps the quota away from it.
+    fn pin(&mut self) -> Option<Span> {
+        let mut state = self.shared.state();
+        let segment = state.segments.iter_mut().find(|segment| segment.waits())?;
+        segment.pinned = true;
+        Some(Span { number: segment.number, from: segment.settled_bytes, to: segment.bytes })
+    }
+
+    /// Reads frames of the span into `buffer` and `in_flight`. Returns the offset behind what
+    /// was looked at.
+    fn fill(
+        &mut self,
+        span: &Span,
+        buffer: &mut Vec<u8>,
+        bytes_max: usize,
+        frames_max: usize,
+    ) -> Result<u64, SpoolError> {
+        let path = self.shared.path(span.number);
+        let file = match &mut self.file {
+            Some((number, file)) if *number == span.number => file,
+            other => {
+                let file = File::open(&path).map_err(failed("open", &path))?;
+                &mut other.insert((span.number, file)).1
+            }
+        };
+        let left = usize::try_from(span.to - span.from).unwrap_or(usize::MAX);
+        let mut wanted = left.min(bytes_max);
+        loop {
+            buffer.resize(wanted, 0);
+            file.read_exact_at(buffer, span.from).map_err(failed("read", &path))?;
+            let last = wanted == left;
+            // Frames are moved together over what is damaged between them.
+            let (mut at, mut kept) = (0, 0);
+            while self.in_flight.len() < frames_max.min(BATCH_FRAMES_MAX) {
+                match scan::find(buffer.get(at..).unwrap_or_default(), last) {
+                    // Only where one frame was too large for what was asked is there more.
+                    Found::Frame(found) if kept > 0 && kept + found.bytes > bytes_max => break,
+                    Found::Frame(found) => {
+                        buffer.copy_within(at..at + found.bytes, kept);
+                        at += found.bytes;
+                        kept += found.bytes;
+                        self.in_flight.push(Sent {
+                            key: found.key,
+                            generation: found.generation,
+                            starts: found.starts,
+                            records: found.records,
+                            bytes: found.bytes,
+                            end: span.from + at as u64,
+                        });
+                    }
+                    Found::Damage(bytes) => at += bytes,
+                    Found::Partial | Found::End => break,
+                }
+            }
+            if self.in_flight.is_empty() && at == 0 && !last && wanted < FRAME_BYTES_MAX {
+                // The first frame alone is larger than what was asked for.
+                wanted = left.min(FRAME_BYTES_MAX);
+                continue;
+            }
+            buffer.truncate(kept);
+            return Ok(span.from + at as u64);
+        }
+    }
+
+    /// Settles the first `frames` of the batch and gives the others back.
+    fn settle(&mut self, frames: usize) -> Settled {
+        let mut settled = Settled::default();
+        let mut end = None;
+        for sent in self.in_flight.iter().take(frames) {
+            settled.frames += 1;
+            settled.records += u64::from(sent.records);
+            settled.bytes += sent.bytes as u64;
+            end = Some(sent.end);
+        }
+        self.in_flight.clear();
+        match (end, &self.file) {
+            (Some(end), Some((number, _))) => {
+                self.settle_to(*number, end, settled.frames, settled.records);
+            }
+            _ => self.unpin(),
+        }
+        settled
+    }
+
+    fn unpin(&mut self) {
+        for segment in &mut self.shared.state().segments {
+            segment.pinned = false;
+        }
+    }
+
+    /// Everything of the segment before `end` is settled, so many frames and records of it
+    /// by delivery or refusal.
+    fn settle_to(&mut self, number: u64, end: u64, frames: u64, records: u64) {
+        let mut finished = false;
+        {
+            let mut state = self.shared.state();
+            let grows = state.grows(number);
+            let Some(index) = state.segments.iter().position(|s| s.number == number) else {
+                return;
+            };
+            let Some(segment) = state.segments.get_mut(index) else { return };
+            segment.pinned = false;
+            segment.settled_bytes = segment.settled_bytes.max(end);
+            segment.frames = segment.frames.saturating_sub(frames);
+            segment.records = segment.records.saturating_sub(records);
+            if !segment.waits() {
+                // Frames that were counted in and never came out again.
+                self.damaged_records += std::mem::take(&mut segment.records);
+                segment.frames = 0;
+                if !grows {
+                    finished = true;
+                    state.segments.remove(index);
+                }
+            }
+        }
+        if finished {
+            self.file = None;
+            // What cannot be removed now is removed when the spool is opened next.
+            let _ = fs::remove_file(self.shared.path(number));
+        }
+        // A position that is not written costs a repeat after a restart, no more.
+        let mut position = [0; POSITION_BYTES];
+        let (number_bytes, end_bytes) = position.split_at_mut(8);
+        number_bytes.copy_from_slice(&number.to_le_bytes());
+        end_bytes.copy_from_slice(&end.to_le_bytes());
+        let _ = self.position.write(&position);
+    }
+}

@@ -1,0 +1,212 @@
+//! One request to the collector: HTTP by ureq over our TLS. It decides nothing.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::{Connector, TcpConnector};
+
+use super::answer::{self, Outcome};
+use crate::config;
+use crate::tls::clock::Clock;
+use crate::tls::connector::TlsConnector;
+use crate::tls::{Credentials, Fault, Files, SetupError};
+
+const PATH: &str = "/v1/frames";
+const CONTENT_TYPE: &str = "application/vnd.sysflow.frames";
+
+/// A body of at least so many bytes asks for leave before it is sent, if it is the first of
+/// an upload: a device that is refused then has not paid for the whole body. Below that the
+/// extra round trip costs more.
+const ASK_FIRST_BYTES: usize = 16 * 1024;
+/// How long to wait for leave; then the body is sent, since not every server gives it.
+const LEAVE_TIME: Duration = Duration::from_secs(3);
+/// A connection unused for so long is not used again: NAT tables on the way forget it.
+const IDLE_TIME: Duration = Duration::from_secs(90);
+/// Buffers of a connection: one TLS record.
+const BUFFER_BYTES: usize = 16 * 1024;
+/// Largest head and body of an answer, bytes: it lists the holes of the streams in the body.
+const ANSWER_HEAD_BYTES_MAX: usize = 16 * 1024;
+const ANSWER_BYTES_MAX: u64 = 256 * 1024;
+
+/// How long one request may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For connection and TLS handshake.
+    pub connect: Duration,
+    /// Without any progress, either way.
+    pub stall: Duration,
+    /// In all.
+    pub request: Duration,
+}
+
+impl Default for Timeouts {
+    /// For a slow mobile link: a body of 1 MiB takes minutes, but never stands still for one.
+    fn default() -> Self {
+        Timeouts {
+            connect: Duration::from_secs(30),
+            stall: Duration::from_secs(60),
+            request: Duration::from_secs(900),
+        }
+    }
+}
+
+/// A connection to the collector, kept alive between requests.
+#[derive(Debug)]
+pub(super) struct Client {
+    url: String,
+    files: Files,
+    clock: Arc<Clock>,
+    timeouts: Timeouts,
+    credentials: Arc<Credentials>,
+    agent: ureq::Agent,
+    collector_not_after: Arc<AtomicU64>,
+}
+
+impl Client {
+    pub(super) fn new(
+        collector: &config::Collector,
+        credentials: Credentials,
+        clock: Arc<Clock>,
+        timeouts: Timeouts,
+    ) -> Client {
+        let credentials = Arc::new(credentials);
+        let connector = TlsConnector::new(Arc::clone(&credentials));
+        Client {
+            url: format!("{}{PATH}", collector.url),
+            files: collector.into(),
+            clock,
+            timeouts,
+            collector_not_after: connector.collector_not_after(),
+            agent: agent(connector, timeouts),
+            credentials,
+        }
+    }
+
+    /// Reads the credentials anew if their files have changed. Returns whether they have.
+    ///
+    /// # Errors
+    /// If they cannot be used; the former stay in use.
+    pub(super) fn refresh(&mut self) -> Result<bool, SetupError> {
+        if !self.credentials.changed() {
+            return Ok(false);
+        }
+        let id = self.credentials.agent_id.as_str();
+        let credentials = Arc::new(Credentials::load(&self.files, Some(id), &self.clock)?);
+        let connector = TlsConnector::new(Arc::clone(&credentials));
+        self.collector_not_after = connector.collector_not_after();
+        self.agent = agent(connector, self.timeouts);
+        self.credentials = credentials;
+        Ok(true)
+    }
+
+    /// For interrupting a request from another thread.
+    pub(super) fn agent(&self) -> ureq::Agent {
+        self.agent.clone()
+    }
+
+    pub(super) fn agent_id(&self) -> &str {
+        &self.credentials.agent_id
+    }
+
+    /// Days until the device's certificate is over.
+    pub(super) fn days_left(&self) -> i64 {
+        self.credentials.certificate.days_left(self.clock.now_s())
+    }
+
+    /// Unix time, s.
+    pub(super) fn now_s(&self) -> u64 {
+        self.clock.now_s()
+    }
+
+    /// Sends `body` and takes the answer, within `limit` if there is one. `first` says that it
+    /// is the first of an upload.
+    pub(super) fn post(&self, body: &[u8], first: bool, limit: Option<Duration>) -> Outcome {
+        match self.exchange(body, first, limit) {
+            Ok(outcome) => {
+                if let Outcome::Delivered(held) = &outcome
+                    && let Some(time_ns) = held.time_ns
+                {
+                    let not_after = self.collector_not_after.load(Ordering::Relaxed);
+                    self.clock.told(time_ns / 1_000_000_000, not_after);
+                }
+                outcome
+            }
+            Err(error) => Outcome::RetryAfter { wait: None, reason: self.reason(&error) },
+        }
+    }
+
+    fn exchange(
+        &self,
+        body: &[u8],
+        first: bool,
+        limit: Option<Duration>,
+    ) -> Result<Outcome, ureq::Error> {
+        let mut request = self.agent.post(&self.url).header("content-type", CONTENT_TYPE);
+        if first && body.len() >= ASK_FIRST_BYTES {
+            request = request.header("expect", "100-continue");
+        }
+        if let Some(limit) = limit {
+            let limit = limit.min(self.timeouts.request);
+            request = request.config().timeout_global(Some(limit)).build();
+        }
+        let mut response = request.send(body)?;
+        let status = response.status().as_u16();
+        let retry_after = response.headers().get("retry-after");
+        let retry_after = retry_after.and_then(|value| value.to_str().ok()).map(String::from);
+        let text = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec()?;
+        Ok(answer::decide(status, retry_after.as_deref(), &text))
+    }
+
+    fn reason(&self, error: &ureq::Error) -> String {
+        let url = &self.url;
+        match error {
+            ureq::Error::Io(error) => match error.kind() {
+                io::ErrorKind::ConnectionRefused => {
+                    format!("{url}: connection refused: does the collector run there?")
+                }
+                io::ErrorKind::UnexpectedEof
+                | io::ErrorKind::BrokenPipe
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::ConnectionAborted => {
+                    format!("{url}: connection cut before the answer was complete")
+                }
+                _ => format!("{url}: {error}"),
+            },
+            ureq::Error::Timeout(which) => format!("{url}: no progress in time ({which})"),
+            ureq::Error::HostNotFound => format!("{url}: host not found: check DNS"),
+            ureq::Error::Other(other) => match other.downcast_ref::<Fault>() {
+                Some(fault) => fault.to_string(),
+                None => format!("{url}: {other}"),
+            },
+            error => format!("{url}: {error}"),
+        }
+    }
+}
+
+fn agent(connector: TlsConnector, timeouts: Timeouts) -> ureq::Agent {
+    let config = ureq::Agent::config_builder()
+        .https_only(true)
+        .http_status_as_error(false)
+        // A collector does not redirect, and frames follow nobody.
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        // The environment must not lead frames elsewhere either.
+        .proxy(None)
+        .user_agent(concat!("sysflow-agent/", env!("CARGO_PKG_VERSION")))
+        .max_response_header_size(ANSWER_HEAD_BYTES_MAX)
+        .input_buffer_size(BUFFER_BYTES)
+        .output_buffer_size(BUFFER_BYTES)
+        .max_idle_connections(1)
+        .max_idle_age(IDLE_TIME)
+        .timeout_global(Some(timeouts.request))
+        .timeout_connect(Some(timeouts.connect))
+        .timeout_per_read(Some(timeouts.stall))
+        .timeout_per_write(Some(timeouts.stall))
+        .timeout_await_100(Some(LEAVE_TIME.min(timeouts.stall)))
+        .build();
+    let connector = Connector::<()>::chain(TcpConnector::default(), connector);
+    ureq::Agent::with_parts(config, connector, DefaultResolver::default())
+}

@@ -1,0 +1,45 @@
+//! Frames for tests, of any size.
+
+use codec::{FRAME_BYTES_MAX, FrameWriter, GenerationStart, Header, K8sEvent, Record, StreamKey};
+
+/// The run that all sample frames are of.
+pub(crate) const RUN_ID: [u8; 16] = [0x5a; 16];
+
+/// A frame with `records` records of about `bytes` bytes each. Sequence 0 begins the
+/// generation of the agent `gw-0001`.
+pub(crate) fn frame(sequence: u64, records: u32, bytes: usize) -> Vec<u8> {
+    let mut buffer = vec![0; FRAME_BYTES_MAX];
+    let mut writer = FrameWriter::new(&mut buffer).unwrap();
+    // Hard to mistake for a frame, easy to mistake for the beginning of one.
+    let message = b"SFE\0".repeat(bytes / 4);
+    for record in 0..u64::from(records) {
+        let event = K8sEvent { kind: 0, action: 0, time_ns: sequence + record, message: &message };
+        writer.push(&Record::K8sEvent(event)).unwrap();
+    }
+    let start = GenerationStart {
+        agent_id: "gw-0001",
+        boot_id: [1; 16],
+        run_id: RUN_ID,
+        agent_version: "0.0.0",
+        kernel: "test",
+        machine: "test",
+    };
+    let header = Header {
+        key: key(sequence),
+        generation: 0,
+        first_ns: 0,
+        last_ns: 0,
+        records: 0,
+        start: (sequence == 0).then_some(start),
+        clock: None,
+        ledger: Default::default(),
+        interruption: None,
+        capabilities: None,
+    };
+    writer.finish(&header).unwrap().to_vec()
+}
+
+/// The key of the sample frame with this sequence.
+pub(crate) fn key(sequence: u64) -> StreamKey {
+    StreamKey { run_tag: *RUN_ID.first_chunk().unwrap(), class: 0, sequence }
+}

@@ -1,0 +1,383 @@
+//! Delivery against a collector in this process, over real sockets and real TLS.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod fleet;
+mod sample;
+
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
+
+use agent::config::{self, Config};
+use agent::spool::{Limits, Spool, Sync, Writer};
+use agent::tls::clock::Clock;
+use agent::tls::{Credentials, Files};
+use agent::upload::{self, Settings, Snapshot, Timeouts, Upload};
+use fleet::{Ca, Collector, PATIENCE, Reply, until};
+use rustls::version::{TLS12, TLS13};
+
+/// One fleet for all tests, and another whose CA nobody here trusts.
+struct Fleets {
+    directory: tempfile::TempDir,
+    ours: Ca,
+    foreign: Ca,
+    files: Files,
+}
+
+static FLEETS: LazyLock<Fleets> = LazyLock::new(|| {
+    let directory = tempfile::tempdir().unwrap();
+    let ours = Ca::new(&directory.path().join("ours"), "ours");
+    let foreign = Ca::new(&directory.path().join("foreign"), "foreign");
+    for ca in [&ours, &foreign] {
+        ca.sign("collector", "DNS:localhost", "serverAuth", 30);
+    }
+    let files = ours.sign_agent("agent", "gw-0001", 30);
+    Fleets { directory, ours, foreign, files }
+});
+
+struct Device {
+    directory: tempfile::TempDir,
+    writer: Writer,
+    next: u64,
+    upload: Upload,
+}
+
+impl Device {
+    /// A device with frames of these sizes in its spool.
+    fn start(collector: &Collector, frames: &[usize], change: impl FnOnce(&mut Settings)) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let limits = Limits { bytes_max: 64 << 20, sync: Sync::OnRequest };
+        let (mut writer, reader, _) = Spool::open(&directory.path().join("spool"), limits).unwrap();
+        for (sequence, bytes) in frames.iter().enumerate() {
+            writer.append(&sample::frame(sequence as u64, 1, *bytes)).unwrap();
+        }
+        let mut settings = settings(collector, &FLEETS.files, directory.path());
+        change(&mut settings);
+        let upload = upload::spawn(settings, reader).unwrap();
+        upload.wake();
+        Device { directory, writer, next: frames.len() as u64, upload }
+    }
+
+    fn append(&mut self, bytes: usize) {
+        self.writer.append(&sample::frame(self.next, 1, bytes)).unwrap();
+        self.next += 1;
+        self.upload.wake();
+    }
+
+    fn counters(&self) -> Snapshot {
+        self.upload.counters().snapshot()
+    }
+
+    fn empty(&self) {
+        until("an empty spool", || self.writer.depth().frames == 0);
+    }
+
+    /// Waits for a failure and returns its text; nothing has left the spool.
+    fn error(&self) -> String {
+        let frames = self.writer.depth().frames;
+        until("a failure", || self.counters().failures > 0);
+        assert_eq!((self.counters().frames, self.writer.depth().frames), (0, frames));
+        self.counters().last_error
+    }
+}
+
+fn settings(collector: &Collector, files: &Files, state: &Path) -> Settings {
+    let clock = Arc::new(Clock::open(state).0);
+    Settings {
+        collector: config::Collector {
+            url: collector.url(),
+            ca: files.ca.clone(),
+            certificate: files.certificate.clone(),
+            key: files.key.clone(),
+            upload_interval_s: 86_400,
+            ..Config::default().collector
+        },
+        credentials: Credentials::load(files, None, &clock).unwrap(),
+        clock,
+        timeouts: Timeouts::default(),
+    }
+}
+
+fn collector(
+    script: impl Fn(usize, &[u64]) -> Reply + Send + std::marker::Sync + 'static,
+) -> Collector {
+    let server = FLEETS.ours.server("collector", &FLEETS.ours, &TLS13);
+    Collector::start(server, script)
+}
+
+fn error(kind: &str) -> String {
+    format!(r#"{{"error":"{kind}","detail":"because"}}"#)
+}
+
+#[test]
+fn frames_arrive_in_order_over_one_connection_and_leave_the_spool() {
+    let collector = collector(|_, _| Reply::Take);
+    let mut device = Device::start(&collector, &[30_000; 5], |settings| {
+        settings.collector.upload_bytes_max = 65_536;
+    });
+    device.empty();
+    device.append(100);
+    device.empty();
+    let requests = collector.requests(4);
+    let sent: Vec<Vec<u64>> = requests.iter().map(|request| request.sequences.clone()).collect();
+    assert_eq!(sent, [vec![0, 1], vec![2, 3], vec![4], vec![5]]);
+    assert!(requests.iter().all(|request| request.connection == 1));
+    // Only the first large body of an upload asks for leave.
+    let asked: Vec<bool> = requests.iter().map(|request| request.asked_first).collect();
+    assert_eq!(asked, [true, false, false, false]);
+    let counters = device.counters();
+    assert_eq!((counters.frames, counters.records, counters.failures), (6, 6, 0));
+    assert!(counters.last_success_unix_s.abs_diff(fleet::unix_time().as_secs()) < 60);
+    assert!(counters.certificate_days_left >= 29);
+    // The collector's time is remembered.
+    let told = Clock::peek(device.directory.path());
+    assert!(told.now_s().abs_diff(fleet::unix_time().as_secs()) < 60);
+}
+
+#[test]
+fn a_collector_of_another_ca_is_named() {
+    let server = FLEETS.foreign.server("collector", &FLEETS.ours, &TLS13);
+    let collector = Collector::start(server, |_, _| Reply::Take);
+    let device = Device::start(&collector, &[100], |_| {});
+    let ca = FLEETS.files.ca.display();
+    assert_eq!(device.error(), format!("collector's certificate is not signed by our CA ({ca})"));
+}
+
+#[test]
+fn a_collector_for_another_name_is_named() {
+    FLEETS.ours.sign("elsewhere", "DNS:elsewhere.example", "serverAuth", 30);
+    let server = FLEETS.ours.server("elsewhere", &FLEETS.ours, &TLS13);
+    let collector = Collector::start(server, |_, _| Reply::Take);
+    let device = Device::start(&collector, &[100], |_| {});
+    let expected = "not for localhost (collector.url)";
+    let error = device.error();
+    assert!(error.contains("elsewhere.example") && error.ends_with(expected), "{error}");
+}
+
+#[test]
+fn a_refused_certificate_is_named_whatever_the_version_and_the_body() {
+    let expired = FLEETS.ours.sign_agent("expired", "gw-0001", -1);
+    let foreign = Files {
+        ca: FLEETS.ours.path("ca.pem"),
+        ..FLEETS.foreign.sign_agent("agent", "gw-0001", 30)
+    };
+    // Another CA of the same name, as after a fleet's CA was made anew.
+    let twin = Ca::new(&FLEETS.directory.path().join("twin"), "ours");
+    let twin = Files { ca: FLEETS.ours.path("ca.pem"), ..twin.sign_agent("agent", "gw-0001", 30) };
+    for version in [&TLS13, &TLS12] {
+        for (files, why) in [
+            (&expired, "certificate expired"),
+            (&twin, "its signature is not by the CA that the collector trusts"),
+            (&foreign, "it is not signed by the CA that the collector trusts"),
+        ] {
+            // Small, asking for leave, and (in several writes) more than a socket takes.
+            for bytes in [100, 60_000] {
+                let server = FLEETS.ours.server("collector", &FLEETS.ours, version);
+                let collector = Collector::start(server, |_, _| Reply::Take);
+                let device = Device::start(&collector, &[bytes; 20], |settings| {
+                    settings.credentials = Credentials::load(files, None, &settings.clock).unwrap();
+                });
+                let file = files.certificate.display();
+                let expected = format!("collector refused our certificate: {why} ({file})");
+                assert_eq!(device.error(), expected, "{version:?}, {bytes} bytes");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_demanded_certificate_is_named() {
+    let collector = collector(|_, _| Reply::Take);
+    let device = Device::start(&collector, &[60_000; 20], |settings| {
+        let ca = &settings.collector.ca;
+        let mut roots = rustls::RootCertStore::empty();
+        let pem: rustls::pki_types::CertificateDer<'_> =
+            rustls::pki_types::pem::PemObject::from_pem_file(ca).unwrap();
+        roots.add(pem).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let client = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        settings.credentials.client = Arc::new(client);
+    });
+    let error = device.error();
+    assert!(error.starts_with("collector requires a client certificate"), "{error}");
+}
+
+#[test]
+fn nobody_there() {
+    let collector = collector(|_, _| Reply::Take);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
+    drop(listener);
+    let device = Device::start(&collector, &[100], |settings| {
+        settings.collector.url.clone_from(&url);
+    });
+    let expected = format!("{url}/v1/frames: connection refused: does the collector run there?");
+    assert_eq!(device.error(), expected);
+}
+
+#[test]
+fn a_collector_that_says_nothing_is_left_after_a_while() {
+    let collector = collector(|number, _| if number == 0 { Reply::Silence } else { Reply::Take });
+    let device = Device::start(&collector, &[100], |settings| {
+        settings.timeouts.stall = Duration::from_millis(300);
+    });
+    let error = device.error();
+    assert!(error.contains("no progress in time"), "{error}");
+    device.empty();
+    assert_eq!(device.counters().last_error, "");
+}
+
+#[test]
+fn an_answer_that_is_cut_is_no_answer() {
+    let collector = collector(|number, _| if number == 0 { Reply::Half } else { Reply::Take });
+    let device = Device::start(&collector, &[100], |_| {});
+    let expected =
+        format!("{}/v1/frames: connection cut before the answer was complete", collector.url());
+    assert_eq!(device.error(), expected);
+    device.empty();
+    assert_eq!(collector.requests(2)[1].sequences, [0]);
+}
+
+#[test]
+fn retry_after_is_honoured_and_the_body_stays_at_home() {
+    let busy = || Reply::AtOnce(503, "retry-after: 1\r\n", error("unavailable"));
+    let collector = collector(move |number, _| if number == 0 { busy() } else { Reply::Take });
+    let device = Device::start(&collector, &[60_000; 20], |_| {});
+    let error = device.error();
+    assert_eq!(error, "collector answers 503 unavailable: because");
+    // Waking does not shorten what the collector asked for.
+    device.upload.wake();
+    device.empty();
+    let requests = collector.requests(2);
+    assert!(requests[1].at - requests[0].at >= Duration::from_secs(1));
+    assert!(requests[0].asked_first);
+}
+
+#[test]
+fn an_answer_that_comes_before_the_body_is_read() {
+    // The second request of an upload does not ask for leave, so its body is on the way.
+    let full = || Reply::AtOnce(413, "", error("too-large"));
+    let collector = collector(move |number, _| if number == 1 { full() } else { Reply::Take });
+    let device = Device::start(&collector, &[100_000; 8], |settings| {
+        settings.collector.upload_bytes_max = 450_000;
+    });
+    device.empty();
+    assert_eq!(device.counters().last_error, "");
+    let sizes: Vec<usize> =
+        collector.requests(4).iter().map(|request| request.sequences.len()).collect();
+    // Half of what was too large is not exceeded again.
+    assert_eq!(sizes, [4, 0, 2, 2]);
+    assert_eq!(collector.held(), [0, 1, 2, 3, 4, 5, 6, 7]);
+}
+
+#[test]
+fn one_bad_frame_is_found_dropped_and_counted() {
+    for (status, kind) in [(400, "malformed"), (403, "foreign-frame"), (409, "conflict")] {
+        let collector = collector(move |_, sequences| match sequences.contains(&5) {
+            true => Reply::Answer(status, "", error(kind)),
+            false => Reply::Take,
+        });
+        let device = Device::start(&collector, &[100; 16], |_| {});
+        device.empty();
+        let expected: Vec<u64> = (0..16).filter(|sequence| *sequence != 5).collect();
+        assert_eq!(collector.held(), expected);
+        let counters = device.counters();
+        assert_eq!(counters.refused_records.iter().next().unwrap(), (&kind.to_string(), &1));
+        assert_eq!((counters.frames, device.upload.counters().refused_records()), (15, 1));
+        // Cut in half each time, not one by one.
+        assert!(collector.requests(1).len() <= 12, "{}", collector.requests(1).len());
+    }
+}
+
+#[test]
+fn frames_of_a_lost_generation_are_dropped_without_being_sent() {
+    let collector = collector(|_, sequences| match sequences.iter().any(|s| *s > 0) {
+        true => Reply::Answer(409, "", error("generation-lost")),
+        false => Reply::Take,
+    });
+    let device = Device::start(&collector, &[100; 100], |_| {});
+    device.empty();
+    assert_eq!(collector.held(), [0]);
+    assert_eq!(device.upload.counters().refused_records(), 99);
+    assert_eq!(device.upload.counters().generations_lost(), 1);
+    assert!(collector.requests(1).len() <= 12, "{}", collector.requests(1).len());
+}
+
+#[test]
+fn what_concerns_the_device_drops_nothing() {
+    for (status, kind) in [(401, "identity"), (403, "denied"), (404, "path"), (500, "x")] {
+        let collector = collector(move |number, _| match number {
+            0 => Reply::Answer(status, "", error(kind)),
+            _ => Reply::Take,
+        });
+        let device = Device::start(&collector, &[100; 3], |_| {});
+        assert_eq!(device.error(), format!("collector answers {status} {kind}: because"));
+        device.empty();
+        assert_eq!(collector.held(), [0, 1, 2]);
+    }
+}
+
+#[test]
+fn a_collector_that_forgets_is_not_believed() {
+    let nothing = r#"{"streams":[]}"#;
+    let collector = collector(move |number, _| match number {
+        0 => Reply::Answer(200, "", nothing.into()),
+        _ => Reply::Take,
+    });
+    let device = Device::start(&collector, &[100; 3], |_| {});
+    let expected = "collector answers 200 but does not hold the frame that was sent";
+    assert_eq!(device.error(), expected);
+    device.empty();
+}
+
+#[test]
+fn stopping_delivers_what_is_left() {
+    let collector = collector(|_, _| Reply::Take);
+    let mut device = Device::start(&collector, &[], |_| {});
+    for sequence in 0..3 {
+        device.writer.append(&sample::frame(sequence, 1, 100)).unwrap();
+    }
+    let report = device.upload.shutdown(Instant::now() + PATIENCE);
+    assert_eq!(report, upload::Report { finished: true, emptied: true });
+    assert_eq!(collector.held(), [0, 1, 2]);
+}
+
+#[test]
+fn stopping_does_not_wait_for_a_silent_collector() {
+    let collector = collector(|_, _| Reply::Silence);
+    let device = Device::start(&collector, &[100], |_| {});
+    collector.requests(1);
+    let begun = Instant::now();
+    let report = device.upload.shutdown(begun + Duration::from_millis(200));
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert!(!report.emptied);
+    assert_eq!(device.writer.depth().frames, 1);
+}
+
+#[test]
+fn a_renewed_certificate_is_used_without_a_restart() {
+    let ca = Ca::new(&FLEETS.directory.path().join("renewing"), "renewing");
+    ca.sign("collector", "DNS:localhost", "serverAuth", 30);
+    let expired = ca.sign_agent("agent", "gw-0001", -1);
+    let collector = Collector::start(ca.server("collector", &ca, &TLS13), |_, _| Reply::Take);
+    let device = Device::start(&collector, &[100], |settings| {
+        settings.credentials = Credentials::load(&expired, None, &settings.clock).unwrap();
+        let Files { ca, certificate, key } = expired.clone();
+        settings.collector =
+            config::Collector { ca, certificate, key, ..settings.collector.clone() };
+    });
+    assert!(device.error().contains("certificate expired"));
+    assert!(device.counters().certificate_days_left < 0);
+    // Another id in the new certificate is not taken over; the right one is.
+    ca.sign_agent("agent", "gw-0002", 30);
+    let failures = device.counters().failures;
+    until("another failure", || device.counters().failures > failures);
+    ca.sign_agent("agent", "gw-0001", 30);
+    device.empty();
+    assert!(device.counters().certificate_days_left >= 29);
+}
