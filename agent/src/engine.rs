@@ -163,15 +163,11 @@ impl Engine {
 
     /// Exports what the timeouts demand. Call it after a sweep.
     pub fn expire(&mut self, now_ns: u64) {
-        let due: Vec<FlowKey> = self
-            .flows
-            .iter()
-            .filter(|(_, flow)| {
-                now_ns.saturating_sub(flow.since_ns) >= self.timeouts.active_ns
-                    && (flow.ops != 0 || flow.seen != flow.exported)
-            })
-            .map(|(key, _)| *key)
-            .collect();
+        let active_ns = self.timeouts.active_ns;
+        let due = self.keys_of(|_, flow| {
+            now_ns.saturating_sub(flow.since_ns) >= active_ns
+                && (flow.ops != 0 || flow.seen != flow.exported)
+        });
         for key in due {
             let reason = match self.flows.get(&key) {
                 Some(flow) if now_ns.saturating_sub(flow.active_ns) >= self.timeouts.idle_ns => {
@@ -189,8 +185,7 @@ impl Engine {
 
     /// Exports everything at the end of the run.
     pub fn close(&mut self, now_ns: u64) {
-        let keys: Vec<FlowKey> = self.flows.keys().copied().collect();
-        for key in keys {
+        for key in self.keys_of(|_, _| true) {
             self.export(&key, now_ns, op::TRUNCATE, EndReason::ForcedEnd);
         }
         for oid in self.processes.with_threads_since(u64::MAX) {
@@ -202,6 +197,18 @@ impl Engine {
     /// Flows that go on.
     pub fn flows(&self) -> usize {
         self.flows.len()
+    }
+
+    /// The keys of these flows, oldest first: the order of a table must not reach the wire.
+    fn keys_of(&self, wanted: impl Fn(&FlowKey, &Flow) -> bool) -> Vec<FlowKey> {
+        let mut found: Vec<(u64, FlowKey)> = self
+            .flows
+            .iter()
+            .filter(|(key, flow)| wanted(key, flow))
+            .map(|(key, flow)| (flow.flow_ns, *key))
+            .collect();
+        found.sort_unstable_by_key(|(flow_ns, key)| (*flow_ns, key.tgid, key.fd, key.peer_port));
+        found.into_iter().map(|(_, key)| key).collect()
     }
 
     fn count(&mut self, operation: Operation, term: Term, count: u64) {
@@ -301,13 +308,7 @@ impl Engine {
             return;
         }
         // What the kernel side's own sweep does not reach: high descriptors, and peers.
-        let left: Vec<FlowKey> = self
-            .flows
-            .iter()
-            .filter(|(_, flow)| flow.process == oid)
-            .map(|(key, _)| *key)
-            .collect();
-        for key in left {
+        for key in self.keys_of(|_, flow| flow.process == oid) {
             self.take_and_end(&key, op::TRUNCATE, now_ns, counters);
         }
         self.export_threads(oid, now_ns, EndReason::EndDetected);
@@ -435,14 +436,9 @@ impl Engine {
         let (file, process) = (flow.file, flow.process);
         self.end_flow(&end.key, end.reason, end.shutdown, end.header.time_ns);
         if end.key.peer_family == 0 {
-            let peers: Vec<FlowKey> = self
-                .flows
-                .iter()
-                .filter(|(key, flow)| {
-                    key.fd == end.key.fd && flow.process == process && flow.file == file
-                })
-                .map(|(key, _)| *key)
-                .collect();
+            let peers = self.keys_of(|key, flow| {
+                key.fd == end.key.fd && flow.process == process && flow.file == file
+            });
             let bit = if end.reason == kernel_flow::CLOSED { op::CLOSE } else { op::TRUNCATE };
             for key in peers {
                 self.take_and_end(&key, bit, end.header.time_ns, counters);

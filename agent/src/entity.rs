@@ -193,13 +193,17 @@ impl Processes {
 
     /// Processes with threads to tell since before `time_ns`.
     pub fn with_threads_since(&self, time_ns: u64) -> Vec<Oid> {
-        self.table
+        let mut found: Vec<Oid> = self
+            .table
             .values()
             .filter(|p| {
                 let t = &p.threads;
                 t.cloned + t.exited + t.errors > 0 && t.since_ns <= time_ns
             })
             .map(|p| p.oid)
-            .collect()
+            .collect();
+        // The order of the table must not reach the wire.
+        found.sort_unstable();
+        found
     }
 }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bpf::{Bounds, FlowKey, Hook, Probes};
+use bpf::{Bounds, Event, FlowKey, Hook, Probes};
 use codec::{Capabilities, Clock, Interruption, Operation, Term, Volume, hook};
 use rustix::time::{ClockId, clock_gettime};
 use smol::Timer;
@@ -22,7 +22,7 @@ use smol::Timer;
 use crate::batch::{Batch, Identity, Limits};
 use crate::engine::{Counters, Engine, Timeouts};
 use crate::spool::SpoolError;
-use crate::{procfs, run_state};
+use crate::{privileges, procfs, run_state};
 
 /// How often the ring is looked into when it does not wake the agent itself.
 const TICK: Duration = Duration::from_millis(100);
@@ -208,6 +208,7 @@ fn watch(
     stop: &Arc<AtomicBool>,
     outlet: &mut impl Outlet,
 ) -> Result<(), Error> {
+    privileges::start().map_err(|e| Error::System("giving up capabilities", e))?;
     let probes = Rc::new(Probes::load(&settings.bounds).map_err(Error::Probes)?);
     for (hook, reason) in probes.missing() {
         log::warn!("{}: not attached ({reason}); what it shows is not seen", hook.name());
@@ -234,7 +235,7 @@ fn watch(
     let ring = {
         let (engine, kernel) = (Rc::clone(&engine), Rc::clone(&kernel));
         probes
-            .ring(move |event| match event {
+            .ring(move |bytes| match Event::decode(bytes) {
                 Some(event) => engine.borrow_mut().observe(&event, kernel.as_ref()),
                 None => {
                     log::warn!("an event of the probes cannot be read: agent and probes differ")
@@ -344,8 +345,8 @@ struct Folder {
 }
 
 impl Outlet for Folder {
-    fn ready(&mut self, _: &Probes) -> Result<(), Error> {
-        drop_privileges()
+    fn ready(&mut self, probes: &Probes) -> Result<(), Error> {
+        drop_privileges(probes)
     }
 
     fn frame(&mut self, frame: &[u8], _: u64, _: &mut Engine) -> Result<(), Error> {
@@ -374,11 +375,8 @@ pub fn capture(settings: &Settings, duration: Option<Duration>, out: &Path) -> R
     Ok(())
 }
 
-/// Gives up all capabilities, for good: what is attached stays attached.
-fn drop_privileges() -> Result<(), Error> {
-    use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
-    set_no_new_privs(true).map_err(|e| Error::System("giving up privileges", e.into()))?;
-    let none = CapabilitySet::empty();
-    set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })
-        .map_err(|e| Error::System("giving up capabilities", e.into()))
+/// Gives up what the start needed: what is attached stays attached.
+fn drop_privileges(probes: &Probes) -> Result<(), Error> {
+    privileges::give_up(|| probes.each_flow(|_| {}).is_ok())
+        .map_err(|e| Error::System("giving up capabilities", e))
 }

@@ -10,7 +10,6 @@ use libbpf_rs::{
 };
 
 use crate::calls;
-use crate::event::Event;
 use crate::kernel::{CallEntry, Flow, FlowKey, Operation, Plain, Settings, Tally, Task, Volume};
 
 const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/probes.bpf.o"));
@@ -316,20 +315,17 @@ impl Probes {
         })
     }
 
-    /// The way out of the ring. `observe` is called for each event by [`Ring::drain`]; one that
-    /// cannot be decoded comes as `None`.
+    /// The way out of the ring. `observe` is called by [`Ring::drain`] with the bytes of each
+    /// event, for [`Event::decode`](crate::Event::decode).
     ///
     /// # Errors
     /// [`Error::Refused`] if the ring cannot be mapped.
-    pub fn ring<'cb>(
-        &self,
-        mut observe: impl FnMut(Option<Event<'_>>) + 'cb,
-    ) -> Result<Ring<'cb>, Error> {
+    pub fn ring<'cb>(&self, mut observe: impl FnMut(&[u8]) + 'cb) -> Result<Ring<'cb>, Error> {
         let map = map_handle(&self.object, "ring")?;
         let mut builder = RingBufferBuilder::new();
         builder
             .add(&map, move |bytes: &[u8]| {
-                observe(Event::decode(bytes));
+                observe(bytes);
                 0
             })
             .map_err(refused("mapping the ring"))?;

@@ -68,7 +68,7 @@ impl Delivery<'_> {
 
 impl Outlet for Delivery<'_> {
     fn ready(&mut self, probes: &Probes) -> Result<(), Error> {
-        drop_privileges()?;
+        drop_privileges(probes)?;
         if let Some((settings, reader)) = self.thread.take() {
             let upload = upload::spawn(settings, reader)
                 .map_err(|e| Error::System("starting the upload thread", e))?;
