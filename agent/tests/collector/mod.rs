@@ -252,9 +252,9 @@ fn take(seen: &(Mutex<Seen>, Condvar), sequences: &[u64]) -> String {
     let holes: Vec<String> =
         (contiguous..highest).filter(missing).map(|hole| format!("[{hole},{hole}]")).collect();
     let run = "5a".repeat(8);
-    let holes = holes.join(",");
+    let rest = format!(r#""contiguous":{contiguous},"holes":[{}]"#, holes.join(","));
     format!(
-        r#"{{"streams":[{{"run":"{run}","class":0,"contiguous":{contiguous},"holes":[{holes}]}}],"time_ns":{}}}"#,
+        r#"{{"streams":[{{"run":"{run}","class":0,{rest}}}],"time_ns":{}}}"#,
         unix_time().as_nanos()
     )
 }
