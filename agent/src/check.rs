@@ -9,13 +9,12 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{Access, access, statvfs};
 use rustls::pki_types::{CertificateDer, UnixTime};
-use rustls::server::WebPkiClientVerifier;
 use rustls::sign::CertifiedKey;
+use webpki::{EndEntityCert, KeyUsage};
 
 use bpf::Probes;
 
@@ -246,7 +245,8 @@ fn certificate(
         let text = format!("is not valid before Unix time {}, now is {now}", leaf.not_before);
         Finding::new(Level::Problem, subject, text, "set the clock of this machine")
     } else if now > leaf.not_after {
-        Finding::new(Level::Problem, subject, format!("expired {} days ago", -days), remedy)
+        let expired = format!("expired {} days ago", (now - leaf.not_after) / 86_400);
+        Finding::new(Level::Problem, subject, expired, remedy)
     } else if days < DAYS_LEFT_WARN {
         Finding::new(Level::Warning, subject, format!("{days} days left"), remedy)
     } else {
@@ -269,22 +269,26 @@ fn signature(
         return Finding::new(Level::Problem, subject, "is empty", remedy);
     };
     let now = UnixTime::since_unix_epoch(Duration::from_secs(now));
-    let verifier =
-        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), tls::provider()).build();
-    let verified = match verifier {
-        Ok(verifier) => verifier.verify_client_cert(first, between, now).map(|_| ()),
-        Err(error) => Err(rustls::Error::General(error.to_string())),
-    };
+    let algorithms = tls::provider().signature_verification_algorithms.all;
+    let verified = EndEntityCert::try_from(first).and_then(|leaf| {
+        let usage = KeyUsage::client_auth();
+        leaf.verify_for_usage(algorithms, &roots.roots, between, now, usage, None, None).map(drop)
+    });
     match verified {
         Ok(()) => Finding::good(subject, format!("is signed by the CA in {ca}")),
-        Err(rustls::Error::InvalidCertificate(
-            rustls::CertificateError::ExpiredContext { .. }
-            | rustls::CertificateError::NotValidYetContext { .. },
-        )) => Finding::new(
+        Err(webpki::Error::CertExpired { .. } | webpki::Error::CertNotValidYet { .. }) => {
+            Finding::new(
+                Level::Problem,
+                subject,
+                format!("or a certificate between it and the CA in {ca} is not valid at this time"),
+                "renew them, or set the clock of this machine",
+            )
+        }
+        Err(webpki::Error::UnknownIssuer) => Finding::new(
             Level::Problem,
             subject,
-            format!("or a certificate between it and the CA in {ca} is not valid at this time"),
-            "renew them, or set the clock of this machine",
+            format!("is not signed by the CA in {ca}"),
+            remedy,
         ),
         Err(error) => Finding::new(Level::Problem, subject, error.to_string(), remedy),
     }

@@ -174,7 +174,8 @@ impl Status {
         line(
             "spool",
             format!(
-                "{frames} frames ({records} records) wait, {bytes} of {bytes_max} bytes in {segments} segments"
+                "{frames} frames ({records} records) wait, \
+                 {bytes} of {bytes_max} bytes in {segments} segments"
             ),
         );
         let upload = &self.upload;

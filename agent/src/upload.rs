@@ -11,19 +11,14 @@ mod answer;
 mod backoff;
 mod client;
 mod counters;
+mod worker;
 
-use std::collections::VecDeque;
-use std::fmt::Display;
-use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::rand::{GetRandomFlags, getrandom};
-
 use crate::config;
-use crate::logger::RateLimit;
-use crate::spool::{Reader, Sent};
+use crate::spool::Reader;
 use crate::tls::Credentials;
 use crate::tls::clock::Clock;
 
@@ -31,19 +26,9 @@ pub use answer::{Held, Outcome, Refusal, decide};
 pub use client::Timeouts;
 pub use counters::{Counters, Snapshot};
 
-use backoff::Backoff;
 use client::Client;
+use worker::Worker;
 
-/// After so many failures to read one segment in a row the reader goes on behind it.
-const READ_FAILURES_MAX: u32 = 3;
-/// So many lost generations are remembered: a few runs of a few classes.
-const LOST_MAX: usize = 16;
-/// Smallest body that a collector's 413 makes us come down to, bytes.
-const BODY_BYTES_MIN: usize = 16 * 1024;
-/// The same complaint is repeated so often.
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(600);
-/// Days before its end from which on a certificate is complained about.
-const DAYS_LEFT_WARN: i64 = 30;
 /// How long the thread has to notice that it was interrupted.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -111,22 +96,7 @@ pub fn spawn(settings: Settings, reader: Reader) -> std::io::Result<Upload> {
     });
     let Settings { collector, credentials, clock, timeouts } = settings;
     let client = Client::new(&collector, credentials, clock, timeouts);
-    let mut worker = Worker {
-        shared: Arc::clone(&shared),
-        bytes_max: collector.upload_bytes_max,
-        certificate: collector.certificate.clone(),
-        interval: Duration::from_secs(collector.upload_interval_s.into()),
-        client,
-        reader,
-        buffer: Vec::new(),
-        backoff: Backoff::default(),
-        search: None,
-        lost: VecDeque::with_capacity(LOST_MAX),
-        read_failures: 0,
-        complaint: Complaint::new(),
-        expiry: RateLimit::new(Duration::from_secs(86_400)),
-        renewal: Complaint::new(),
-    };
+    let mut worker = Worker::new(Arc::clone(&shared), &collector, client, reader);
     thread::Builder::new().name("upload".into()).spawn(move || worker.run())?;
     Ok(Upload { shared })
 }
@@ -143,8 +113,8 @@ impl Upload {
         &self.shared.counters
     }
 
-    /// Lets the thread try to empty the spool once more, and stops it, by `deadline` (and
-    /// a second at most).
+    /// Lets the thread try to empty the spool once more, and stops it, by `deadline` and
+    /// a second at most.
     pub fn shutdown(self, deadline: Instant) -> Report {
         self.shared.signals().deadline = Some(deadline);
         self.shared.changed.notify_all();
@@ -169,284 +139,4 @@ impl Upload {
             signals = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
-}
-
-/// How an upload ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    /// Nothing waits.
-    Empty,
-    /// Try again after so long.
-    Retry(Duration),
-    /// The deadline of the stop came first.
-    OutOfTime,
-}
-
-/// The search for the frame that made the collector refuse a batch.
-#[derive(Clone, Copy, Debug)]
-struct Search {
-    /// Frames to send at a time.
-    frames: usize,
-    /// It is among so many that come next.
-    left: usize,
-}
-
-struct Worker {
-    shared: Arc<Shared>,
-    client: Client,
-    certificate: PathBuf,
-    interval: Duration,
-    reader: Reader,
-    buffer: Vec<u8>,
-    /// Largest body: what the settings say, or less if the collector takes less.
-    bytes_max: usize,
-    backoff: Backoff,
-    search: Option<Search>,
-    /// Generations whose start the collector lacks, newest last: no frame of them is sent.
-    lost: VecDeque<Generation>,
-    read_failures: u32,
-    complaint: Complaint,
-    renewal: Complaint,
-    expiry: RateLimit,
-}
-
-impl Worker {
-    fn run(&mut self) {
-        self.shared.signals().agent = Some(self.client.agent());
-        let mut wait = backoff::phase(self.client.agent_id(), self.interval);
-        let mut backing_off = false;
-        let mut report = Report { finished: true, emptied: false };
-        loop {
-            let stop = self.wait(wait, backing_off);
-            self.check_certificate();
-            match self.upload(stop) {
-                End::Empty => {
-                    wait = backoff::next(self.interval, random());
-                    backing_off = false;
-                    report.emptied = stop.is_some();
-                }
-                End::Retry(after) => {
-                    wait = after;
-                    backing_off = true;
-                }
-                End::OutOfTime => report.finished = false,
-            }
-            if stop.is_some() {
-                break;
-            }
-        }
-        self.shared.signals().done = Some(report);
-        self.shared.changed.notify_all();
-    }
-
-    /// Waits until it is time, somebody wakes us, or the order to stop comes, which is
-    /// returned.
-    fn wait(&self, time: Duration, backing_off: bool) -> Option<Instant> {
-        let until = Instant::now() + time;
-        let mut signals = self.shared.signals();
-        loop {
-            let left = until.saturating_duration_since(Instant::now());
-            if signals.deadline.is_some() || left.is_zero() || (signals.wake && !backing_off) {
-                signals.wake = false;
-                return signals.deadline;
-            }
-            let waited = self.shared.changed.wait_timeout(signals, left);
-            signals = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
-    /// Empties the spool, as far as it goes.
-    fn upload(&mut self, stop: Option<Instant>) -> End {
-        let mut first = true;
-        loop {
-            // An order to stop that comes now bounds what is still to be done.
-            let stop = stop.or(self.shared.signals().deadline);
-            let limit = stop.map(|stop| stop.saturating_duration_since(Instant::now()));
-            if limit.is_some_and(|limit| limit.is_zero()) {
-                return End::OutOfTime;
-            }
-            match self.take() {
-                Ok(0) => return End::Empty,
-                Ok(_) => {}
-                Err(error) => return self.failed(None, &error),
-            }
-            let outcome = self.client.post(&self.buffer, first, limit);
-            first = false;
-            let ended = match outcome {
-                Outcome::Delivered(held) => self.delivered(&held),
-                Outcome::RetryAfter { wait, reason } => Some(self.failed(wait, &reason)),
-                Outcome::Refused { refusal, reason } => {
-                    self.refused(refusal, &reason);
-                    None
-                }
-            };
-            if let Some(end) = ended {
-                self.reader.release();
-                return end;
-            }
-        }
-    }
-
-    /// Fills the buffer; returns the number of frames in it.
-    fn take(&mut self) -> Result<usize, String> {
-        let mut frames_max = self.search.map_or(usize::MAX, |search| search.frames);
-        loop {
-            let batch = self.reader.batch(&mut self.buffer, self.bytes_max, frames_max);
-            let sent = match batch {
-                Ok(sent) => sent,
-                Err(error) => {
-                    self.read_failures += 1;
-                    if self.read_failures < READ_FAILURES_MAX {
-                        return Err(error.to_string());
-                    }
-                    self.read_failures = 0;
-                    self.reader.abandon();
-                    self.count_damage();
-                    log::error!("{error}: given up, its records are counted as lost");
-                    continue;
-                }
-            };
-            self.read_failures = 0;
-            let orphan = |sent: &Sent| orphan_of(sent).is_some_and(|of| self.lost.contains(&of));
-            let orphans = sent.iter().take_while(|sent| orphan(sent)).count();
-            let frames = sent.iter().take_while(|sent| !orphan(sent)).count();
-            let all = sent.len();
-            self.count_damage();
-            if orphans > 0 {
-                let dropped = self.reader.discard(orphans);
-                self.shared.counters.refuse(Refusal::GenerationLost, dropped.records);
-            } else if frames == all {
-                return Ok(frames);
-            } else {
-                frames_max = frames;
-            }
-        }
-    }
-
-    fn delivered(&mut self, held: &Held) -> Option<End> {
-        let settled = self.reader.acknowledge(|key| held.holds(key));
-        if settled.frames == 0 {
-            let text = "collector answers 200 but does not hold the frame that was sent";
-            return Some(self.failed(None, &text));
-        }
-        let counters = &self.shared.counters;
-        if self.backoff.failures() > 0 {
-            log::info!("collector takes frames again, after {} failures", self.backoff.failures());
-        }
-        self.backoff.succeed();
-        self.complaint.settle();
-        counters.succeed(&settled, self.client.now_s());
-        if let Some(search) = &mut self.search {
-            search.left = search.left.saturating_sub(settled.frames as usize);
-            if search.left == 0 {
-                self.search = None;
-            }
-        }
-        None
-    }
-
-    fn failed(&mut self, wait: Option<Duration>, reason: &dyn Display) -> End {
-        let wait = self.backoff.fail(wait, random());
-        let text = reason.to_string();
-        self.complaint.say(&text, |text| {
-            log::warn!("upload: {text}; trying again in {} s", wait.as_secs().max(1));
-        });
-        self.shared.counters.fail(self.backoff.failures(), text);
-        End::Retry(wait)
-    }
-
-    fn refused(&mut self, refusal: Refusal, reason: &str) {
-        let sent = self.reader.in_flight();
-        let frames = sent.len();
-        if frames > 1 {
-            if refusal == Refusal::TooLarge && self.bytes_max > BODY_BYTES_MIN {
-                self.bytes_max = (self.buffer.len() / 2).max(BODY_BYTES_MIN);
-                log::warn!("upload: {reason}; sending at most {} bytes", self.bytes_max);
-            }
-            self.search = Some(Search { frames: frames / 2, left: frames });
-            return;
-        }
-        self.search = None;
-        if refusal == Refusal::GenerationLost
-            && let Some(generation) = sent.first().and_then(orphan_of)
-        {
-            if self.lost.len() == LOST_MAX {
-                self.lost.pop_front();
-            }
-            self.lost.push_back(generation);
-            self.shared.counters.lose_generation();
-        }
-        let dropped = self.reader.discard(1);
-        self.shared.counters.refuse(refusal, dropped.records);
-        self.complaint.say(reason, |text| {
-            log::error!("upload: {text}; dropped the frame, {} records", dropped.records);
-        });
-    }
-
-    fn count_damage(&self) {
-        self.shared.counters.damage(self.reader.damaged_records());
-    }
-
-    /// Takes renewed files over, and warns of a certificate that ends soon.
-    fn check_certificate(&mut self) {
-        match self.client.refresh() {
-            Ok(true) => {
-                self.renewal.settle();
-                self.shared.signals().agent = Some(self.client.agent());
-                log::info!("{}: read anew", self.certificate.display());
-            }
-            Ok(false) => {}
-            Err(error) => self.renewal.say(&error.to_string(), |text| {
-                log::warn!("{text}; the former certificate stays in use");
-            }),
-        }
-        let days = self.client.days_left();
-        self.shared.counters.certificate(days);
-        if days < DAYS_LEFT_WARN && self.expiry.admit(Instant::now()).is_some() {
-            log::warn!("{}: {days} days left, renew it", self.certificate.display());
-        }
-    }
-}
-
-/// Run tag, class, and number in them.
-type Generation = ([u8; 8], u8, u32);
-
-/// The generation of a frame that cannot be read without frames before it.
-fn orphan_of(sent: &Sent) -> Option<Generation> {
-    (!sent.starts).then_some((sent.key.run_tag, sent.key.class, sent.generation))
-}
-
-/// What was complained about last: the same again is said seldom, something else at once.
-struct Complaint {
-    text: String,
-    limit: RateLimit,
-}
-
-impl Complaint {
-    fn new() -> Self {
-        Complaint { text: String::new(), limit: RateLimit::new(COMPLAINT_INTERVAL) }
-    }
-
-    fn say(&mut self, text: &str, log: impl FnOnce(&str)) {
-        if self.text != text {
-            self.text = text.into();
-            self.limit.reset();
-        }
-        match self.limit.admit(Instant::now()) {
-            Some(0) => log(text),
-            Some(more) => log(&format!("{text} ({more} times more since)")),
-            None => {}
-        }
-    }
-
-    fn settle(&mut self) {
-        self.text.clear();
-    }
-}
-
-/// For jitter only: without random bytes all devices wait equally long.
-fn random() -> u32 {
-    let mut bytes = [0; 4];
-    let _ = getrandom(&mut bytes, GetRandomFlags::empty());
-    u32::from_le_bytes(bytes)
 }

@@ -22,8 +22,6 @@ use crate::upload::{self, Upload};
 /// How long the last delivery may take when the agent is told to stop. A service manager gives
 /// up after 90 s as a rule.
 const LAST_DELIVERY: Duration = Duration::from_secs(20);
-/// The upload thread is woken when the spool is so full (one part in so many).
-const WAKE_AT: u64 = 2;
 /// The same complaint is repeated so often.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -36,6 +34,7 @@ struct Delivery<'c> {
     state: RunState,
     status: Status,
     generations_lost: u64,
+    damaged_records: u64,
     complaint: RateLimit,
     last_ns: u64,
 }
@@ -93,7 +92,7 @@ impl Outlet for Delivery<'_> {
                     // The collector takes a generation only from its start.
                     engine.batch.restart_generation();
                 }
-                if appended.waiting_bytes > self.config.spool.bytes_max / WAKE_AT
+                if appended.waiting_bytes >= self.config.collector.upload_bytes_max as u64
                     && let Some(upload) = &self.upload
                 {
                     upload.wake();
@@ -104,6 +103,7 @@ impl Outlet for Delivery<'_> {
                 let records = Frame::decode(frame).map_or(0, |(f, _)| u64::from(f.header.records));
                 engine.batch.books.add_lost_records(Term::LostSpoolError, records);
                 engine.batch.restart_generation();
+                return Ok(());
             }
         }
         self.last_ns = now_ns;
@@ -119,6 +119,9 @@ impl Outlet for Delivery<'_> {
             let lost = counters.generations_lost();
             let books = &mut engine.batch.books;
             books.set_lost_records(Term::LostRefused, counters.refused_records());
+            let damaged = counters.damaged_records();
+            books.add_lost_records(Term::LostSpoolError, damaged - self.damaged_records);
+            self.damaged_records = damaged;
             if lost != self.generations_lost {
                 self.generations_lost = lost;
                 engine.batch.restart_generation();
@@ -212,6 +215,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
         state,
         status,
         generations_lost: 0,
+        damaged_records: 0,
         complaint: RateLimit::new(COMPLAINT_INTERVAL),
         last_ns: 0,
     };

@@ -1,6 +1,8 @@
 //! Frames for tests, of any size.
 
-use codec::{FRAME_BYTES_MAX, FrameWriter, GenerationStart, Header, K8sEvent, Record, StreamKey};
+use codec::{
+    Clock, FRAME_BYTES_MAX, FrameWriter, GenerationStart, Header, K8sEvent, Record, StreamKey,
+};
 
 /// The run that all sample frames are of.
 pub(crate) const RUN_ID: [u8; 16] = [0x5a; 16];
@@ -24,6 +26,7 @@ pub(crate) fn frame(sequence: u64, records: u32, bytes: usize) -> Vec<u8> {
         kernel: "test",
         machine: "test",
     };
+    let clock = Clock { offset_ns: 0, uncertainty_ns: 0, synchronized: false };
     let header = Header {
         key: key(sequence),
         generation: 0,
@@ -31,7 +34,7 @@ pub(crate) fn frame(sequence: u64, records: u32, bytes: usize) -> Vec<u8> {
         last_ns: 0,
         records: 0,
         start: (sequence == 0).then_some(start),
-        clock: None,
+        clock: (sequence == 0).then_some(clock),
         ledger: Default::default(),
         interruption: None,
         capabilities: None,

@@ -30,7 +30,7 @@ struct Package {
     why: &'static str,
 }
 
-const PACKAGES: [Package; 11] = [
+const PACKAGES: [Package; 12] = [
     Package {
         name: "clang",
         sign: Sign::Program("clang"),
@@ -51,6 +51,11 @@ const PACKAGES: [Package; 11] = [
         name: "strace",
         sign: Sign::Program("strace"),
         why: "counts system calls independently of us",
+    },
+    Package {
+        name: "openssl",
+        sign: Sign::Program("openssl"),
+        why: "makes the certificates of the agent's own tests",
     },
     Package {
         name: "python3-venv",
