@@ -1,5 +1,6 @@
-//! `event.h` as Rust types: the same members in the same order. The sizes are asserted on both
-//! sides.
+//! `event.h` as Rust types: the same members in the same order. Tests hold members,
+//! offsets and sizes against the BTF of the built object, and the enumerations against the
+//! header's text.
 
 /// Kinds of operations (`enum operation`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,16 +126,26 @@ pub(crate) unsafe trait Plain: Copy {
 }
 
 macro_rules! plain {
-    ($($(#[$meta:meta])* struct $name:ident ($size:expr) {
-        $($(#[$field_meta:meta])* $field:ident: $type:ty,)*
+    ($($(#[$meta:meta])* struct $name:ident ($c_name:literal, $size:expr) {
+        $($field:ident: $type:ty,)*
     })*) => {
+        /// Name in `event.h`, size, and members with their offsets, of each type.
+        #[cfg(test)]
+        fn layouts() -> Vec<(&'static str, usize, Vec<(&'static str, usize)>)> {
+            vec![$((
+                $c_name,
+                size_of::<$name>(),
+                vec![$((stringify!($field), std::mem::offset_of!($name, $field))),*],
+            )),*]
+        }
+
         $(
             $(#[$meta])*
             #[derive(Clone, Copy, Debug, PartialEq, Eq)]
             #[repr(C)]
             #[allow(missing_docs, unreachable_pub, reason = "one macro for public and inner types")]
             pub struct $name {
-                $($(#[$field_meta])* pub $field: $type,)*
+                $(pub $field: $type,)*
             }
 
             const _: () = assert!(size_of::<$name>() == $size);
@@ -150,58 +161,58 @@ macro_rules! plain {
 pub(crate) const VOLUME_SLOTS: usize = if cfg!(target_arch = "arm") { 8 } else { 1 };
 
 plain! {
-    struct CallEntry (4) { call: u8, operation: u8, compat_call: u8, compat_operation: u8, }
-    struct Settings (12) { peers_max: u32, args_bytes_max: u32, wake_bytes: u32, }
+    struct CallEntry ("call_entry", 4) { call: u8, operation: u8, compat_call: u8, compat_operation: u8, }
+    struct Settings ("settings", 12) { peers_max: u32, args_bytes_max: u32, wake_bytes: u32, }
     /// What became of the operations of one kind in the kernel.
-    struct Tally (48) {
+    struct Tally ("tally", 48) {
         observed: u64, filtered: u64, own: u64, lost_ring: u64, lost_map: u64,
         lost_unreadable: u64,
     }
     /// Calls and bytes.
-    struct Volume (32) { read_ops: u64, write_ops: u64, read_bytes: u64, write_bytes: u64, }
+    struct Volume ("volume", 32) { read_ops: u64, write_ops: u64, read_bytes: u64, write_bytes: u64, }
     /// Names a flow's map entry.
     #[derive(Hash)]
-    struct FlowKey (32) {
+    struct FlowKey ("flow_key", 32) {
         tgid: u32, fd: i32, peer: [u8; 16], peer_port: u16, peer_family: u16, zero: u32,
     }
-    struct Flow (32 * VOLUME_SLOTS + 24) {
+    struct Flow ("flow", 32 * VOLUME_SLOTS + 24) {
         volume: [Volume; VOLUME_SLOTS], file: u64, start_ns: u64, peers: u32, ended: u8,
         shutdown: u8, unconnected: u8, socket: u8,
     }
     /// What every event begins with.
-    struct Header (32) {
+    struct Header ("event_header", 32) {
         time_ns: u64, start_ns: u64, tgid: u32, tid: u32, kind: u16, flags: u16, zero: u32,
     }
-    struct Fork (64) {
+    struct Fork ("event_fork", 64) {
         header: Header, child_start_ns: u64, parent_start_ns: u64, child_tgid: u32,
         child_tid: u32, parent_tgid: u32, child_namespace_pid: u32,
     }
-    struct Exec (80) {
+    struct Exec ("event_exec", 80) {
         header: Header, parent_start_ns: u64, parent_tgid: u32, uid: u32, euid: u32, gid: u32,
         namespace_pid: u32, args_total: u32, exe_bytes: u16, cwd_bytes: u16, args_bytes: u16,
         cgroup_bytes: u16, exe_flags: u8, cwd_flags: u8, tty: u8, zero: [u8; 5],
     }
-    struct Exit (40) { header: Header, status: i32, last: u32, }
-    struct Clone_ (40) { header: Header, ret: i32, thread: u32, }
-    struct ExecFailed (40) { header: Header, ret: i32, path_bytes: u16, zero: u16, }
-    struct Setuid (48) { header: Header, ret: i32, wanted: u32, uid: u32, gid: u32, }
-    struct FlowStart (184) {
+    struct Exit ("event_exit", 40) { header: Header, status: i32, last: u32, }
+    struct Clone_ ("event_clone", 40) { header: Header, ret: i32, thread: u32, }
+    struct ExecFailed ("event_exec_failed", 40) { header: Header, ret: i32, path_bytes: u16, zero: u16, }
+    struct Setuid ("event_setuid", 48) { header: Header, ret: i32, wanted: u32, uid: u32, gid: u32, }
+    struct FlowStart ("event_flow_start", 184) {
         header: Header, file: u64, flow_ns: u64, inode: u64, key: FlowKey, volume: Volume,
         ret: i32, device: u32, open_flags: u32, local: [u8; 16], remote: [u8; 16],
         local_port: u16, remote_port: u16, mode: u16, family: u16, protocol: u16,
         path_bytes: u16, path_flags: u8, operation: u8, flags: u8, zero: [u8; 5],
     }
-    struct FlowEnd (120) {
+    struct FlowEnd ("event_flow_end", 120) {
         header: Header, file: u64, flow_ns: u64, key: FlowKey, volume: Volume, reason: u8,
         shutdown: u8, zero: [u8; 6],
     }
-    struct PathEvent (48) {
+    struct PathEvent ("event_path", 48) {
         header: Header, ret: i32, base_bytes: [u16; 2], name_bytes: [u16; 2],
         base_flags: [u8; 2], operation: u8, names: u8,
     }
-    struct SocketState (48) { header: Header, file: u64, error: i32, zero: u32, }
+    struct SocketState ("event_socket_state", 48) { header: Header, file: u64, error: i32, zero: u32, }
     /// One process as the task iterator sees it.
-    struct Task (24) { start_ns: u64, parent_start_ns: u64, tgid: u32, parent_tgid: u32, }
+    struct Task ("task_entry", 24) { start_ns: u64, parent_start_ns: u64, tgid: u32, parent_tgid: u32, }
 }
 
 impl Flow {
@@ -216,5 +227,59 @@ impl Flow {
                 write_bytes: sum.write_bytes + slot.write_bytes,
             },
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use libbpf_rs::btf::{Btf, HasSize as _, types};
+
+    use super::*;
+
+    #[test]
+    fn members_lie_where_the_object_has_them() {
+        let btf = Btf::from_path(concat!(env!("OUT_DIR"), "/probes.bpf.o")).unwrap();
+        for (name, size, members) in layouts() {
+            let found: types::Struct<'_> =
+                btf.type_by_name(name).unwrap_or_else(|| panic!("{name}"));
+            assert_eq!(found.size(), size, "{name}");
+            let found: Vec<(String, usize)> = found
+                .iter()
+                .map(|member| {
+                    let types::MemberAttr::Normal { offset } = member.attr else {
+                        panic!("{name} has a bit field");
+                    };
+                    (member.name.unwrap().to_string_lossy().into_owned(), offset as usize / 8)
+                })
+                .collect();
+            let members: Vec<(String, usize)> =
+                members.into_iter().map(|(member, offset)| (member.to_string(), offset)).collect();
+            assert_eq!(found, members, "{name}");
+        }
+    }
+
+    /// The enumerators of `enum name` in the header, without prefix and underscores.
+    fn enumerators(name: &str, prefix: &str) -> Vec<String> {
+        let header = include_str!("event.h");
+        let (_, body) = header.split_once(&format!("enum {name} {{")).unwrap();
+        let (body, _) = body.split_once("};").unwrap();
+        body.lines()
+            .filter_map(|line| line.trim().strip_prefix(prefix))
+            .map(|line| line.split(',').next().unwrap().replace('_', "").to_lowercase())
+            .collect()
+    }
+
+    #[test]
+    fn enumerations_count_as_the_header_does() {
+        let operations: Vec<String> =
+            Operation::ALL.iter().map(|one| format!("{one:?}").to_lowercase()).collect();
+        let header = enumerators("operation", "OPERATION_");
+        assert_eq!(header, [operations, vec!["count".into()]].concat());
+
+        let calls = enumerators("call", "CALL_");
+        assert_eq!(calls.len(), Call::SymlinkAt as usize + 1);
+        for call in [Call::Creat, Call::Close, Call::Clone, Call::Mkdir, Call::SymlinkAt] {
+            assert_eq!(calls[call as usize], format!("{call:?}").to_lowercase());
+        }
     }
 }

@@ -8,6 +8,22 @@
  */
 #include "process.bpf.h"
 
+/* Never set. It puts every type of event.h into the object's BTF, against which the Rust types
+ * are checked. */
+const union {
+	struct event_fork fork;
+	struct event_exec exec;
+	struct event_exit exit;
+	struct event_clone clone;
+	struct event_exec_failed exec_failed;
+	struct event_setuid setuid;
+	struct event_flow_start flow_start;
+	struct event_flow_end flow_end;
+	struct event_path path;
+	struct event_socket_state socket_state;
+	struct task_entry task;
+} *types;
+
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 /*

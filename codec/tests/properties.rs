@@ -1,6 +1,8 @@
 //! What holds for every frame: what goes in comes out, and hostile bytes are refused without
 //! a panic.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may stop at what it does not expect")]
+
 use codec::{
     Address, DecodeError, EncodeError, EndReason, FileId, Frame, FrameWriter, Header, Ledger,
     NetworkFlow, ObjectState, Oid, Process, ProcessEvent, Record, StreamKey, Volume,

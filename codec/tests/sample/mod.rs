@@ -1,5 +1,7 @@
 //! One record of each kind and a header with every extension, for the golden frame.
 
+#![allow(clippy::unwrap_used, reason = "a test may stop at what it does not expect")]
+
 use codec::{
     Address, Capabilities, Clock, Container, Counter, EndReason, File, FileEvent, FileFlow, FileId,
     GenerationStart, Header, Interruption, K8sEvent, Ledger, NetworkEvent, NetworkFlow,
