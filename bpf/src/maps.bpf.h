@@ -58,6 +58,7 @@ struct scratch {
 	__u32 path_start; /* where in the text the path being walked starts */
 	__u32 root_at;	  /* where in the text the walk met the process's root */
 	__u32 flags;	  /* PATH_* of the path being walked */
+	struct flow flow; /* a map entry being made: too large for the stack with slots */
 };
 
 /* The fixed part of an event of this type, in the scratch space. */

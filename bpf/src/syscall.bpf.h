@@ -118,7 +118,7 @@ int flow_start(struct bpf_raw_tracepoint_args *ctx)
 	struct scratch *scratch;
 	struct tally *tally;
 	struct flow *known;
-	struct flow flow = {};
+	struct flow *flow;
 	__u64 file, sock = 0;
 	__s32 fd;
 
@@ -137,6 +137,8 @@ int flow_start(struct bpf_raw_tracepoint_args *ctx)
 	}
 	event = SCRATCH_EVENT(scratch, struct event_flow_start);
 	__builtin_memset(event, 0, sizeof(*event));
+	flow = &scratch->flow;
+	__builtin_memset(flow, 0, sizeof(*flow));
 	describe_inode(event, file);
 	if (!is_recorded(event->mode)) {
 		tally->filtered++;
@@ -150,8 +152,8 @@ int flow_start(struct bpf_raw_tracepoint_args *ctx)
 			tally->filtered++;
 			return 0;
 		}
-		flow.socket = 1;
-		flow.unconnected = is_unconnected(sock, event->family);
+		flow->socket = 1;
+		flow->unconnected = is_unconnected(sock, event->family);
 	}
 	event->key.tgid = ending.tgid;
 	event->key.fd = fd;
@@ -198,25 +200,25 @@ int flow_start(struct bpf_raw_tracepoint_args *ctx)
 			tally->lost_ring++;
 		return 0;
 	}
-	flow.file = file;
-	flow.start_ns = event->header.time_ns;
-	event->flow_ns = flow.start_ns;
-	if (flow.unconnected && (is_reading(ending.operation) || is_writing(ending.operation))) {
-		flow_begin(scratch, event, &flow, tally);
+	flow->file = file;
+	flow->start_ns = event->header.time_ns;
+	event->flow_ns = flow->start_ns;
+	if (flow->unconnected && (is_reading(ending.operation) || is_writing(ending.operation))) {
+		flow_begin(scratch, event, flow, tally);
 		bpf_tail_call(ctx, &programs, PROGRAM_DATAGRAM);
 		tally->lost_unreadable++;
 		return 0;
 	}
 	if (is_reading(ending.operation)) {
-		flow.volume[0].read_ops = 1;
-		flow.volume[0].read_bytes = ending.ret > 0 ? ending.ret : 0;
+		flow->volume[0].read_ops = 1;
+		flow->volume[0].read_bytes = ending.ret > 0 ? ending.ret : 0;
 	} else if (is_writing(ending.operation)) {
-		flow.volume[0].write_ops = 1;
-		flow.volume[0].write_bytes = ending.ret > 0 ? ending.ret : 0;
+		flow->volume[0].write_ops = 1;
+		flow->volume[0].write_bytes = ending.ret > 0 ? ending.ret : 0;
 	} else if (ending.operation == OPERATION_SHUTDOWN) {
-		flow.shutdown = 1;
+		flow->shutdown = 1;
 	}
-	flow_begin(scratch, event, &flow, tally);
+	flow_begin(scratch, event, flow, tally);
 	return 0;
 }
 
@@ -231,7 +233,7 @@ int datagram(struct bpf_raw_tracepoint_args *ctx)
 	struct tally *tally;
 	struct flow *base, *known;
 	struct flow_key key = {};
-	struct flow flow = {};
+	struct flow *flow;
 	__u64 sock;
 
 	if (!read_ending(ctx, &ending))
@@ -250,6 +252,8 @@ int datagram(struct bpf_raw_tracepoint_args *ctx)
 	}
 	event = SCRATCH_EVENT(scratch, struct event_flow_start);
 	__builtin_memset(event, 0, sizeof(*event));
+	flow = &scratch->flow;
+	__builtin_memset(flow, 0, sizeof(*flow));
 	if (ending.ret < 0 || !read_user_address(call_peer(&ending), key.peer, &key.peer_port,
 						 &key.peer_family)) {
 		flow_add(base, ending.operation, ending.ret);
@@ -280,18 +284,18 @@ int datagram(struct bpf_raw_tracepoint_args *ctx)
 	event->file = base->file;
 	event->ret = ending.ret;
 	event->operation = ending.operation;
-	flow.file = base->file;
-	flow.socket = 1;
-	flow.start_ns = event->header.time_ns;
-	event->flow_ns = flow.start_ns;
+	flow->file = base->file;
+	flow->socket = 1;
+	flow->start_ns = event->header.time_ns;
+	event->flow_ns = flow->start_ns;
 	if (is_reading(ending.operation)) {
-		flow.volume[0].read_ops = 1;
-		flow.volume[0].read_bytes = ending.ret;
+		flow->volume[0].read_ops = 1;
+		flow->volume[0].read_bytes = ending.ret;
 	} else {
-		flow.volume[0].write_ops = 1;
-		flow.volume[0].write_bytes = ending.ret;
+		flow->volume[0].write_ops = 1;
+		flow->volume[0].write_bytes = ending.ret;
 	}
-	flow_begin(scratch, event, &flow, tally);
+	flow_begin(scratch, event, flow, tally);
 	return 0;
 }
 
