@@ -4,13 +4,18 @@
 //! CI calls the same verbs and nothing else. Errors are sentences for the person at the
 //! terminal; children never outlive the tool.
 
+pub mod build;
 pub mod check;
 pub mod child;
+pub mod debian;
 pub mod demo;
 pub mod pki;
 pub mod setup;
+pub mod standard_library;
 pub mod suite;
+pub mod targets;
 pub mod workspace;
+pub mod zig;
 
 /// Any failure of a verb: its text says what failed, on what, and what to do.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;

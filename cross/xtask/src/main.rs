@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use lexopt::{Arg, ValueExt};
 use xtask::Result;
-use xtask::{check, demo, pki, setup, suite};
+use xtask::{build, check, demo, pki, setup, suite};
 
 const HELP: &str = "\
 cargo xtask VERB
@@ -14,6 +14,9 @@ cargo xtask VERB
           this machine's kernel (needs root); leaves everything in target/demo/
   test    install what is missing, build, and run every test that this machine can run
   check   formatting, lints, documentation, and the rules of the tree
+  build TARGET
+          the agent for a device: TARGET is one of cross/targets.toml. Fails if it is larger than
+          its budget
   setup   only install what is missing (needs root if anything is)
   pki DIR [--agent ID] [--san-id ID] [--host NAME_OR_IP]... [--days N] [--expired] [--as NAME]
           make a throw-away fleet CA in DIR with a certificate for a collector and one for an
@@ -33,6 +36,7 @@ enum Verb {
     Demo,
     Test,
     Check,
+    Build(String),
     Setup,
     Pki(PathBuf, pki::Options),
     Help,
@@ -50,6 +54,10 @@ fn parse() -> Result<Verb> {
         "demo" => Verb::Demo,
         "test" => Verb::Test,
         "check" => Verb::Check,
+        "build" => {
+            let target = parser.value().map_err(|_| "build: TARGET is missing")?.string()?;
+            Verb::Build(target)
+        }
         "setup" => Verb::Setup,
         "help" => Verb::Help,
         "pki" => {
@@ -91,6 +99,7 @@ fn run(verb: Verb) -> Result {
         Verb::Demo => demo::run(),
         Verb::Test => suite::run(),
         Verb::Check => check::run(),
+        Verb::Build(target) => build::run(&target),
         Verb::Setup => setup::run(),
         Verb::Pki(directory, options) => pki::make(&directory, &options),
         Verb::Help => {

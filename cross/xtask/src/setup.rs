@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::Result;
+use crate::targets::{Target, Tools};
 use crate::workspace::{self, root, say};
 
 /// The reference suite's tools, in the version that the tests compare with.
@@ -24,6 +25,7 @@ enum Sign {
 }
 
 /// A Debian package, how it shows, and what it is for.
+#[derive(Clone, Copy)]
 struct Package {
     name: &'static str,
     sign: Sign,
@@ -69,6 +71,36 @@ const PACKAGES: [Package; 12] = [
     },
 ];
 
+/// What the static libelf of a device's agent is built with.
+const VENDORED: [Package; 7] = [
+    Package { name: "autoconf", sign: Sign::Program("autoreconf"), why: "configures libelf" },
+    Package { name: "automake", sign: Sign::Program("automake"), why: "configures libelf" },
+    Package { name: "autopoint", sign: Sign::Program("autopoint"), why: "configures libelf" },
+    Package { name: "libtool", sign: Sign::Program("libtoolize"), why: "configures libelf" },
+    Package { name: "flex", sign: Sign::Program("flex"), why: "configures libelf" },
+    Package { name: "bison", sign: Sign::Program("bison"), why: "configures libelf" },
+    Package { name: "gawk", sign: Sign::Program("gawk"), why: "configures libelf" },
+];
+
+/// What boots other kernels.
+const GUESTS: [Package; 3] = [
+    Package {
+        name: "qemu-system-arm",
+        sign: Sign::Program("qemu-system-aarch64"),
+        why: "runs ARM kernels",
+    },
+    Package {
+        name: "qemu-system-x86",
+        sign: Sign::Program("qemu-system-x86_64"),
+        why: "runs other x86-64 kernels",
+    },
+    Package { name: "xz-utils", sign: Sign::Program("xz"), why: "unpacks kernel modules" },
+];
+
+/// What makes type information smaller.
+const BTF: [Package; 1] =
+    [Package { name: "bpftool", sign: Sign::Program("bpftool"), why: "minimises BTF" }];
+
 /// The reference suite's printer, once [`run`] has been called.
 pub fn sysprint() -> PathBuf {
     environment().join("bin/sysprint")
@@ -83,13 +115,46 @@ fn environment() -> PathBuf {
 /// # Errors
 /// If something is missing and cannot be installed: names it and the command that does it.
 pub fn run() -> Result {
-    install_packages()?;
+    install_packages(&PACKAGES)?;
     install_sysprint()
 }
 
-fn install_packages() -> Result {
+/// Installs what a build for `target` needs.
+///
+/// # Errors
+/// As [`run`].
+pub fn cross(target: &Target) -> Result {
+    install_packages(&PACKAGES)?;
+    install_packages(&VENDORED)?;
+    let Tools::Gcc(gcc) = &target.tools else { return Ok(()) };
+    if compiles(gcc) {
+        return Ok(());
+    }
+    let names: Vec<&str> = target.packages.iter().map(String::as_str).collect();
+    say(&format!("missing: {gcc} or its C library"));
+    install_by_apt(&names)?;
+    if compiles(gcc) { Ok(()) } else { Err(format!("{gcc} cannot compile `#include <stdlib.h>`").into()) }
+}
+
+/// Installs what guests need.
+///
+/// # Errors
+/// As [`run`].
+pub fn guests() -> Result {
+    install_packages(&GUESTS)
+}
+
+/// Installs what a minimised BTF is made with.
+///
+/// # Errors
+/// As [`run`].
+pub fn btf() -> Result {
+    install_packages(&BTF)
+}
+
+fn install_packages(packages: &[Package]) -> Result {
     let missing: Vec<&Package> =
-        PACKAGES.iter().filter(|package| !is_there(package.sign)).collect();
+        packages.iter().filter(|package| !is_there(package.sign)).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -97,6 +162,28 @@ fn install_packages() -> Result {
         say(&format!("missing: {} ({})", package.name, package.why));
     }
     let names: Vec<&str> = missing.iter().map(|package| package.name).collect();
+    install_by_apt(&names)?;
+    match missing.iter().find(|package| !is_there(package.sign)) {
+        None => Ok(()),
+        Some(package) => {
+            let name = package.name;
+            Err(format!("{name} is installed but does not show: see `dpkg -L {name}`").into())
+        }
+    }
+}
+
+/// Whether a C compiler works and finds a C library.
+fn compiles(compiler: &str) -> bool {
+    Command::new(compiler)
+        .args(["-include", "stdlib.h", "-E", "-x", "c", "/dev/null"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+fn install_by_apt(names: &[&str]) -> Result {
     let by_hand = format!("apt-get install --no-install-recommends {}", names.join(" "));
     if !rustix::process::geteuid().is_root() {
         return Err(format!("these need root to install: run `{by_hand}`").into());
@@ -107,14 +194,7 @@ fn install_packages() -> Result {
     }
     say(&format!("installing by apt: {}", names.join(", ")));
     run_quietly(apt().args(["update"]))?;
-    run_quietly(apt().args(["install", "-y", "--no-install-recommends"]).args(&names))?;
-    match missing.iter().find(|package| !is_there(package.sign)) {
-        None => Ok(()),
-        Some(package) => {
-            let name = package.name;
-            Err(format!("{name} is installed but does not show: see `dpkg -L {name}`").into())
-        }
-    }
+    run_quietly(apt().args(["install", "-y", "--no-install-recommends"]).args(names))
 }
 
 fn apt() -> Command {
@@ -124,19 +204,28 @@ fn apt() -> Command {
 }
 
 fn install_sysprint() -> Result {
-    let marker = environment().join("installed");
-    let is_installed = std::fs::read_to_string(&marker).is_ok_and(|text| text == SYSFLOW_TOOLS);
-    if is_installed && sysprint().exists() {
+    python_environment(&environment(), &[SYSFLOW_TOOLS])
+}
+
+/// Makes a Python environment with these packages from PyPI, unless it is there and has them.
+///
+/// # Errors
+/// If it cannot be made, or a package cannot be had.
+pub fn python_environment(folder: &Path, packages: &[&str]) -> Result {
+    let marker = folder.join("installed");
+    let wanted = packages.join(" ");
+    if std::fs::read_to_string(&marker).is_ok_and(|text| text == wanted) {
         return Ok(());
     }
-    say(&format!("installing {SYSFLOW_TOOLS} from PyPI into target/venv"));
-    run_quietly(Command::new("python3").args(["-m", "venv", "--clear"]).arg(environment()))?;
+    let place = folder.strip_prefix(root()).unwrap_or(folder);
+    say(&format!("installing {wanted} from PyPI into {}", place.display()));
+    run_quietly(Command::new("python3").args(["-m", "venv", "--clear"]).arg(folder))?;
     run_quietly(
-        Command::new(environment().join("bin/python"))
+        Command::new(folder.join("bin/python"))
             .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
-            .arg(SYSFLOW_TOOLS),
+            .args(packages),
     )?;
-    std::fs::write(&marker, SYSFLOW_TOOLS)?;
+    std::fs::write(&marker, wanted)?;
     Ok(())
 }
 
@@ -149,7 +238,9 @@ fn is_there(sign: Sign) -> bool {
     match sign {
         Sign::Program(name) => {
             let path = std::env::var_os("PATH").unwrap_or_default();
-            std::env::split_paths(&path).any(|folder| folder.join(name).is_file())
+            let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
+            folders.extend(["/usr/sbin", "/sbin"].map(PathBuf::from));
+            folders.iter().any(|folder| folder.join(name).is_file())
         }
         Sign::Header(name) => {
             let folders = ["/usr/include", "/usr/local/include"];

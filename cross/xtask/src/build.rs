@@ -1,0 +1,175 @@
+//! `cargo xtask build TARGET`: the agent for a device, from this machine, with its size held
+//! against the target's budget.
+//!
+//! Builds are reproducible: no path of this machine and no time but that of the last commit
+//! ends in the binary, so that two checkouts of one commit give the same bytes.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::Result;
+use crate::setup;
+use crate::standard_library::{self, StandardLibrary};
+use crate::targets::{self, Target, Tools};
+use crate::workspace::{self, Workspace, root, say};
+use crate::zig;
+
+/// A binary that was built.
+#[derive(Debug)]
+pub struct Built {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its size, bytes.
+    pub bytes: u64,
+}
+
+/// Builds the agent for `triple` and prints its size beside the budget.
+///
+/// # Errors
+/// If it cannot be built, or is larger than its budget.
+pub fn run(triple: &str) -> Result {
+    let target = targets::find(triple)?;
+    let built = agent(&target)?;
+    println!("{}", built.path.display());
+    let (bytes, most) = (grouped(built.bytes), grouped(target.bytes_max));
+    println!("{triple}: {bytes} bytes, stripped; budget {most}");
+    if built.bytes > target.bytes_max {
+        return Err(format!("the agent for {triple} has {bytes} bytes, its budget is {most}").into());
+    }
+    Ok(())
+}
+
+/// Builds the agent for a target.
+///
+/// # Errors
+/// If a tool or the standard library is missing, or it does not build.
+pub fn agent(target: &Target) -> Result<Built> {
+    let features = ["--features", "bpf/vendored"];
+    let folder = cargo(target, &[&["-p", "agent"], features.as_slice()].concat())?;
+    let path = folder.join("sysflow-agent");
+    let bytes = std::fs::metadata(&path).map_err(|e| format!("{}: {e}", path.display()))?.len();
+    Ok(Built { path, bytes })
+}
+
+/// Builds the workloads for a target; returns the folder that holds them.
+///
+/// # Errors
+/// As [`agent`].
+pub fn workloads(target: &Target) -> Result<PathBuf> {
+    let binaries = ["--bin", "workload-volume", "--bin", "workload-paths"];
+    cargo(target, &[&["-p", "tests"], binaries.as_slice()].concat())
+}
+
+/// Calls cargo for a target in the release profile; returns the folder of what it built.
+fn cargo(target: &Target, what: &[&str]) -> Result<PathBuf> {
+    setup::cross(target)?;
+    let library = standard_library::find(&target.triple)?;
+    if target.tools == Tools::Zig {
+        zig::install()?;
+    }
+    say(&format!("building for {}: {}", target.triple, what.join(" ")));
+    let folder = Workspace::Device.target().join("cross");
+    let verb = if target.tools == Tools::Zig { "zigbuild" } else { "build" };
+    let mut command = Workspace::Device.cargo(verb);
+    command.args(["--quiet", "--locked", "--release", "--target", &target.triple]).args(what);
+    command.env("CARGO_TARGET_DIR", &folder);
+    standard_library::apply(&library, &mut command);
+    let variable = target.variable();
+    let upper = variable.to_uppercase();
+    let remaps = remaps(&folder, &library);
+    let mut rust_flags: Vec<String> = remaps
+        .iter()
+        .map(|(from, to)| format!("--remap-path-prefix={from}={to}"))
+        .collect();
+    let mut c_flags: Vec<String> =
+        remaps.iter().map(|(from, to)| format!("-ffile-prefix-map={from}={to}")).collect();
+    c_flags.extend(["-Os", "-ffunction-sections", "-fdata-sections"].map(str::to_string));
+    match &target.tools {
+        Tools::Zig => {
+            zig::apply(&mut command)?;
+            musl(&mut command);
+            c_flags.push(format!("-I{}", root().join("cross/musl").display()));
+            if library != StandardLibrary::Installed {
+                // A library built here has no start-up objects of its own: zig has them.
+                rust_flags.push("-Clink-self-contained=no".to_string());
+            }
+        }
+        Tools::Gcc(gcc) => {
+            command.env(format!("CARGO_TARGET_{upper}_LINKER"), gcc).env(format!("CC_{variable}"), gcc);
+        }
+    }
+    // Flags of the machine's owner, meant for its own processor, must not reach the device.
+    for owner in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CFLAGS", "TARGET_CFLAGS"] {
+        command.env_remove(owner);
+    }
+    command.env(format!("CARGO_TARGET_{upper}_RUSTFLAGS"), rust_flags.join(" "));
+    command.env(format!("CFLAGS_{variable}"), c_flags.join(" "));
+    if std::env::var_os("SOURCE_DATE_EPOCH").is_none()
+        && let Some(time) = commit_time()
+    {
+        command.env("SOURCE_DATE_EPOCH", time);
+    }
+    workspace::run(&mut command)?;
+    Ok(folder.join(&target.triple).join("release"))
+}
+
+/// What configure scripts of elfutils ask of a C library and musl answers differently: libelf
+/// itself uses none of it.
+fn musl(command: &mut Command) {
+    for function in ["argp_parse", "fts_close", "_obstack_free"] {
+        command.env(format!("ac_cv_search_{function}"), "none required");
+    }
+}
+
+/// Folders of this machine, and what they are called in what is built.
+fn remaps(target: &Path, library: &StandardLibrary) -> Vec<(String, String)> {
+    let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cargo"));
+    let mut folders = vec![(root(), "sysflow"), (target.to_path_buf(), "target")];
+    folders.extend(cargo_home.or_else(home).map(|folder| (folder, "cargo")));
+    folders.extend(standard_library::source(library).map(|folder| (folder.to_path_buf(), "rust")));
+    // Of several that fit, the last one given is taken: the longest.
+    folders.sort_by_key(|(folder, _)| folder.as_os_str().len());
+    let name = |(from, to): (PathBuf, &str)| (from.display().to_string(), format!("/{to}"));
+    folders.into_iter().map(name).collect()
+}
+
+/// Time of the last commit, Unix seconds; none outside a checkout.
+fn commit_time() -> Option<String> {
+    let mut git = Command::new("git");
+    git.args(["log", "-1", "--format=%ct"]).current_dir(root()).stderr(Stdio::null());
+    let output = git.output().ok().filter(|output| output.status.success())?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    Some(text.trim().to_string()).filter(|text| !text.is_empty())
+}
+
+/// A number with its digits in groups of three.
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digits_stand_in_groups_of_three() {
+        for (number, text) in [(7, "7"), (1000, "1,000"), (1_234_567, "1,234,567")] {
+            assert_eq!(grouped(number), text);
+        }
+    }
+
+    #[test]
+    fn the_longest_folder_is_mapped_last() {
+        let folders = remaps(&root().join("target/cross"), &StandardLibrary::Installed);
+        assert!(folders.windows(2).all(|pair| pair[0].0.len() <= pair[1].0.len()));
+    }
+}

@@ -1,0 +1,103 @@
+//! Where the standard library of a target comes from: the toolchain has it ready, or its
+//! source is here (rustup's `rust-src`, or Debian's) and cargo builds it with the rest.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::Result;
+use crate::debian::Archive;
+use crate::workspace::say;
+
+/// Releases of Debian whose `rust-src` is looked at, in this order.
+const SUITES: [&str; 4] = ["trixie-backports", "forky", "sid", "trixie"];
+
+/// The standard library of a target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StandardLibrary {
+    /// Built already, in the toolchain.
+    Installed,
+    /// To be built: the folder `library` of rustc's source.
+    Source(PathBuf),
+}
+
+/// Looks for the standard library of `triple`; nothing is asked of rustup, which might answer
+/// by a download.
+///
+/// # Errors
+/// If there is none: says what is missing and how to get it.
+pub fn find(triple: &str) -> Result<StandardLibrary> {
+    let sysroot = PathBuf::from(ask(&["--print", "sysroot"])?);
+    if sysroot.join("lib/rustlib").join(triple).join("lib").is_dir() {
+        return Ok(StandardLibrary::Installed);
+    }
+    let component = sysroot.join("lib/rustlib/src/rust/library");
+    if component.join("std/Cargo.toml").is_file() {
+        return Ok(StandardLibrary::Source(component));
+    }
+    let version = ask(&["--version"])?;
+    let release = version.split(' ').nth(1).unwrap_or_default();
+    from_debian(release).map(StandardLibrary::Source).map_err(|why| {
+        format!(
+            "no standard library for {triple}: the toolchain {release} has none, and there is \
+             no source to build one from ({why}); where rustup may download, run \
+             `rustup target add {triple}` or `rustup component add rust-src`"
+        )
+        .into()
+    })
+}
+
+fn from_debian(release: &str) -> Result<PathBuf> {
+    let mut reasons = Vec::new();
+    for suite in SUITES {
+        let found = Archive::open(suite, "amd64").and_then(|archive| {
+            let versions = archive.versions("rust-src")?;
+            let is_it = |version: &&String| version.starts_with(&format!("{release}+"));
+            let Some(version) = versions.iter().find(is_it) else {
+                return Err(format!("{suite} has rust-src {}", versions.join(", ")).into());
+            };
+            say(&format!("source of the standard library: Debian's rust-src {version}"));
+            let pattern = "./usr/src/rustc-*/library/*";
+            let folder = archive.unpack("rust-src", Some(version), &[pattern])?;
+            Ok(folder.join(format!("usr/src/rustc-{release}/library")))
+        });
+        match found {
+            Ok(folder) if folder.join("std/Cargo.toml").is_file() => return Ok(folder),
+            Ok(folder) => reasons.push(format!("{} holds no std", folder.display())),
+            Err(error) => reasons.push(error.to_string()),
+        }
+    }
+    Err(reasons.join("; ").into())
+}
+
+fn ask(arguments: &[&str]) -> Result<String> {
+    let output = rustc().args(arguments).output().map_err(|e| format!("start rustc: {e}"))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("rustc {}: {}", arguments.join(" "), said.trim()).into());
+    }
+    Ok(String::from_utf8(output.stdout)?.trim().to_string())
+}
+
+/// The compiler that cargo would call here.
+fn rustc() -> Command {
+    let mut command = Command::new(std::env::var_os("RUSTC").unwrap_or("rustc".into()));
+    command.env("RUSTUP_AUTO_INSTALL", "0");
+    command.current_dir(crate::workspace::root());
+    command
+}
+
+/// Cargo's flags and variables for a build with this library.
+pub fn apply(library: &StandardLibrary, command: &mut Command) {
+    if let StandardLibrary::Source(folder) = library {
+        command.args(["-Zbuild-std=std,panic_abort", "-Zbuild-std-features=optimize_for_size"]);
+        command.env("RUSTC_BOOTSTRAP", "1").env("__CARGO_TESTS_ONLY_SRC_ROOT", folder);
+    }
+}
+
+/// The folder of the source, if it is built.
+pub fn source(library: &StandardLibrary) -> Option<&Path> {
+    match library {
+        StandardLibrary::Installed => None,
+        StandardLibrary::Source(folder) => Some(folder),
+    }
+}
