@@ -2,8 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod collector;
 mod fleet;
+mod receiver;
 mod sample;
 
 use std::path::Path;
@@ -15,8 +15,8 @@ use agent::spool::{Limits, Spool, Sync, Writer};
 use agent::tls::clock::Clock;
 use agent::tls::{Credentials, Files};
 use agent::upload::{self, Settings, Snapshot, Timeouts, Upload};
-use collector::{Collector, PATIENCE, Reply, until};
 use fleet::Ca;
+use receiver::{Collector, PATIENCE, Reply, until};
 use rustls::version::{TLS12, TLS13};
 
 /// One fleet for all tests, and another whose CA nobody here trusts.
