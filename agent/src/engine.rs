@@ -49,8 +49,8 @@ pub struct Engine {
     flows: HashMap<FlowKey, Flow>,
     flows_max: usize,
     files: HashMap<u64, FileId>,
-    files_generation: u32,
-    containers: HashMap<Vec<u8>, (u32, u32)>,
+    numbers_generation: u32,
+    containers: HashMap<Vec<u8>, u32>,
     hasher: RandomState,
     timeouts: Timeouts,
 }
@@ -80,7 +80,7 @@ impl Engine {
             flows: HashMap::with_capacity(flows_max * 2),
             flows_max,
             files: HashMap::new(),
-            files_generation: 0,
+            numbers_generation: 0,
             containers: HashMap::new(),
             hasher: RandomState::new(),
             timeouts,
@@ -97,7 +97,7 @@ impl Engine {
             }
             Event::Exit(exit) => self.exit(exit, counters),
             Event::Clone(clone) => {
-                let oid = self.subject(&clone.header);
+                let Some(oid) = self.subject(&clone.header, Operation::Clone) else { return };
                 if clone.thread == 0 {
                     self.process_event(oid, &clone.header, op::CLONE, &[], clone.ret);
                 } else {
@@ -108,13 +108,13 @@ impl Engine {
                 }
             }
             Event::ExecFailed { failed, path } => {
-                let oid = self.subject(&failed.header);
+                let Some(oid) = self.subject(&failed.header, Operation::Exec) else { return };
                 let mut args = path.to_vec();
                 args.push(0);
                 self.process_event(oid, &failed.header, op::EXEC, &args, failed.ret);
             }
             Event::Setuid(setuid) => {
-                let oid = self.subject(&setuid.header);
+                let Some(oid) = self.subject(&setuid.header, Operation::Setuid) else { return };
                 if let Some(process) = self.processes.get_mut(oid) {
                     process.uid = setuid.uid;
                     process.gid = setuid.gid;
@@ -216,17 +216,18 @@ impl Engine {
     }
 
     /// The process that an event is about; one whose start was missed gets a place without
-    /// attributes.
-    fn subject(&mut self, header: &Header) -> Oid {
+    /// attributes. Where there is no place, the operation is lost, and counted.
+    fn subject(&mut self, header: &Header, operation: Operation) -> Option<Oid> {
         let oid = self.processes.resolve(header.tgid, header.start_ns);
-        if self.processes.get(oid).is_none() {
-            self.processes.insert(Process::unknown(oid));
+        if self.processes.get(oid).is_none() && !self.processes.insert(Process::unknown(oid)) {
+            self.count(operation, Term::LostTable, 1);
+            return None;
         }
-        oid
+        Some(oid)
     }
 
     fn fork(&mut self, fork: &bpf::Fork) {
-        let creator = self.subject(&fork.header);
+        let Some(creator) = self.subject(&fork.header, Operation::Clone) else { return };
         if fork.child_tgid == fork.header.tgid {
             self.count(Operation::Clone, Term::Aggregated, 1);
             self.threads(creator, fork.header.time_ns, |t| t.cloned += 1);
@@ -246,7 +247,10 @@ impl Engine {
             child.written = None;
             child.ended_ns = None;
             child.threads = Default::default();
-            self.processes.insert(child);
+            if !self.processes.insert(child) {
+                self.count(Operation::Clone, Term::LostTable, 1);
+                return;
+            }
         }
         let header = Header { tid: fork.child_tid, ..fork.header };
         self.write_processes(oid, header.time_ns, ObjectState::Created);
@@ -266,7 +270,7 @@ impl Engine {
             Some(_) => ObjectState::Modified,
             None => ObjectState::Created,
         };
-        let oid = self.subject(&exec.header);
+        let Some(oid) = self.subject(&exec.header, Operation::Exec) else { return };
         let parent = (exec.parent_tgid != 0)
             .then(|| self.processes.resolve(exec.parent_tgid, exec.parent_start_ns));
         if let Some(process) = self.processes.get_mut(oid) {
@@ -300,7 +304,7 @@ impl Engine {
     }
 
     fn exit(&mut self, exit: &bpf::Exit, counters: &dyn Counters) {
-        let oid = self.subject(&exit.header);
+        let Some(oid) = self.subject(&exit.header, Operation::Exit) else { return };
         let now_ns = exit.header.time_ns;
         if exit.last == 0 {
             self.count(Operation::Exit, Term::Aggregated, 1);
@@ -363,7 +367,8 @@ impl Engine {
     }
 
     fn flow_start(&mut self, start: &FlowStart, operation: bpf::Operation, path: &Walked<'_>) {
-        let oid = self.subject(&start.header);
+        let kind = Operation::ALL[operation as usize];
+        let Some(oid) = self.subject(&start.header, kind) else { return };
         let (ops, kind) = match operation {
             bpf::Operation::Open => (op::OPEN, Some(Operation::Open)),
             bpf::Operation::Accept => (op::ACCEPT, Some(Operation::Accept)),
@@ -427,9 +432,13 @@ impl Engine {
     fn flow_end(&mut self, end: &FlowEnd, counters: &dyn Counters) {
         let known = self.flows.get_mut(&end.key).filter(|flow| flow.flow_ns == end.flow_ns);
         let Some(flow) = known else {
-            let total = volume(&end.volume);
-            let count = total.read_ops + total.write_ops;
-            self.count(Operation::Read, Term::LostTable, count);
+            // The flow had no place here, or was exported to make room.
+            self.count(Operation::Read, Term::LostTable, end.volume.read_ops);
+            self.count(Operation::Write, Term::LostTable, end.volume.write_ops);
+            if end.reason == kernel_flow::CLOSED {
+                self.count(Operation::Close, Term::LostTable, 1);
+            }
+            self.count(Operation::Shutdown, Term::LostTable, end.shutdown.into());
             return;
         };
         flow.note(volume(&end.volume), end.header.time_ns);

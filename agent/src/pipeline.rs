@@ -26,6 +26,8 @@ use crate::{privileges, procfs, run_state};
 
 /// How often the ring is looked into when it does not wake the agent itself.
 const TICK: Duration = Duration::from_millis(100);
+/// Without records the ledger alone is told so often: a quiet gateway sends little.
+const LEDGER_AGE_MAX: Duration = Duration::from_secs(60);
 /// How often the kernel's flows are read.
 const SWEEP: Duration = Duration::from_secs(5);
 
@@ -247,12 +249,16 @@ fn watch(
 
     outlet.ready(&probes)?;
     let started = Instant::now();
-    let (mut swept, mut framed) = (started, started);
+    let (mut swept, mut framed, mut told) = (started, started, started);
     let wake = smol::Async::new(ring.descriptor()).map_err(|e| Error::System("ring", e))?;
     smol::block_on(smol::LocalExecutor::new().run(async {
         loop {
             let stopping = stop.load(Ordering::Relaxed)
                 || duration.is_some_and(|duration| started.elapsed() >= duration);
+            if stopping {
+                // What comes after this is nobody's business, and the books can balance.
+                probes.detach();
+            }
             ring.drain();
             let now = Instant::now();
             // The guard ends before the wait: the ring's observer takes the engine itself.
@@ -278,7 +284,10 @@ fn watch(
                 } else if now.duration_since(framed) >= settings.frame_age_max {
                     framed = now;
                     tell_tallies(&mut engine, &probes);
-                    engine.batch.finish();
+                    if engine.batch.pending() > 0 || now.duration_since(told) >= LEDGER_AGE_MAX {
+                        told = now;
+                        engine.batch.finish();
+                    }
                     outlet.tick(&mut engine);
                 }
                 for frame in engine.batch.take_finished() {

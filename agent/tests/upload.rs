@@ -2,8 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod collector;
 mod fleet;
+mod receiver;
 mod sample;
 
 use std::path::Path;
@@ -15,8 +15,8 @@ use agent::spool::{Limits, Spool, Sync, Writer};
 use agent::tls::clock::Clock;
 use agent::tls::{Credentials, Files};
 use agent::upload::{self, Settings, Snapshot, Timeouts, Upload};
-use collector::{Collector, PATIENCE, Reply, until};
 use fleet::Ca;
+use receiver::{Collector, PATIENCE, Reply, until};
 use rustls::version::{TLS12, TLS13};
 
 /// One fleet for all tests, and another whose CA nobody here trusts.
@@ -104,7 +104,7 @@ fn settings(collector: &Collector, files: &Files, state: &Path) -> Settings {
 fn collector(
     script: impl Fn(usize, &[u64]) -> Reply + Send + std::marker::Sync + 'static,
 ) -> Collector {
-    let server = collector::server(&FLEETS.ours, "collector", &FLEETS.ours, &TLS13);
+    let server = receiver::server(&FLEETS.ours, "collector", &FLEETS.ours, &TLS13);
     Collector::start(server, script)
 }
 
@@ -130,16 +130,16 @@ fn frames_arrive_in_order_over_one_connection_and_leave_the_spool() {
     assert_eq!(asked, [true, false, false, false]);
     let counters = device.counters();
     assert_eq!((counters.frames, counters.records, counters.failures), (6, 6, 0));
-    assert!(counters.last_success_unix_s.abs_diff(collector::unix_time().as_secs()) < 60);
+    assert!(counters.last_success_unix_s.abs_diff(receiver::unix_time().as_secs()) < 60);
     assert!(counters.certificate_days_left >= 29);
     // The collector's time is remembered.
     let told = Clock::peek(device.directory.path());
-    assert!(told.now_s().abs_diff(collector::unix_time().as_secs()) < 60);
+    assert!(told.now_s().abs_diff(receiver::unix_time().as_secs()) < 60);
 }
 
 #[test]
 fn a_collector_of_another_ca_is_named() {
-    let server = collector::server(&FLEETS.foreign, "collector", &FLEETS.ours, &TLS13);
+    let server = receiver::server(&FLEETS.foreign, "collector", &FLEETS.ours, &TLS13);
     let collector = Collector::start(server, |_, _| Reply::Take);
     let device = Device::start(&collector, &[100], |_| {});
     let ca = FLEETS.files.ca.display();
@@ -149,7 +149,7 @@ fn a_collector_of_another_ca_is_named() {
 #[test]
 fn a_collector_for_another_name_is_named() {
     FLEETS.ours.sign("elsewhere", "DNS:elsewhere.example", "serverAuth", 30);
-    let server = collector::server(&FLEETS.ours, "elsewhere", &FLEETS.ours, &TLS13);
+    let server = receiver::server(&FLEETS.ours, "elsewhere", &FLEETS.ours, &TLS13);
     let collector = Collector::start(server, |_, _| Reply::Take);
     let device = Device::start(&collector, &[100], |_| {});
     let expected = "not for localhost (collector.url)";
@@ -175,7 +175,7 @@ fn a_refused_certificate_is_named_whatever_the_version_and_the_body() {
         ] {
             // Small, asking for leave, and (in several writes) more than a socket takes.
             for bytes in [100, 60_000] {
-                let server = collector::server(&FLEETS.ours, "collector", &FLEETS.ours, version);
+                let server = receiver::server(&FLEETS.ours, "collector", &FLEETS.ours, version);
                 let collector = Collector::start(server, |_, _| Reply::Take);
                 let device = Device::start(&collector, &[bytes; 20], |settings| {
                     settings.credentials = Credentials::load(files, None, &settings.clock).unwrap();
@@ -367,7 +367,7 @@ fn a_renewed_certificate_is_used_without_a_restart() {
     ca.sign("collector", "DNS:localhost", "serverAuth", 30);
     let expired = ca.sign_agent("agent", "gw-0001", -1);
     let collector =
-        Collector::start(collector::server(&ca, "collector", &ca, &TLS13), |_, _| Reply::Take);
+        Collector::start(receiver::server(&ca, "collector", &ca, &TLS13), |_, _| Reply::Take);
     let device = Device::start(&collector, &[100], |settings| {
         settings.credentials = Credentials::load(&expired, None, &settings.clock).unwrap();
         let Files { ca, certificate, key } = expired.clone();

@@ -1,6 +1,6 @@
 //! Loads and attaches the probes, and reads their maps.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -147,7 +147,7 @@ impl Entry {
 /// The loaded and attached kernel side.
 pub struct Probes {
     object: Object,
-    links: Vec<Link>,
+    links: RefCell<Vec<Link>>,
     attached: Vec<Hook>,
     missing: Vec<(Hook, String)>,
     flows: MapHandle,
@@ -217,7 +217,7 @@ impl Probes {
         let tallies = map_handle(&object, "tallies")?;
         let mut probes = Probes {
             object,
-            links: Vec::new(),
+            links: RefCell::default(),
             attached: Vec::new(),
             missing: Vec::new(),
             flows,
@@ -273,7 +273,7 @@ impl Probes {
                 .ok_or(Error::Incomplete("program to attach"))?;
             match program.attach_raw_tracepoint(hook.name()) {
                 Ok(link) => {
-                    self.links.push(link);
+                    self.links.get_mut().push(link);
                     if !self.attached.contains(&hook) {
                         self.attached.push(hook);
                     }
@@ -285,6 +285,12 @@ impl Probes {
             }
         }
         Ok(())
+    }
+
+    /// Takes the probes off their hooks. Maps and ring stay as they are, so that what they
+    /// hold can be read to its end.
+    pub fn detach(&self) {
+        self.links.borrow_mut().clear();
     }
 
     /// Hooks that are attached.

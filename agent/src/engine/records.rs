@@ -13,6 +13,9 @@ use codec::{
 use super::Engine;
 use crate::names;
 
+/// SysFlow's `CT_CUSTOM`: the control group tells the container's id, not its runtime.
+const CONTAINER_KIND_CUSTOM: u8 = 5;
+
 impl Engine {
     pub(super) fn file_event(
         &mut self,
@@ -31,7 +34,7 @@ impl Engine {
             Kernel::Link => (op::LINK, Operation::Link),
             _ => (op::SYMLINK, Operation::Symlink),
         };
-        let oid = self.subject(header);
+        let Some(oid) = self.subject(header, kind) else { return };
         self.write_processes(oid, header.time_ns, ObjectState::Reup);
         let container = self.container_of(oid);
         let restype = if ops & (op::MKDIR | op::RMDIR) != 0 { b'd' } else { b'?' };
@@ -120,29 +123,38 @@ impl Engine {
         }
     }
 
+    /// Numbers of files and containers hold for one generation.
+    fn begin_numbers(&mut self) {
+        if self.numbers_generation != self.batch.generation() {
+            self.numbers_generation = self.batch.generation();
+            self.files.clear();
+            self.containers.clear();
+        }
+    }
+
     /// The number of the process's container in this generation, written if it is new.
     pub(super) fn container_of(&mut self, oid: Oid) -> u32 {
         let Some(id) = self.processes.get(oid).map(|p| p.container.clone()) else { return 0 };
         if id.is_empty() {
             return 0;
         }
-        let generation = self.batch.generation();
-        let next = self.containers.len() as u32 + 1;
-        let (number, written) = *self.containers.get(&id).unwrap_or(&(next, u32::MAX));
-        if written != generation {
-            self.containers.insert(id.clone(), (number, generation));
-            let record = Record::Container(Container {
-                id: number,
-                full_id: &id,
-                name: &[],
-                image: &[],
-                image_id: &[],
-                kind: 5,
-                privileged: false,
-                pod_id: &[],
-            });
-            self.write(&record, Operation::Exec);
+        self.begin_numbers();
+        if let Some(number) = self.containers.get(&id) {
+            return *number;
         }
+        let number = self.containers.len() as u32 + 1;
+        self.containers.insert(id.clone(), number);
+        let record = Record::Container(Container {
+            id: number,
+            full_id: &id,
+            name: &[],
+            image: &[],
+            image_id: &[],
+            kind: CONTAINER_KIND_CUSTOM,
+            privileged: false,
+            pod_id: &[],
+        });
+        self.write(&record, Operation::Exec);
         number
     }
 
@@ -154,10 +166,7 @@ impl Engine {
         now_ns: u64,
         state: ObjectState,
     ) -> FileId {
-        if self.files_generation != self.batch.generation() {
-            self.files_generation = self.batch.generation();
-            self.files.clear();
-        }
+        self.begin_numbers();
         let key = self.hasher.hash_one((
             words.kind,
             words.path,
