@@ -176,17 +176,20 @@ pub fn kernel(config: &Config) -> Vec<Finding> {
             return vec![Finding::new(level, "kernel", error.to_string(), remedy)];
         }
     };
-    let mut findings: Vec<Finding> = probes
-        .attached()
-        .iter()
-        .map(|hook| Finding::good(format!("kernel: {}", hook.name()), "can be attached"))
-        .collect();
+    let mut findings = vec![Finding::good("kernel: types", probes.types().to_string())];
+    findings.extend(
+        probes
+            .attached()
+            .iter()
+            .map(|hook| Finding::good(format!("kernel: {}", hook.name()), "can be attached")),
+    );
     findings.extend(probes.missing().iter().map(|(hook, why)| {
         let subject = format!("kernel: {}", hook.name());
-        Finding::new(Level::Warning, subject, why.as_str(), "enable CONFIG_BPF_EVENTS")
+        let remedy = format!("enable {}", hook.option());
+        Finding::new(Level::Warning, subject, why.as_str(), remedy)
     }));
     if !probes.is_jited() {
-        let remedy = "set net.core.bpf_jit_enable to 1";
+        let remedy = "enable CONFIG_BPF_JIT, and set net.core.bpf_jit_enable to 1";
         findings.push(Finding::new(Level::Warning, "kernel", "probes are interpreted", remedy));
     }
     findings

@@ -97,7 +97,8 @@ pub struct Kernel {
     pub ring_bytes: u32,
     /// Flows that the kernel side counts at a time.
     pub flow_entries: u32,
-    /// File with the kernel's types; absent: the running kernel's own.
+    /// File with the kernel's types; absent: a file of this kernel's release in
+    /// `/usr/lib/sysflow/btf`, else the running kernel's own.
     pub btf: Option<PathBuf>,
 }
 

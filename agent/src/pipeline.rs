@@ -212,8 +212,19 @@ fn watch(
 ) -> Result<(), Error> {
     privileges::start().map_err(|e| Error::System("giving up capabilities", e))?;
     let probes = Rc::new(Probes::load(&settings.bounds).map_err(Error::Probes)?);
+    log::info!("types of the kernel: {}", probes.types());
     for (hook, reason) in probes.missing() {
-        log::warn!("{}: not attached ({reason}); what it shows is not seen", hook.name());
+        let option = hook.option();
+        log::warn!(
+            "{}: not attached ({reason}; enable {option}); what it shows is not seen",
+            hook.name()
+        );
+    }
+    if !probes.is_jited() {
+        log::warn!(
+            "the kernel interprets the probes (enable CONFIG_BPF_JIT, and set \
+             net.core.bpf_jit_enable to 1)"
+        );
     }
     let capabilities = Capabilities {
         attached: probes.attached().iter().fold(0, |bits, hook| bits | hook_bit(*hook)),

@@ -6,13 +6,17 @@
 //! networks or configuration, and is the only crate with `unsafe`.
 
 mod calls;
+mod error;
 mod event;
 mod kernel;
 mod probes;
+mod types;
 
+pub use error::Error;
 pub use event::{EVENT_COMPAT, Event, Named, Walked, flow, path};
 pub use kernel::{
     Clone_, Exec, ExecFailed, Exit, FlowEnd, FlowKey, FlowStart, Fork, Header, Operation,
     PathEvent, Setuid, SocketState, Tally, Task, Volume,
 };
-pub use probes::{Bounds, Entry, Error, Hook, Probes, Ring};
+pub use probes::{Bounds, Entry, Hook, Probes, Ring};
+pub use types::Types;

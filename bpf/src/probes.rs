@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use libbpf_rs::{
     ErrorKind, Iter, Link, MapCore, MapFlags, MapHandle, Object, ObjectBuilder, PrintLevel,
@@ -10,10 +10,11 @@ use libbpf_rs::{
 };
 
 use crate::calls;
+use crate::error::{Error, log_line, refused};
 use crate::kernel::{CallEntry, Flow, FlowKey, Operation, Plain, Settings, Tally, Task, Volume};
+use crate::types::Types;
 
 const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/probes.bpf.o"));
-const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 /// Entries that one batch look-up asks for.
 const BATCH_ENTRIES: u32 = 256;
 
@@ -28,7 +29,7 @@ pub struct Bounds {
     pub peers_max: u32,
     /// Bytes of a program's arguments that are kept, at most 4096.
     pub args_bytes_max: u32,
-    /// A file with the types of the running kernel; none: the kernel's own.
+    /// A file with the types of the running kernel; none: what [`Types::find`] finds.
     pub btf: Option<PathBuf>,
 }
 
@@ -54,6 +55,15 @@ impl Hook {
             Hook::SocketState => "inet_sock_set_state",
         }
     }
+
+    /// The options of the kernel's build without which it cannot be attached.
+    pub fn option(self) -> &'static str {
+        match self {
+            Hook::SysExit => "CONFIG_BPF_EVENTS and CONFIG_FTRACE_SYSCALLS",
+            Hook::SocketState => "CONFIG_BPF_EVENTS and CONFIG_INET",
+            Hook::Fork | Hook::Exec | Hook::Exit => "CONFIG_BPF_EVENTS",
+        }
+    }
 }
 
 /// Programs that are attached, in this order: programs on one hook run in the order in which
@@ -66,55 +76,6 @@ const ATTACHED: [(&str, Hook); 6] = [
     ("socket_state", Hook::SocketState),
     ("sys_exit", Hook::SysExit),
 ];
-
-/// Why the kernel side does not run. The text names what is missing and what to switch on.
-#[derive(Debug)]
-pub enum Error {
-    /// The kernel has no type information, and no file was given.
-    NoTypes,
-    /// The named file with type information cannot be read.
-    TypesUnreadable(PathBuf, std::io::Error),
-    /// The process may not load programs.
-    NotPermitted,
-    /// The kernel refused: what was tried, and its answer.
-    Refused(String, libbpf_rs::Error),
-    /// The object lacks a part: a build fault.
-    Incomplete(&'static str),
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Error::NoTypes => write!(
-                f,
-                "{KERNEL_BTF}: kernel has no BTF (enable CONFIG_DEBUG_INFO_BTF, or name a BTF \
-                 file of this kernel in kernel.btf)"
-            ),
-            Error::TypesUnreadable(path, _) => write!(
-                f,
-                "{}: BTF file cannot be read (kernel.btf names it; leave it empty to use the \
-                 kernel's own)",
-                path.display()
-            ),
-            Error::NotPermitted => f.write_str(
-                "loading probes: not permitted (run as root, or with CAP_BPF and CAP_PERFMON; \
-                 kernel lockdown=confidentiality also forbids it)",
-            ),
-            Error::Refused(what, _) => write!(f, "{what}: the kernel refused"),
-            Error::Incomplete(part) => write!(f, "the probe object has no {part}"),
-        }
-    }
-}
-
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Error::TypesUnreadable(_, error) => Some(error),
-            Error::Refused(_, error) => Some(error),
-            _ => None,
-        }
-    }
-}
 
 /// A flow's counters as the kernel has them now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,6 +113,7 @@ pub struct Probes {
     missing: Vec<(Hook, String)>,
     flows: MapHandle,
     tallies: MapHandle,
+    types: Types,
     /// Whether the kernel can look up and delete in one step (5.14 on).
     take_is_atomic: Cell<bool>,
 }
@@ -170,16 +132,15 @@ impl Probes {
     /// [`missing`](Probes::missing), unless it is `sys_exit`.
     pub fn load(bounds: &Bounds) -> Result<Probes, Error> {
         libbpf_rs::set_print(Some((PrintLevel::Warn, |_, text| log_line(&text))));
-        let has_kernel_types = Path::new(KERNEL_BTF).exists();
+        let types = Types::find(bounds.btf.as_deref());
         let mut builder = ObjectBuilder::default();
-        if let Some(path) = &bounds.btf {
+        if let Types::Nowhere { wanted } = types {
+            return Err(Error::NoTypes(wanted));
+        }
+        if let Some(path) = types.file() {
             std::fs::File::open(path)
-                .map_err(|error| Error::TypesUnreadable(path.clone(), error))?;
-            builder
-                .btf_custom_path(path)
-                .map_err(|error| Error::Refused(path.display().to_string(), error))?;
-        } else if !has_kernel_types {
-            return Err(Error::NoTypes);
+                .map_err(|error| Error::TypesUnreadable(types.clone(), error))?;
+            builder.btf_custom_path(path).map_err(refused("naming the kernel's types"))?;
         }
         let mut open = builder.open_memory(OBJECT).map_err(refused("opening the probes"))?;
         for mut map in open.maps_mut() {
@@ -204,15 +165,12 @@ impl Probes {
             map.set_max_entries(entries).map_err(refused("sizing the maps"))?;
         }
         for mut program in open.progs_mut() {
-            // An iterator needs the kernel's own types even where a file serves the rest.
+            // An iterator needs all of the kernel's own types, which a file is there to spare.
             if program.name() == "processes" {
-                program.set_autoload(has_kernel_types);
+                program.set_autoload(types == Types::Kernel);
             }
         }
-        let object = open.load().map_err(|error| match error.kind() {
-            ErrorKind::PermissionDenied => Error::NotPermitted,
-            _ => Error::Refused("loading the probes".into(), error),
-        })?;
+        let object = open.load().map_err(refused("loading the probes"))?;
         let flows = map_handle(&object, "flows")?;
         let tallies = map_handle(&object, "tallies")?;
         let mut probes = Probes {
@@ -222,6 +180,7 @@ impl Probes {
             missing: Vec::new(),
             flows,
             tallies,
+            types,
             take_is_atomic: Cell::new(true),
         };
         probes.fill_calls()?;
@@ -279,7 +238,8 @@ impl Probes {
                     }
                 }
                 Err(error) if hook == Hook::SysExit => {
-                    return Err(Error::Refused(format!("attaching {}", hook.name()), error));
+                    let what = format!("attaching {} (enable {})", hook.name(), hook.option());
+                    return Err(Error::Refused(what, error));
                 }
                 Err(error) => self.missing.push((hook, error.to_string())),
             }
@@ -291,6 +251,11 @@ impl Probes {
     /// hold can be read to its end.
     pub fn detach(&self) {
         self.links.borrow_mut().clear();
+    }
+
+    /// Where the types of the kernel come from.
+    pub fn types(&self) -> &Types {
+        &self.types
     }
 
     /// Hooks that are attached.
@@ -349,7 +314,7 @@ impl Probes {
             std::io::Read::read_to_end(&mut Iter::new(&link).ok()?, &mut bytes).ok()?;
             Some(bytes)
         };
-        if !Path::new(KERNEL_BTF).exists() {
+        if self.types != Types::Kernel {
             return Vec::new();
         }
         let bytes = read().unwrap_or_default();
@@ -450,18 +415,7 @@ impl Ring<'_> {
     }
 }
 
-fn refused(what: &'static str) -> impl Fn(libbpf_rs::Error) -> Error {
-    move |error| match error.kind() {
-        ErrorKind::PermissionDenied => Error::NotPermitted,
-        _ => Error::Refused(what.into(), error),
-    }
-}
-
 fn map_handle(object: &Object, name: &'static str) -> Result<MapHandle, Error> {
     let map = object.maps().find(|map| map.name() == name).ok_or(Error::Incomplete(name))?;
     MapHandle::try_from(&map).map_err(refused("reopening a map"))
-}
-
-fn log_line(text: &str) {
-    log::debug!("libbpf: {}", text.trim_end());
 }

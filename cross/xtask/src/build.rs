@@ -14,6 +14,15 @@ use crate::targets::{self, Target, Tools};
 use crate::workspace::{self, Workspace, root, say};
 use crate::zig;
 
+/// How C is compiled: small, and without the tables by which exceptions would pass through it.
+const C_FLAGS: [&str; 5] = [
+    "-Os",
+    "-ffunction-sections",
+    "-fdata-sections",
+    "-fno-asynchronous-unwind-tables",
+    "-fno-unwind-tables",
+];
+
 /// A binary that was built.
 #[derive(Debug)]
 pub struct Built {
@@ -21,6 +30,8 @@ pub struct Built {
     pub path: PathBuf,
     /// Its size, bytes.
     pub bytes: u64,
+    /// The object with the probes that it holds.
+    pub probes: PathBuf,
 }
 
 /// Builds the agent for `triple` and prints its size beside the budget.
@@ -34,7 +45,9 @@ pub fn run(triple: &str) -> Result {
     let (bytes, most) = (grouped(built.bytes), grouped(target.bytes_max));
     println!("{triple}: {bytes} bytes, stripped; budget {most}");
     if built.bytes > target.bytes_max {
-        return Err(format!("the agent for {triple} has {bytes} bytes, its budget is {most}").into());
+        return Err(
+            format!("the agent for {triple} has {bytes} bytes, its budget is {most}").into()
+        );
     }
     Ok(())
 }
@@ -45,10 +58,15 @@ pub fn run(triple: &str) -> Result {
 /// If a tool or the standard library is missing, or it does not build.
 pub fn agent(target: &Target) -> Result<Built> {
     let features = ["--features", "bpf/vendored"];
-    let folder = cargo(target, &[&["-p", "agent"], features.as_slice()].concat())?;
+    let (folder, outputs) = cargo(target, &[&["-p", "agent"], features.as_slice()].concat())?;
     let path = folder.join("sysflow-agent");
     let bytes = std::fs::metadata(&path).map_err(|e| format!("{}: {e}", path.display()))?.len();
-    Ok(Built { path, bytes })
+    let probes = outputs
+        .into_iter()
+        .map(|folder| folder.join("probes.bpf.o"))
+        .find(|object| object.exists())
+        .ok_or("no build script left an object with probes")?;
+    Ok(Built { path, bytes, probes })
 }
 
 /// Builds the workloads for a target; returns the folder that holds them.
@@ -57,11 +75,12 @@ pub fn agent(target: &Target) -> Result<Built> {
 /// As [`agent`].
 pub fn workloads(target: &Target) -> Result<PathBuf> {
     let binaries = ["--bin", "workload-volume", "--bin", "workload-paths"];
-    cargo(target, &[&["-p", "tests"], binaries.as_slice()].concat())
+    Ok(cargo(target, &[&["-p", "tests"], binaries.as_slice()].concat())?.0)
 }
 
-/// Calls cargo for a target in the release profile; returns the folder of what it built.
-fn cargo(target: &Target, what: &[&str]) -> Result<PathBuf> {
+/// Calls cargo for a target in the release profile; returns the folder of what it built, and
+/// those of what build scripts left.
+fn cargo(target: &Target, what: &[&str]) -> Result<(PathBuf, Vec<PathBuf>)> {
     setup::cross(target)?;
     let library = standard_library::find(&target.triple)?;
     if target.tools == Tools::Zig {
@@ -77,13 +96,13 @@ fn cargo(target: &Target, what: &[&str]) -> Result<PathBuf> {
     let variable = target.variable();
     let upper = variable.to_uppercase();
     let remaps = remaps(&folder, &library);
-    let mut rust_flags: Vec<String> = remaps
-        .iter()
-        .map(|(from, to)| format!("--remap-path-prefix={from}={to}"))
-        .collect();
+    let mut rust_flags: Vec<String> =
+        remaps.iter().map(|(from, to)| format!("--remap-path-prefix={from}={to}")).collect();
     let mut c_flags: Vec<String> =
         remaps.iter().map(|(from, to)| format!("-ffile-prefix-map={from}={to}")).collect();
-    c_flags.extend(["-Os", "-ffunction-sections", "-fdata-sections"].map(str::to_string));
+    c_flags.extend(C_FLAGS.map(str::to_string));
+    rust_flags.push("-Cforce-unwind-tables=no".to_string());
+    rust_flags.extend(standard_library::flags(&library).iter().map(|flag| flag.to_string()));
     match &target.tools {
         Tools::Zig => {
             zig::apply(&mut command)?;
@@ -95,7 +114,9 @@ fn cargo(target: &Target, what: &[&str]) -> Result<PathBuf> {
             }
         }
         Tools::Gcc(gcc) => {
-            command.env(format!("CARGO_TARGET_{upper}_LINKER"), gcc).env(format!("CC_{variable}"), gcc);
+            command
+                .env(format!("CARGO_TARGET_{upper}_LINKER"), gcc)
+                .env(format!("CC_{variable}"), gcc);
         }
     }
     // Flags of the machine's owner, meant for its own processor, must not reach the device.
@@ -109,8 +130,22 @@ fn cargo(target: &Target, what: &[&str]) -> Result<PathBuf> {
     {
         command.env("SOURCE_DATE_EPOCH", time);
     }
-    workspace::run(&mut command)?;
-    Ok(folder.join(&target.triple).join("release"))
+    command.arg("--message-format=json-render-diagnostics");
+    command.stdin(Stdio::null()).stderr(Stdio::inherit());
+    let output =
+        command.output().map_err(|e| format!("start {}: {e}", workspace::show(&command)))?;
+    if !output.status.success() {
+        return Err(format!("{}: {}", workspace::show(&command), output.status).into());
+    }
+    let outputs = String::from_utf8(output.stdout)?.lines().filter_map(output_of_script).collect();
+    Ok((folder.join(&target.triple).join("release"), outputs))
+}
+
+/// The folder that a build script wrote into, if this line of cargo's tells of one.
+fn output_of_script(line: &str) -> Option<PathBuf> {
+    let message: serde_json::Value = serde_json::from_str(line).ok()?;
+    let is_it = message.get("reason")?.as_str()? == "build-script-executed";
+    is_it.then_some(message.get("out_dir")?.as_str()?.into())
 }
 
 /// What configure scripts of elfutils ask of a C library and musl answers differently: libelf

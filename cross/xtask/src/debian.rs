@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::Result;
-use crate::workspace::{self, root, show};
+use crate::workspace::{root, show};
 
 /// Where the mirror is asked for if apt does not say.
 const MIRROR: &str = "http://deb.debian.org/debian/";
@@ -29,13 +29,11 @@ impl Archive {
     /// If apt is missing, or the mirror does not have the release.
     pub fn open(suite: &str, architecture: &str) -> Result<Archive> {
         let folder = root().join("target/debian").join(format!("{suite}-{architecture}"));
-        let archive = Archive {
-            folder,
-            suite: suite.to_string(),
-            architecture: architecture.to_string(),
-        };
+        let archive =
+            Archive { folder, suite: suite.to_string(), architecture: architecture.to_string() };
         let stamp = archive.folder.join("stamp");
-        let age = fs::metadata(&stamp).and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
+        let age =
+            fs::metadata(&stamp).and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
         if age.is_some_and(|age| age.as_secs() < INDEX_AGE_MAX_S) {
             return Ok(archive);
         }
@@ -143,10 +141,22 @@ fn unpack(file: &Path, folder: &Path, patterns: &[&str]) -> Result {
     let stream = child.stdout.take().ok_or("dpkg-deb has no output")?;
     let mut tar = Command::new("tar");
     tar.args(["-x", "--wildcards", "-C"]).arg(folder).args(patterns).stdin(stream);
-    let unpacked = workspace::run(&mut tar);
+    let output = tar.env("LC_ALL", "C").output().map_err(|e| format!("start tar: {e}"))?;
     let status = child.wait()?;
-    unpacked?;
-    if status.success() { Ok(()) } else { Err(format!("{}: {status}", show(&reader)).into()) }
+    if !status.success() {
+        return Err(format!("{}: {status}", show(&reader)).into());
+    }
+    // A pattern that fits nothing is a failure to tar; to us it is what the package has.
+    let said = String::from_utf8_lossy(&output.stderr);
+    let harmless = ["Not found in archive", "Exiting with failure status"];
+    let is_fault = |line: &&str| !harmless.iter().any(|words| line.contains(words));
+    match said.lines().find(is_fault) {
+        Some(line) => Err(format!("unpack {}: {line}", file.display()).into()),
+        None if std::fs::read_dir(folder)?.next().is_none() => {
+            Err(format!("{} has none of {}", file.display(), patterns.join(" ")).into())
+        }
+        None => Ok(()),
+    }
 }
 
 /// The mirror that this machine takes Debian from.

@@ -4,16 +4,19 @@
 //! CI calls the same verbs and nothing else. Errors are sentences for the person at the
 //! terminal; children never outlive the tool.
 
+pub mod btf;
 pub mod build;
 pub mod check;
 pub mod child;
 pub mod debian;
 pub mod demo;
+pub mod kernels;
 pub mod pki;
 pub mod setup;
 pub mod standard_library;
 pub mod suite;
 pub mod targets;
+pub mod vm;
 pub mod workspace;
 pub mod zig;
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use lexopt::{Arg, ValueExt};
 use xtask::Result;
-use xtask::{build, check, demo, pki, setup, suite};
+use xtask::{btf, build, check, demo, pki, setup, suite, vm};
 
 const HELP: &str = "\
 cargo xtask VERB
@@ -17,6 +17,13 @@ cargo xtask VERB
   build TARGET
           the agent for a device: TARGET is one of cross/targets.toml. Fails if it is larger than
           its budget
+  btf TARGET KERNEL OUT
+          of a kernel's types those that the agent for TARGET needs, as a BTF file for
+          /usr/lib/sysflow/btf/<kernel release>.btf: KERNEL is a vmlinux, a kernel image or a
+          BTF file
+  vm [NAME]...
+          boot kernels of tests/kernels.toml (all, or those named) with the agent that was
+          built for them, and compare what it records with what workloads did
   setup   only install what is missing (needs root if anything is)
   pki DIR [--agent ID] [--san-id ID] [--host NAME_OR_IP]... [--days N] [--expired] [--as NAME]
           make a throw-away fleet CA in DIR with a certificate for a collector and one for an
@@ -37,6 +44,8 @@ enum Verb {
     Test,
     Check,
     Build(String),
+    Btf(String, PathBuf, PathBuf),
+    Vm(Vec<String>),
     Setup,
     Pki(PathBuf, pki::Options),
     Help,
@@ -54,9 +63,21 @@ fn parse() -> Result<Verb> {
         "demo" => Verb::Demo,
         "test" => Verb::Test,
         "check" => Verb::Check,
-        "build" => {
-            let target = parser.value().map_err(|_| "build: TARGET is missing")?.string()?;
-            Verb::Build(target)
+        "build" => Verb::Build(word(&mut parser, "build: TARGET")?.string()?),
+        "btf" => Verb::Btf(
+            word(&mut parser, "btf: TARGET")?.string()?,
+            word(&mut parser, "btf: KERNEL")?.into(),
+            word(&mut parser, "btf: OUT")?.into(),
+        ),
+        "vm" => {
+            let mut names = Vec::new();
+            while let Some(argument) = parser.next()? {
+                match argument {
+                    Arg::Value(name) => names.push(name.string()?),
+                    other => return Err(other.unexpected().into()),
+                }
+            }
+            Verb::Vm(names)
         }
         "setup" => Verb::Setup,
         "help" => Verb::Help,
@@ -69,6 +90,15 @@ fn parse() -> Result<Verb> {
     match parser.next()? {
         None => Ok(verb),
         Some(other) => Err(other.unexpected().into()),
+    }
+}
+
+/// The next word, which is called `name`.
+fn word(parser: &mut lexopt::Parser, name: &str) -> Result<std::ffi::OsString> {
+    match parser.next()? {
+        Some(Arg::Value(value)) => Ok(value),
+        Some(other) => Err(other.unexpected().into()),
+        None => Err(format!("{name} is missing").into()),
     }
 }
 
@@ -100,6 +130,8 @@ fn run(verb: Verb) -> Result {
         Verb::Test => suite::run(),
         Verb::Check => check::run(),
         Verb::Build(target) => build::run(&target),
+        Verb::Btf(target, kernel, out) => btf::run(&target, &kernel, &out),
+        Verb::Vm(names) => vm::run(&names),
         Verb::Setup => setup::run(),
         Verb::Pki(directory, options) => pki::make(&directory, &options),
         Verb::Help => {

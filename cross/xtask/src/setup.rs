@@ -133,7 +133,11 @@ pub fn cross(target: &Target) -> Result {
     let names: Vec<&str> = target.packages.iter().map(String::as_str).collect();
     say(&format!("missing: {gcc} or its C library"));
     install_by_apt(&names)?;
-    if compiles(gcc) { Ok(()) } else { Err(format!("{gcc} cannot compile `#include <stdlib.h>`").into()) }
+    if compiles(gcc) {
+        Ok(())
+    } else {
+        Err(format!("{gcc} cannot compile `#include <stdlib.h>`").into())
+    }
 }
 
 /// Installs what guests need.

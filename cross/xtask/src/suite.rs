@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
 use crate::workspace::{self, Workspace, say, show};
-use crate::{Result, setup};
+use crate::{Result, setup, vm};
 
 /// How the agent is built for end-to-end tests: what ships, at a bearable build time.
 const AGENT_PROFILE: &str = "test-release";
@@ -55,12 +55,11 @@ impl Counts {
     }
 }
 
-/// Builds, runs all suites and prints the sum as the last line.
+/// Builds the programs that the end-to-end tests run.
 ///
 /// # Errors
-/// If something does not build, a test fails, or no test ran.
-pub fn run() -> Result {
-    setup::run()?;
+/// If something does not build.
+pub fn build() -> Result {
     say("building the agent and the collector that the end-to-end tests run");
     workspace::run(Workspace::Device.cargo("build").args([
         "--quiet",
@@ -75,23 +74,42 @@ pub fn run() -> Result {
         "--locked",
         "--profile",
         COLLECTOR_PROFILE,
-    ]))?;
-    let tool = std::env::current_exe()?;
+    ]))
+}
+
+/// Tells tests where the programs are.
+///
+/// # Errors
+/// If this tool's own path is unknown.
+pub fn environment(command: &mut Command) -> Result {
+    command
+        .env("SYSPRINT", setup::sysprint())
+        .env("SYSFLOW_AGENT", Workspace::Device.binary(AGENT_PROFILE, "sysflow-agent"))
+        .env(
+            "SYSFLOW_COLLECTOR",
+            Workspace::Collector.binary(COLLECTOR_PROFILE, "sysflow-collector"),
+        )
+        .env("SYSFLOW_XTASK", std::env::current_exe()?);
+    Ok(())
+}
+
+/// Builds, runs all suites and prints the sum as the last line.
+///
+/// # Errors
+/// If something does not build, a test fails, or no test ran.
+pub fn run() -> Result {
+    setup::run()?;
+    let guests = vm::prepare_always()?;
+    build()?;
     let mut sum = Counts::default();
     let mut broken = Vec::new();
-    // The quick suites first; the last one has the live tests.
+    // The quick suites first; the last one has the live tests and the guests.
     for place in [Workspace::Tool, Workspace::Collector, Workspace::Device] {
         say(&format!("tests of {}", place.name()));
         let mut command = place.cargo("test");
-        command
-            .args(["--locked", "--workspace", "--no-fail-fast"])
-            .env("SYSPRINT", setup::sysprint())
-            .env("SYSFLOW_AGENT", Workspace::Device.binary(AGENT_PROFILE, "sysflow-agent"))
-            .env(
-                "SYSFLOW_COLLECTOR",
-                Workspace::Collector.binary(COLLECTOR_PROFILE, "sysflow-collector"),
-            )
-            .env("SYSFLOW_XTASK", &tool);
+        command.args(["--locked", "--workspace", "--no-fail-fast"]);
+        environment(&mut command)?;
+        command.env("SYSFLOW_GUESTS", &guests);
         let (counts, succeeded) = count(&mut command)?;
         sum.add(counts);
         if !succeeded && counts.failed == 0 {
