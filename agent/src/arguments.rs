@@ -23,7 +23,7 @@ Usage: sysflow-agent COMMAND [OPTION]...
   -V, --version   print the version
 
 Exit codes: 0 good, 64 wrong usage, 69 collector unreachable, 70 internal error,
-77 permission missing, 78 configuration wrong.
+77 permission missing, 78 configuration or kernel must be changed.
 ";
 
 /// What to do.

@@ -51,6 +51,9 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Probes(bpf::Error::NotPermitted) => 77,
+            Error::Probes(
+                bpf::Error::NoTypes(_) | bpf::Error::TypesUnreadable(..) | bpf::Error::NoBpf,
+            ) => 78,
             Error::Probes(_) | Error::System(..) => 70,
             Error::File(..) | Error::Config(_) | Error::Spool(_) => 78,
         }

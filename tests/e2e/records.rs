@@ -9,7 +9,7 @@ use tests::fleet::{Agent, AgentSettings, Collector, Fleet};
 use tests::frames::Summary;
 use tests::machine::{Machine, Need};
 use tests::program::Program;
-use tests::records::{brief, differences, number, of_kind, of_process, text, total, volume};
+use tests::records::{brief, differences, number, of_kind, of_process, path_faults, text, total};
 use tests::strace;
 use tests::truth::{Truth, Volume};
 
@@ -143,33 +143,7 @@ fn paths_are_absolute_and_true() -> Result {
     let folder = watch.fleet.path("work");
     let truth = truth_of(workload(env!("CARGO_BIN_EXE_workload-paths"), &folder)?.output()?)?;
     let (fleet, records) = watch.end()?;
-    let mut faults = Vec::new();
-    // Each case wrote another number of bytes: that is how its flow is found.
-    for file in &truth.files {
-        let flows: Vec<&Value> = of_kind(&records, "FF")
-            .filter(|flow| {
-                number(flow, "proc.pid") == Some(i64::from(file.pid))
-                    && number(flow, "file.fd") == file.fd.map(i64::from)
-                    && volume(flow) == file.volume
-            })
-            .collect();
-        let paths: Vec<&str> = flows.iter().map(|flow| text(flow, "file.path")).collect();
-        if !paths.contains(&file.path.text.as_str()) {
-            faults.push(format!("expected {:?}, found {paths:?}", file.path.text));
-        }
-    }
-    let events =
-        Truth { events: truth.events, processes: truth.processes.clone(), ..Truth::default() };
-    faults.extend(differences(&records, &events));
-    // Text loses what is not UTF-8; the wire does not.
-    let summary = Summary::of(&fleet.store())?;
-    let hexes: std::collections::BTreeSet<String> =
-        summary.paths.iter().map(|path| tests::truth::Name::from(path.as_slice()).hex).collect();
-    for file in &truth.files {
-        if !hexes.contains(&file.path.hex) {
-            faults.push(format!("no file {:?} on the wire, byte for byte", file.path.text));
-        }
-    }
+    let faults = path_faults(&records, &truth, &Summary::of(&fleet.store())?);
     if faults.is_empty() { Ok(()) } else { Err(faults.join("\n").into()) }
 }
 

@@ -224,7 +224,8 @@ pub struct AgentSettings {
 }
 
 impl AgentSettings {
-    fn text(&self) -> String {
+    /// The configuration file.
+    pub fn text(&self) -> String {
         format!(
             "[collector]\nurl = {:?}\nca = {:?}\ncertificate = {:?}\nkey = {:?}\n\
              upload_interval_s = {}\n\n\

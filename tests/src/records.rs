@@ -2,10 +2,13 @@
 //!
 //! Every comparison returns the differences as sentences; none means that all was found.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use crate::Result;
-use crate::truth::{EventTruth, FileTruth, NetworkTruth, ProcessTruth, Truth, Volume};
+use crate::frames::Summary;
+use crate::truth::{EventTruth, FileTruth, Name, NetworkTruth, ProcessTruth, Truth, Volume};
 
 /// SysFlow's bit for an open that was seen.
 const OPEN: u64 = 128;
@@ -73,6 +76,38 @@ pub fn differences(records: &[Value], truth: &Truth) -> Vec<String> {
     found.extend(truth.network.iter().filter_map(|peer| network_fault(records, peer)));
     found.extend(event_faults(records, &truth.events));
     found
+}
+
+/// Everything in which the paths of `records`, and of the frames that they came in, differ
+/// from those of a truth whose every file was written to with another number of bytes.
+pub fn path_faults(records: &[Value], truth: &Truth, summary: &Summary) -> Vec<String> {
+    let mut faults = Vec::new();
+    // The number of bytes is how a case's flow is found without looking at its path.
+    for file in &truth.files {
+        let paths: Vec<&str> = of_kind(records, "FF")
+            .filter(|flow| {
+                number(flow, "proc.pid") == Some(i64::from(file.pid))
+                    && number(flow, "file.fd") == file.fd.map(i64::from)
+                    && volume(flow) == file.volume
+            })
+            .map(|flow| text(flow, "file.path"))
+            .collect();
+        if !paths.contains(&file.path.text.as_str()) {
+            faults.push(format!("expected {:?}, found {paths:?}", file.path.text));
+        }
+    }
+    let events = Truth {
+        events: truth.events.clone(),
+        processes: truth.processes.clone(),
+        ..Truth::default()
+    };
+    faults.extend(differences(records, &events));
+    // Text loses what is not UTF-8; the wire does not.
+    let hexes: BTreeSet<String> =
+        summary.paths.iter().map(|path| Name::from(path.as_slice()).hex).collect();
+    let unseen = truth.files.iter().filter(|file| !hexes.contains(&file.path.hex));
+    faults.extend(unseen.map(|file| format!("no file {:?} on the wire", file.path.text)));
+    faults
 }
 
 fn process_fault(records: &[Value], truth: &ProcessTruth) -> Option<String> {
