@@ -9,6 +9,7 @@ mod calls;
 mod error;
 mod event;
 mod kernel;
+mod open;
 mod probes;
 mod types;
 

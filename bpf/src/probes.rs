@@ -1,20 +1,21 @@
 //! Loads and attaches the probes, and reads their maps.
 
 use std::cell::{Cell, RefCell};
+use std::ffi::CString;
 use std::fmt;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
 use libbpf_rs::{
-    ErrorKind, Iter, Link, MapCore, MapFlags, MapHandle, Object, ObjectBuilder, PrintLevel,
-    RingBuffer, RingBufferBuilder,
+    ErrorKind, Iter, Link, MapCore, MapFlags, MapHandle, Object, PrintLevel, RingBuffer,
+    RingBufferBuilder,
 };
 
-use crate::calls;
 use crate::error::{Error, log_line, refused};
 use crate::kernel::{CallEntry, Flow, FlowKey, Operation, Plain, Settings, Tally, Task, Volume};
 use crate::types::Types;
+use crate::{calls, open};
 
-const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/probes.bpf.o"));
 /// Entries that one batch look-up asks for.
 const BATCH_ENTRIES: u32 = 256;
 
@@ -133,16 +134,18 @@ impl Probes {
     pub fn load(bounds: &Bounds) -> Result<Probes, Error> {
         libbpf_rs::set_print(Some((PrintLevel::Warn, |_, text| log_line(&text))));
         let types = Types::find(bounds.btf.as_deref());
-        let mut builder = ObjectBuilder::default();
         if let Types::Nowhere { wanted } = types {
             return Err(Error::NoTypes(wanted));
         }
-        if let Some(path) = types.file() {
-            std::fs::File::open(path)
-                .map_err(|error| Error::TypesUnreadable(types.clone(), error))?;
-            builder.btf_custom_path(path).map_err(refused("naming the kernel's types"))?;
-        }
-        let mut open = builder.open_memory(OBJECT).map_err(refused("opening the probes"))?;
+        let file = match types.file() {
+            None => None,
+            Some(path) => {
+                let named = |error| Error::TypesUnreadable(types.clone(), error);
+                std::fs::File::open(path).map_err(named)?;
+                Some(CString::new(path.as_os_str().as_bytes()).map_err(|e| named(e.into()))?)
+            }
+        };
+        let mut open = open::open(file.as_deref()).map_err(refused("opening the probes"))?;
         for mut map in open.maps_mut() {
             let name = map.name().to_string_lossy().into_owned();
             let entries = match name.as_str() {

@@ -25,7 +25,7 @@ use tests::machine::{Machine, skip};
 /// Where the host's loopback is, seen from a guest.
 const HOST: &str = "10.0.2.2";
 /// Calls of each thread on each object in the check of exactness.
-const EXACT_CALLS: u64 = 2000;
+const EXACT_CALLS: u64 = 1000;
 
 /// What came of one guest.
 struct Report {

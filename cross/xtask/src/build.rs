@@ -101,6 +101,8 @@ fn cargo(target: &Target, what: &[&str]) -> Result<(PathBuf, Vec<PathBuf>)> {
     let mut c_flags: Vec<String> =
         remaps.iter().map(|(from, to)| format!("-ffile-prefix-map={from}={to}")).collect();
     c_flags.extend(C_FLAGS.map(str::to_string));
+    c_flags.extend(target.c_flags.iter().cloned());
+    rust_flags.extend(target.rust_flags.iter().cloned());
     rust_flags.push("-Cforce-unwind-tables=no".to_string());
     rust_flags.extend(standard_library::flags(&library).iter().map(|flag| flag.to_string()));
     match &target.tools {

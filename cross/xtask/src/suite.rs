@@ -55,12 +55,9 @@ impl Counts {
     }
 }
 
-/// Builds the programs that the end-to-end tests run.
-///
-/// # Errors
-/// If something does not build.
-pub fn build() -> Result {
-    say("building the agent and the collector that the end-to-end tests run");
+/// Builds the agent that the end-to-end tests run.
+fn build_agent() -> Result {
+    say("building the agent that the end-to-end tests run");
     workspace::run(Workspace::Device.cargo("build").args([
         "--quiet",
         "--locked",
@@ -68,7 +65,15 @@ pub fn build() -> Result {
         "agent",
         "--profile",
         AGENT_PROFILE,
-    ]))?;
+    ]))
+}
+
+/// Builds the collector that the end-to-end tests and the guests deliver to.
+///
+/// # Errors
+/// If it does not build.
+pub fn build_collector() -> Result {
+    say("building the collector that the end-to-end tests run");
     workspace::run(Workspace::Collector.cargo("build").args([
         "--quiet",
         "--locked",
@@ -100,7 +105,8 @@ pub fn environment(command: &mut Command) -> Result {
 pub fn run() -> Result {
     setup::run()?;
     let guests = vm::prepare_always()?;
-    build()?;
+    build_agent()?;
+    build_collector()?;
     let mut sum = Counts::default();
     let mut broken = Vec::new();
     // The quick suites first; the last one has the live tests and the guests.

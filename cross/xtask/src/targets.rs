@@ -22,6 +22,12 @@ pub struct Target {
     pub packages: Vec<String>,
     /// The architecture's name in Debian.
     pub debian: String,
+    /// What the Rust compiler is told besides.
+    #[serde(default)]
+    pub rust_flags: Vec<String>,
+    /// What the C compiler is told besides.
+    #[serde(default)]
+    pub c_flags: Vec<String>,
     /// Size budget of the stripped agent, bytes.
     pub bytes_max: u64,
 }

@@ -36,7 +36,7 @@ pub fn run(names: &[String]) -> Result {
         kernels.retain(|name, _| names.contains(name));
     }
     let guests = prepare(&kernels)?;
-    suite::build()?;
+    suite::build_collector()?;
     let mut command = Workspace::Device.cargo("test");
     command.args(["--quiet", "--locked", "-p", "tests", "--test", "guests"]);
     suite::environment(&mut command)?;
