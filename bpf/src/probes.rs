@@ -350,12 +350,24 @@ impl Probes {
         Some(entry)
     }
 
+    /// Whether the kernel lets this process read the maps.
+    ///
+    /// # Errors
+    /// [`Error::NotPermitted`], or [`Error::Refused`] with another answer.
+    pub fn can_read(&self) -> Result<(), Error> {
+        // Nobody has process id 0: the answer tells whether one may ask.
+        let key = [0; size_of::<FlowKey>()];
+        self.flows.lookup(&key, MapFlags::ANY).map_err(refused("reading the flows"))?;
+        Ok(())
+    }
+
     /// Goes through all flows that the kernel keeps.
     ///
     /// # Errors
-    /// [`Error::Refused`] if the kernel does not let the map be read; entries seen until then
-    /// have been passed on.
+    /// If the kernel does not let the map be read, as [`can_read`](Probes::can_read).
     pub fn each_flow(&self, mut visit: impl FnMut(Entry)) -> Result<(), Error> {
+        // The batches themselves end alike at the last entry and at a refusal.
+        self.can_read()?;
         let entries = self
             .flows
             .lookup_batch(BATCH_ENTRIES, MapFlags::ANY, MapFlags::ANY)

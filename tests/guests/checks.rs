@@ -1,5 +1,6 @@
 //! What must be true of a guest's run: each check is one test.
 
+use codec::Term;
 use serde_json::Value;
 use tests::Result;
 use tests::frames::Summary;
@@ -168,7 +169,11 @@ fn delivery(run: &Run<'_>) -> Result<String> {
     if run.summary.frames == 0 || !run.summary.holes().is_empty() {
         return Err(format!("holes {:?}", run.summary.holes()).into());
     }
-    Ok(format!("{} frames", run.summary.frames))
+    let observed = run.summary.term(Term::Observed);
+    if observed == 0 {
+        return Err("the kernel's counters did not arrive".into());
+    }
+    Ok(format!("{} frames, {observed} operations observed", run.summary.frames))
 }
 
 /// Nothing is kept but CAP_BPF, and that only where the agent says why.

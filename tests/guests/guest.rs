@@ -129,7 +129,11 @@ impl Guest {
                 ["qemu-system-aarch64", "virt", "cortex-a57", "ttyAMA0", "virtio-net-device"]
             }
             "armhf" => ["qemu-system-arm", "virt", "cortex-a15", "ttyAMA0", "virtio-net-device"],
-            "amd64" => ["qemu-system-x86_64", "q35", "max", "ttyS0", "virtio-net-pci,romfile="],
+            "amd64" => {
+                // With every feature ("max") the emulator of Debian 12 trips over newer kernels.
+                let processor = "Haswell-noTSX-IBRS";
+                ["qemu-system-x86_64", "q35", processor, "ttyS0", "virtio-net-pci,romfile="]
+            }
             other => return Err(format!("no emulator is known for {other}").into()),
         };
         let [program, machine, processor, console, card] = words;
