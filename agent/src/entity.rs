@@ -191,6 +191,12 @@ impl Processes {
         chain
     }
 
+    /// Since when there are threads to tell, boot clock, ns.
+    pub fn threads_since(&self) -> Option<u64> {
+        let untold = self.table.values().map(|p| &p.threads);
+        untold.filter(|t| t.cloned + t.exited + t.errors > 0).map(|t| t.since_ns).min()
+    }
+
     /// Processes with threads to tell since before `time_ns`.
     pub fn with_threads_since(&self, time_ns: u64) -> Vec<Oid> {
         let mut found: Vec<Oid> = self

@@ -143,18 +143,19 @@ const OPERATIONS: [(bpf::Operation, Operation); 20] = {
 struct Kernel(Rc<Probes>);
 
 impl Counters for Kernel {
-    fn take(&self, key: &FlowKey, flow_ns: u64) -> Option<Volume> {
+    fn take(&self, key: &FlowKey, flow_ns: u64) -> Option<(Volume, u32)> {
         let entry = self.0.flow(key)?;
         if entry.flow_ns != flow_ns {
             return None;
         }
         let entry = self.0.take_flow(key)?;
-        Some(Volume {
+        let total = Volume {
             read_ops: entry.volume.read_ops,
             write_ops: entry.volume.write_ops,
             read_bytes: entry.volume.read_bytes,
             write_bytes: entry.volume.write_bytes,
-        })
+        };
+        Some((total, entry.shutdown))
     }
 }
 
@@ -195,8 +196,8 @@ impl Default for Settings {
 trait Outlet {
     /// The probes are attached; no privilege is needed from here on.
     fn ready(&mut self, probes: &Probes) -> Result<(), Error>;
-    /// A frame is finished; everything until `now_ns` is in it or in those before.
-    fn frame(&mut self, frame: &[u8], now_ns: u64, engine: &mut Engine) -> Result<(), Error>;
+    /// A frame is finished; everything until `until_ns` is in it or in those before.
+    fn frame(&mut self, frame: &[u8], until_ns: u64, engine: &mut Engine) -> Result<(), Error>;
     /// Once for every frame age.
     fn tick(&mut self, engine: &mut Engine);
 }
@@ -250,6 +251,7 @@ fn watch(
     outlet.ready(&probes)?;
     let started = Instant::now();
     let (mut swept, mut framed, mut told) = (started, started, started);
+    let mut swept_ns = boot_ns();
     let wake = smol::Async::new(ring.descriptor()).map_err(|e| Error::System("ring", e))?;
     smol::block_on(smol::LocalExecutor::new().run(async {
         loop {
@@ -259,6 +261,7 @@ fn watch(
                 // What comes after this is nobody's business, and the books can balance.
                 probes.detach();
             }
+            let drained_ns = boot_ns();
             ring.drain();
             let now = Instant::now();
             // The guard ends before the wait: the ring's observer takes the engine itself.
@@ -267,6 +270,7 @@ fn watch(
                 if stopping || now.duration_since(swept) >= SWEEP {
                     swept = now;
                     let now_ns = boot_ns();
+                    swept_ns = now_ns;
                     probes
                         .each_flow(|entry| engine.sweep(&entry, now_ns, kernel.as_ref()))
                         .map_err(Error::Probes)?;
@@ -290,8 +294,11 @@ fn watch(
                     }
                     outlet.tick(&mut engine);
                 }
-                for frame in engine.batch.take_finished() {
-                    outlet.frame(&frame, boot_ns(), &mut engine)?;
+                let frames = engine.batch.take_finished();
+                let until_ns =
+                    if stopping { drained_ns } else { engine.told_until(swept_ns, drained_ns) };
+                for frame in frames {
+                    outlet.frame(&frame, until_ns, &mut engine)?;
                 }
             }
             if stopping {

@@ -23,7 +23,7 @@ const RECORDS: &str = include_str!("replay/scene.records");
 struct NoMaps;
 
 impl Counters for NoMaps {
-    fn take(&self, _: &FlowKey, _: u64) -> Option<Volume> {
+    fn take(&self, _: &FlowKey, _: u64) -> Option<(Volume, u32)> {
         None
     }
 }
