@@ -110,6 +110,16 @@ impl Printer<'_> {
                 Format::Json => writeln!(self.out, "{}", gap.json())?,
             }
         }
+        for (kind, count) in self.account.unresolved_counts() {
+            match self.format {
+                Format::Text => writeln!(self.out, "unresolved, {kind}: {count}")?,
+                Format::Json => {
+                    let row =
+                        serde_json::json!({ "type": "UNRESOLVED", "kind": kind, "count": count });
+                    writeln!(self.out, "{row}")?;
+                }
+            }
+        }
         self.out.flush()?;
         let damaged = self.account.has_unreadable();
         Ok(if damaged { Outcome::Damaged } else { Outcome::Whole })
