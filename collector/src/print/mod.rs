@@ -110,7 +110,8 @@ impl Printer<'_> {
                 Format::Json => writeln!(self.out, "{}", gap.json())?,
             }
         }
-        for (kind, count) in self.account.unresolved_counts() {
+        let unresolved = self.account.unresolved_counts();
+        for (kind, count) in unresolved.into_iter().filter(|(_, count)| *count > 0) {
             match self.format {
                 Format::Text => writeln!(self.out, "unresolved, {kind}: {count}")?,
                 Format::Json => {
