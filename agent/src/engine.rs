@@ -67,14 +67,14 @@ pub struct Users {
 impl Engine {
     /// An engine without processes or flows.
     pub fn new(
-        processes_max: usize,
+        processes: Processes,
         flows_max: usize,
         timeouts: Timeouts,
         users: Users,
         batch: Batch,
     ) -> Engine {
         Engine {
-            processes: Processes::new(processes_max),
+            processes,
             batch,
             users,
             flows: HashMap::with_capacity(flows_max * 2),
@@ -315,6 +315,7 @@ impl Engine {
             }
             process.written = None;
         }
+        self.processes.settle(oid);
         self.write_processes(oid, exec.header.time_ns, state);
         self.process_event(oid, &exec.header, op::EXEC, &[], 0);
     }

@@ -21,6 +21,7 @@ use smol::Timer;
 
 use crate::batch::{Batch, Identity, Limits};
 use crate::engine::{Counters, Engine, Timeouts};
+use crate::entity::Processes;
 use crate::spool::SpoolError;
 use crate::{privileges, procfs, run_state};
 
@@ -172,6 +173,8 @@ pub struct Settings {
     pub frame_age_max: Duration,
     /// Processes in the table.
     pub processes_max: usize,
+    /// Bytes of their paths and arguments.
+    pub text_bytes_max: usize,
 }
 
 impl Default for Settings {
@@ -188,6 +191,7 @@ impl Default for Settings {
             limits: Limits { frame_bytes_max: 64 * 1024, generation_records_max: 10_000 },
             frame_age_max: Duration::from_secs(5),
             processes_max: 2048,
+            text_bytes_max: 1 << 20,
         }
     }
 }
@@ -224,7 +228,7 @@ fn watch(
     let mut offset = clock();
     let batch = Batch::new(identity, settings.limits, capabilities, offset, interruption);
     let mut engine = Engine::new(
-        settings.processes_max,
+        Processes::new(settings.processes_max, settings.text_bytes_max),
         settings.bounds.flow_entries as usize + 1024,
         settings.timeouts,
         procfs::users(),

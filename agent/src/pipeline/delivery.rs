@@ -157,6 +157,7 @@ impl Settings {
             },
             frame_age_max: Duration::from_secs(config.frames.age_max_s.into()),
             processes_max: config.memory.processes_max as usize,
+            text_bytes_max: config.memory.text_bytes,
         }
     }
 }
