@@ -125,6 +125,7 @@ pub struct Batch {
     books_told: Books,
     finished: Vec<Vec<u8>>,
     last_ns: u64,
+    pending_since_ns: Option<u64>,
 }
 
 impl Batch {
@@ -153,6 +154,7 @@ impl Batch {
             books_told: Books::default(),
             finished: Vec::new(),
             last_ns: 0,
+            pending_since_ns: None,
         }
     }
 
@@ -198,6 +200,10 @@ impl Batch {
                 Ok(()) => {
                     self.generation_records += 1;
                     self.last_ns = self.last_ns.max(record.time_ns().unwrap_or(0));
+                    if let Some(start_ns) = record.start_ns() {
+                        let since_ns = self.pending_since_ns.unwrap_or(start_ns);
+                        self.pending_since_ns = Some(since_ns.min(start_ns));
+                    }
                     if self.state.body_bytes() >= self.limits.frame_bytes_max {
                         self.finish();
                     }
@@ -208,6 +214,11 @@ impl Batch {
             }
         }
         false
+    }
+
+    /// Start of the oldest thing that a record of the unfinished frame tells, boot clock, ns.
+    pub fn pending_since_ns(&self) -> Option<u64> {
+        self.pending_since_ns
     }
 
     /// Records in the unfinished frame.
@@ -241,7 +252,8 @@ impl Batch {
             }),
             clock: (self.clock_told != Some(self.clock)).then_some(self.clock),
             ledger,
-            interruption: self.interruption.take(),
+            // In every generation, since a frame can be lost; receivers know it by its run.
+            interruption: if first { self.interruption } else { None },
             capabilities: first.then_some(self.capabilities),
         };
         let Ok(writer) = FrameWriter::resume(&mut self.buffer, self.state) else {
@@ -255,6 +267,7 @@ impl Batch {
             self.books_told = self.books.clone();
         }
         self.state = Suspended::default();
+        self.pending_since_ns = None;
     }
 
     /// Takes the finished frames, oldest first.

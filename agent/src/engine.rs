@@ -24,8 +24,8 @@ use records::FileWords;
 const EINPROGRESS: i32 = 115;
 /// The kernel's flow counters, as far as the engine needs them.
 pub trait Counters {
-    /// Removes a flow and returns its totals, if it is still there.
-    fn take(&self, key: &FlowKey, flow_ns: u64) -> Option<Volume>;
+    /// Removes a flow and returns its totals and its calls of shutdown, if it is still there.
+    fn take(&self, key: &FlowKey, flow_ns: u64) -> Option<(Volume, u32)>;
 }
 
 /// Timeouts, ns.
@@ -67,14 +67,14 @@ pub struct Users {
 impl Engine {
     /// An engine without processes or flows.
     pub fn new(
-        processes_max: usize,
+        processes: Processes,
         flows_max: usize,
         timeouts: Timeouts,
         users: Users,
         batch: Batch,
     ) -> Engine {
         Engine {
-            processes: Processes::new(processes_max),
+            processes,
             batch,
             users,
             flows: HashMap::with_capacity(flows_max * 2),
@@ -151,10 +151,11 @@ impl Engine {
 
     /// Looks at one flow that goes on, as a sweep of the kernel's map finds it.
     pub fn sweep(&mut self, entry: &bpf::Entry, now_ns: u64, counters: &dyn Counters) {
+        // An entry whose start is still in the ring is looked at when it has been told.
         let known = self.flows.get_mut(&entry.key).filter(|f| f.flow_ns == entry.flow_ns);
-        if let Some(flow) = known {
-            flow.note(volume(&entry.volume), now_ns);
-        }
+        let Some(flow) = known else { return };
+        flow.note(volume(&entry.volume), now_ns);
+        flow.shutdowns = entry.shutdown;
         if entry.ended != 0 {
             let _ = counters.take(&entry.key, entry.flow_ns);
             self.end_flow(&entry.key, entry.ended, entry.shutdown, now_ns);
@@ -186,7 +187,9 @@ impl Engine {
     /// Exports everything at the end of the run.
     pub fn close(&mut self, now_ns: u64) {
         for key in self.keys_of(|_, _| true) {
-            self.export(&key, now_ns, op::TRUNCATE, EndReason::ForcedEnd);
+            let shutdowns = self.flows.get(&key).map_or(0, |flow| flow.shutdowns);
+            let bits = op::TRUNCATE | self.shutdown_bit(shutdowns);
+            self.export(&key, now_ns, bits, EndReason::ForcedEnd);
         }
         for oid in self.processes.with_threads_since(u64::MAX) {
             self.export_threads(oid, now_ns, EndReason::ForcedEnd);
@@ -194,9 +197,22 @@ impl Engine {
         self.batch.finish();
     }
 
-    /// Flows that go on.
-    pub fn flows(&self) -> usize {
-        self.flows.len()
+    /// The boot-clock time, ns, until which everything that was observed is in records, as far
+    /// as this engine knows at `now_ns`: the start of the oldest interval that has something to
+    /// export. `swept_ns` is when the kernel's counters were read last.
+    pub fn told_until(&self, swept_ns: u64, now_ns: u64) -> u64 {
+        let flows = self
+            .flows
+            .values()
+            .filter(|flow| flow.ops != 0 || flow.seen != flow.exported)
+            .map(|flow| flow.since_ns)
+            .min();
+        // What a flow without news has done since the last sweep is not known.
+        let unknown = (!self.flows.is_empty()).then_some(swept_ns);
+        [flows, unknown, self.processes.threads_since(), self.batch.pending_since_ns()]
+            .into_iter()
+            .flatten()
+            .fold(now_ns, u64::min)
     }
 
     /// The keys of these flows, oldest first: the order of a table must not reach the wire.
@@ -290,7 +306,7 @@ impl Engine {
             for (set, flag) in [
                 (exec.args_total > args.len() as u32, process::ARGS_TRUNCATED),
                 ((exe.flags | cwd.flags) & path::TRUNCATED != 0, process::PATH_TRUNCATED),
-                (exe.flags & path::DELETED != 0, process::EXE_DELETED),
+                (exe.flags & (path::DELETED | path::DETACHED) != 0, process::EXE_DELETED),
                 (exec.header.flags & bpf::EVENT_COMPAT != 0, process::COMPAT),
             ] {
                 if set {
@@ -299,6 +315,7 @@ impl Engine {
             }
             process.written = None;
         }
+        self.processes.settle(oid);
         self.write_processes(oid, exec.header.time_ns, state);
         self.process_event(oid, &exec.header, op::EXEC, &[], 0);
     }
@@ -373,7 +390,8 @@ impl Engine {
             bpf::Operation::Open => (op::OPEN, Some(Operation::Open)),
             bpf::Operation::Accept => (op::ACCEPT, Some(Operation::Accept)),
             bpf::Operation::Connect => (op::CONNECT, Some(Operation::Connect)),
-            bpf::Operation::Shutdown => (op::SHUTDOWN, Some(Operation::Shutdown)),
+            // Counted at the flow's end, with those that follow.
+            bpf::Operation::Shutdown => (op::SHUTDOWN, None),
             _ => (0, None),
         };
         if let Some(kind) = kind {
@@ -406,6 +424,7 @@ impl Engine {
             active_ns: now_ns,
             seen: Volume::default(),
             exported: Volume::default(),
+            shutdowns: 0,
         };
         if self.flows.contains_key(&start.key) {
             // Its end was not told, so its last counters are those of the last sweep.
@@ -448,35 +467,36 @@ impl Engine {
             let peers = self.keys_of(|key, flow| {
                 key.fd == end.key.fd && flow.process == process && flow.file == file
             });
-            let bit = if end.reason == kernel_flow::CLOSED { op::CLOSE } else { op::TRUNCATE };
             for key in peers {
-                self.take_and_end(&key, bit, end.header.time_ns, counters);
+                self.take_and_end(&key, closing_bit(end.reason), end.header.time_ns, counters);
             }
         }
     }
 
-    fn end_flow(&mut self, key: &FlowKey, reason: u8, shutdown: u8, now_ns: u64) {
-        let mut bits = if reason == kernel_flow::CLOSED {
+    fn end_flow(&mut self, key: &FlowKey, reason: u8, shutdowns: u32, now_ns: u64) {
+        if reason == kernel_flow::CLOSED {
             self.count(Operation::Close, Term::Aggregated, 1);
-            op::CLOSE
-        } else {
-            op::TRUNCATE
-        };
-        if shutdown > 0 {
-            self.count(Operation::Shutdown, Term::Aggregated, u64::from(shutdown));
-            bits |= op::SHUTDOWN;
         }
+        let bits = closing_bit(reason) | self.shutdown_bit(shutdowns);
         self.export(key, now_ns, bits, EndReason::EndDetected);
         self.flows.remove(key);
     }
 
+    /// Counts a flow's calls of shutdown.
+    fn shutdown_bit(&mut self, shutdowns: u32) -> u32 {
+        self.count(Operation::Shutdown, Term::Aggregated, shutdowns.into());
+        if shutdowns > 0 { op::SHUTDOWN } else { 0 }
+    }
+
     /// Ends a flow whose map entry the kernel side has left to the agent.
     fn take_and_end(&mut self, key: &FlowKey, bits: u32, now_ns: u64, counters: &dyn Counters) {
-        if let Some(flow) = self.flows.get_mut(key)
-            && let Some(total) = counters.take(key, flow.flow_ns)
-        {
+        let Some(flow) = self.flows.get_mut(key) else { return };
+        if let Some((total, shutdowns)) = counters.take(key, flow.flow_ns) {
             flow.note(total, now_ns);
+            flow.shutdowns = shutdowns;
         }
+        let shutdowns = flow.shutdowns;
+        let bits = bits | self.shutdown_bit(shutdowns);
         self.export(key, now_ns, bits, EndReason::EndDetected);
         self.flows.remove(key);
     }
@@ -545,6 +565,14 @@ impl Engine {
         self.count(reading, Term::Aggregated, moved.read_ops);
         self.count(writing, Term::Aggregated, moved.write_ops);
         self.write(&record, Operation::Close);
+    }
+}
+
+/// How the end of a flow shows in its operations.
+fn closing_bit(reason: u8) -> u32 {
+    match reason {
+        kernel_flow::CLOSED | kernel_flow::CLOSED_RANGE => op::CLOSE,
+        _ => op::TRUNCATE,
     }
 }
 

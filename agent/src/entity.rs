@@ -56,6 +56,8 @@ pub struct Process {
     pub ended_ns: Option<u64>,
     /// Threads not yet told.
     pub threads: Threads,
+    /// Bytes of its texts, as the table has counted them.
+    counted_bytes: usize,
 }
 
 impl Process {
@@ -76,7 +78,12 @@ impl Process {
             written: None,
             ended_ns: None,
             threads: Threads::default(),
+            counted_bytes: 0,
         }
+    }
+
+    fn text_bytes(&self) -> usize {
+        self.exe.len() + self.args.len() + self.cwd.len() + self.container.len()
     }
 
     /// The entity record.
@@ -115,15 +122,20 @@ pub struct Processes {
     table: HashMap<Oid, Process>,
     by_pid: HashMap<u32, Oid>,
     processes_max: usize,
+    text_bytes: usize,
+    text_bytes_max: usize,
 }
 
 impl Processes {
-    /// An empty table for at most `processes_max` processes.
-    pub fn new(processes_max: usize) -> Processes {
+    /// An empty table for at most `processes_max` processes and `text_bytes_max` bytes of their
+    /// paths and arguments.
+    pub fn new(processes_max: usize, text_bytes_max: usize) -> Processes {
         Processes {
             table: HashMap::with_capacity(processes_max * 2),
             by_pid: HashMap::with_capacity(processes_max * 2),
             processes_max,
+            text_bytes: 0,
+            text_bytes_max,
         }
     }
 
@@ -137,13 +149,31 @@ impl Processes {
                 None => return false,
             }
         }
-        self.by_pid.insert(process.oid.pid, process.oid);
-        self.table.insert(process.oid, process);
+        let oid = process.oid;
+        self.remove(oid);
+        self.by_pid.insert(oid.pid, oid);
+        self.table.insert(oid, Process { counted_bytes: 0, ..process });
+        self.settle(oid);
         true
     }
 
+    /// Counts the texts of a process that changed. Where they are too many, its arguments go,
+    /// and it says so.
+    pub fn settle(&mut self, oid: Oid) {
+        let Some(process) = self.table.get_mut(&oid) else { return };
+        let others = self.text_bytes - process.counted_bytes;
+        if others + process.text_bytes() > self.text_bytes_max && !process.args.is_empty() {
+            process.args = Vec::new();
+            process.flags |= process::ARGS_TRUNCATED;
+        }
+        process.counted_bytes = process.text_bytes();
+        self.text_bytes = others + process.counted_bytes;
+    }
+
     fn remove(&mut self, oid: Oid) {
-        self.table.remove(&oid);
+        if let Some(process) = self.table.remove(&oid) {
+            self.text_bytes -= process.counted_bytes;
+        }
         if self.by_pid.get(&oid.pid) == Some(&oid) {
             self.by_pid.remove(&oid.pid);
         }
@@ -191,6 +221,12 @@ impl Processes {
         chain
     }
 
+    /// Since when there are threads to tell, boot clock, ns.
+    pub fn threads_since(&self) -> Option<u64> {
+        let untold = self.table.values().map(|p| &p.threads);
+        untold.filter(|t| t.cloned + t.exited + t.errors > 0).map(|t| t.since_ns).min()
+    }
+
     /// Processes with threads to tell since before `time_ns`.
     pub fn with_threads_since(&self, time_ns: u64) -> Vec<Oid> {
         let mut found: Vec<Oid> = self
@@ -205,5 +241,42 @@ impl Processes {
         // The order of the table must not reach the wire.
         found.sort_unstable();
         found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_args(pid: u32, bytes: usize) -> Process {
+        let mut process = Process::unknown(Oid { start_ns: u64::from(pid), pid });
+        process.args = vec![b'a'; bytes];
+        process
+    }
+
+    #[test]
+    fn arguments_go_where_texts_are_too_many() {
+        let mut processes = Processes::new(8, 100);
+        let oids = [1, 2, 3].map(|pid| Oid { start_ns: u64::from(pid), pid });
+        for pid in 1..=3 {
+            assert!(processes.insert(with_args(pid, 60)));
+        }
+        let args = oids.map(|oid| processes.get(oid).unwrap().args.len());
+        assert_eq!(args, [60, 0, 0]);
+        assert_ne!(processes.get(oids[1]).unwrap().flags & process::ARGS_TRUNCATED, 0);
+        // The same process again counts once, and what has gone does not count.
+        assert!(processes.insert(with_args(1, 20)));
+        assert!(processes.insert(with_args(2, 60)));
+        assert_eq!(processes.get(oids[1]).unwrap().args.len(), 60);
+    }
+
+    #[test]
+    fn a_full_table_lets_the_ended_go_first_and_then_refuses() {
+        let mut processes = Processes::new(2, 1000);
+        assert!(processes.insert(with_args(1, 1)) && processes.insert(with_args(2, 1)));
+        assert!(!processes.insert(with_args(3, 1)));
+        processes.get_mut(Oid { start_ns: 1, pid: 1 }).unwrap().ended_ns = Some(5);
+        assert!(processes.insert(with_args(3, 1)));
+        assert!(processes.get(Oid { start_ns: 1, pid: 1 }).is_none());
     }
 }

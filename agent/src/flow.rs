@@ -60,6 +60,8 @@ pub struct Flow {
     pub seen: Volume,
     /// Totals exported.
     pub exported: Volume,
+    /// Calls of shutdown as last seen; they are counted when the flow ends.
+    pub shutdowns: u32,
 }
 
 impl Flow {

@@ -19,16 +19,25 @@ pub fn walked(walked: &Walked<'_>) -> Vec<u8> {
     out
 }
 
-/// The absolute path that a program's words mean, without following symbolic links.
+/// The absolute path that a program's words mean, without following symbolic links. Where there
+/// is no directory to start from, the words alone.
 pub fn named(named: &Named<'_>) -> Vec<u8> {
+    if named.base.flags & path::UNKNOWN != 0 && !named.name.starts_with(b"/") {
+        return named.name.to_vec();
+    }
     let base = walked(&named.base);
+    let root_names = named.base.names.len().saturating_sub(named.root_bytes);
+    let root_names = named.base.names.get(root_names..).unwrap_or_default();
+    let root_parts = root_names.split(|b| *b == 0).filter(|name| !name.is_empty()).count();
     let mut parts: Vec<&[u8]> = Vec::new();
     for part in base.split(|b| *b == b'/').chain(named.name.split(|b| *b == b'/')) {
         match part {
             b"" | b"." => {}
-            b".." => {
+            // Nobody climbs above the root that the process has.
+            b".." if parts.len() > root_parts => {
                 parts.pop();
             }
+            b".." => {}
             name => parts.push(name),
         }
     }
@@ -46,7 +55,7 @@ pub fn named(named: &Named<'_>) -> Vec<u8> {
 /// The kernel side's path flags in the wire's words.
 pub fn file_flags(walked_flags: u8) -> u32 {
     [
-        (path::TRUNCATED, file::PATH_TRUNCATED),
+        (path::TRUNCATED | path::UNKNOWN, file::PATH_TRUNCATED),
         (path::DELETED, file::DELETED),
         (path::DETACHED, file::DETACHED),
         (path::CHROOT, file::CHANGED_ROOT),
@@ -73,9 +82,24 @@ mod tests {
 
     #[test]
     fn words_are_joined_and_normalised() {
-        let name = |base: &'static [u8], name| named(&Named { base: walk(base), name });
+        let name =
+            |base: &'static [u8], name| named(&Named { base: walk(base), root_bytes: 0, name });
         assert_eq!(name(b"b\0a\0", b"../c/./d"), b"/a/c/d");
         assert_eq!(name(b"", b"/x//y/"), b"/x/y");
         assert_eq!(name(b"", b"../.."), b"/");
+    }
+
+    #[test]
+    fn nobody_climbs_above_a_changed_root() {
+        let base = walk(b"d\0jail\0srv\0");
+        let climb = Named { base, root_bytes: b"jail\0srv\0".len(), name: b"../../../etc" };
+        assert_eq!(named(&climb), b"/srv/jail/etc");
+    }
+
+    #[test]
+    fn words_without_a_directory_stay_alone() {
+        let base = Walked { names: b"", flags: path::UNKNOWN };
+        assert_eq!(named(&Named { base, root_bytes: 0, name: b"x" }), b"x");
+        assert_eq!(file_flags(path::UNKNOWN), file::PATH_TRUNCATED);
     }
 }

@@ -21,6 +21,7 @@ use smol::Timer;
 
 use crate::batch::{Batch, Identity, Limits};
 use crate::engine::{Counters, Engine, Timeouts};
+use crate::entity::Processes;
 use crate::spool::SpoolError;
 use crate::{privileges, procfs, run_state};
 
@@ -146,18 +147,19 @@ const OPERATIONS: [(bpf::Operation, Operation); 20] = {
 struct Kernel(Rc<Probes>);
 
 impl Counters for Kernel {
-    fn take(&self, key: &FlowKey, flow_ns: u64) -> Option<Volume> {
+    fn take(&self, key: &FlowKey, flow_ns: u64) -> Option<(Volume, u32)> {
         let entry = self.0.flow(key)?;
         if entry.flow_ns != flow_ns {
             return None;
         }
         let entry = self.0.take_flow(key)?;
-        Some(Volume {
+        let total = Volume {
             read_ops: entry.volume.read_ops,
             write_ops: entry.volume.write_ops,
             read_bytes: entry.volume.read_bytes,
             write_bytes: entry.volume.write_bytes,
-        })
+        };
+        Some((total, entry.shutdown))
     }
 }
 
@@ -174,6 +176,8 @@ pub struct Settings {
     pub frame_age_max: Duration,
     /// Processes in the table.
     pub processes_max: usize,
+    /// Bytes of their paths and arguments.
+    pub text_bytes_max: usize,
 }
 
 impl Default for Settings {
@@ -190,6 +194,7 @@ impl Default for Settings {
             limits: Limits { frame_bytes_max: 64 * 1024, generation_records_max: 10_000 },
             frame_age_max: Duration::from_secs(5),
             processes_max: 2048,
+            text_bytes_max: 1 << 20,
         }
     }
 }
@@ -198,8 +203,8 @@ impl Default for Settings {
 trait Outlet {
     /// The probes are attached; no privilege is needed from here on.
     fn ready(&mut self, probes: &Probes) -> Result<(), Error>;
-    /// A frame is finished; everything until `now_ns` is in it or in those before.
-    fn frame(&mut self, frame: &[u8], now_ns: u64, engine: &mut Engine) -> Result<(), Error>;
+    /// A frame is finished; everything until `until_ns` is in it or in those before.
+    fn frame(&mut self, frame: &[u8], until_ns: u64, engine: &mut Engine) -> Result<(), Error>;
     /// Once for every frame age.
     fn tick(&mut self, engine: &mut Engine);
 }
@@ -237,7 +242,7 @@ fn watch(
     let mut offset = clock();
     let batch = Batch::new(identity, settings.limits, capabilities, offset, interruption);
     let mut engine = Engine::new(
-        settings.processes_max,
+        Processes::new(settings.processes_max, settings.text_bytes_max),
         settings.bounds.flow_entries as usize + 1024,
         settings.timeouts,
         procfs::users(),
@@ -264,6 +269,7 @@ fn watch(
     outlet.ready(&probes)?;
     let started = Instant::now();
     let (mut swept, mut framed, mut told) = (started, started, started);
+    let mut swept_ns = boot_ns();
     let wake = smol::Async::new(ring.descriptor()).map_err(|e| Error::System("ring", e))?;
     smol::block_on(smol::LocalExecutor::new().run(async {
         loop {
@@ -273,6 +279,7 @@ fn watch(
                 // What comes after this is nobody's business, and the books can balance.
                 probes.detach();
             }
+            let drained_ns = boot_ns();
             ring.drain();
             let now = Instant::now();
             // The guard ends before the wait: the ring's observer takes the engine itself.
@@ -281,6 +288,7 @@ fn watch(
                 if stopping || now.duration_since(swept) >= SWEEP {
                     swept = now;
                     let now_ns = boot_ns();
+                    swept_ns = now_ns;
                     probes
                         .each_flow(|entry| engine.sweep(&entry, now_ns, kernel.as_ref()))
                         .map_err(Error::Probes)?;
@@ -304,8 +312,11 @@ fn watch(
                     }
                     outlet.tick(&mut engine);
                 }
-                for frame in engine.batch.take_finished() {
-                    outlet.frame(&frame, boot_ns(), &mut engine)?;
+                let frames = engine.batch.take_finished();
+                let until_ns =
+                    if stopping { drained_ns } else { engine.told_until(swept_ns, drained_ns) };
+                for frame in frames {
+                    outlet.frame(&frame, until_ns, &mut engine)?;
                 }
             }
             if stopping {

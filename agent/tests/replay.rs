@@ -13,6 +13,7 @@ use std::fmt::Write as _;
 
 use agent::batch::{Batch, Identity, Limits};
 use agent::engine::{Counters, Engine, Timeouts, Users};
+use agent::entity::Processes;
 use bpf::{Event, FlowKey};
 use codec::{Capabilities, Clock, FileId, Frame, Record, Volume};
 
@@ -23,7 +24,7 @@ const RECORDS: &str = include_str!("replay/scene.records");
 struct NoMaps;
 
 impl Counters for NoMaps {
-    fn take(&self, _: &FlowKey, _: u64) -> Option<Volume> {
+    fn take(&self, _: &FlowKey, _: u64) -> Option<(Volume, u32)> {
         None
     }
 }
@@ -50,7 +51,8 @@ fn replay(limits: Limits) -> Vec<Vec<u8>> {
     let clock = Clock { offset_ns: 0, uncertainty_ns: 0, synchronized: false };
     let batch = Batch::new(identity, limits, capabilities, clock, None);
     let timeouts = Timeouts { idle_ns: 60_000_000_000, active_ns: 30_000_000_000 };
-    let mut engine = Engine::new(256, 256, timeouts, Users::default(), batch);
+    let mut engine =
+        Engine::new(Processes::new(256, 1 << 20), 256, timeouts, Users::default(), batch);
     let mut last_ns = 0;
     for event in events() {
         if let Event::Exit(exit) = &event {

@@ -25,7 +25,7 @@ pub(crate) const NATIVE: &[Row] = table![
     88 Symlink Symlink, 105 Setuid Setuid, 113 Setreuid Setuid, 117 Setreuid Setuid,
     257 OpenAt Open, 258 MkdirAt Mkdir, 263 UnlinkAt Unlink, 264 RenameAt Rename,
     265 LinkAt Link, 266 SymlinkAt Symlink, 288 Accept Accept, 295 Read Read, 296 Write Write,
-    316 RenameAt Rename, 322 ExecveAt Exec, 327 Read Read, 328 Write Write, 435 Clone3 Clone,
+    316 RenameAt Rename, 322 ExecveAt Exec, 327 Read Read, 328 Write Write, 435 Clone3 Clone, 436 CloseRange Close,
     437 OpenAt2 Open,
 ];
 
@@ -41,7 +41,7 @@ pub(crate) const COMPAT: &[Row] = table![
     303 LinkAt Link, 304 SymlinkAt Symlink, 333 Read Read, 334 Write Write,
     353 RenameAt Rename, 358 ExecveAt Exec, 362 Connect Connect, 364 Accept Accept,
     369 SendTo Send, 370 SendMsg Send, 371 RecvFrom Receive, 372 RecvMsg Receive,
-    373 Shutdown Shutdown, 378 Read Read, 379 Write Write, 435 Clone3 Clone, 437 OpenAt2 Open,
+    373 Shutdown Shutdown, 378 Read Read, 379 Write Write, 435 Clone3 Clone, 436 CloseRange Close, 437 OpenAt2 Open,
 ];
 
 #[cfg(target_arch = "aarch64")]
@@ -53,7 +53,7 @@ pub(crate) const NATIVE: &[Row] = table![
     203 Connect Connect, 206 SendTo Send, 207 RecvFrom Receive, 210 Shutdown Shutdown,
     211 SendMsg Send, 212 RecvMsg Receive, 220 Clone Clone, 221 Execve Exec,
     242 Accept Accept, 276 RenameAt Rename, 281 ExecveAt Exec, 286 Read Read, 287 Write Write,
-    435 Clone3 Clone, 437 OpenAt2 Open,
+    435 Clone3 Clone, 436 CloseRange Close, 437 OpenAt2 Open,
 ];
 
 /// ARM EABI: native on arm32, compat on arm64.
@@ -69,7 +69,7 @@ const ARM: &[Row] = table![
     297 RecvMsg Receive, 322 OpenAt Open, 323 MkdirAt Mkdir, 328 UnlinkAt Unlink,
     329 RenameAt Rename, 330 LinkAt Link, 331 SymlinkAt Symlink, 361 Read Read,
     362 Write Write, 366 Accept Accept, 382 RenameAt Rename, 387 ExecveAt Exec,
-    392 Read Read, 393 Write Write, 435 Clone3 Clone, 437 OpenAt2 Open,
+    392 Read Read, 393 Write Write, 435 Clone3 Clone, 436 CloseRange Close, 437 OpenAt2 Open,
 ];
 
 #[cfg(target_arch = "aarch64")]

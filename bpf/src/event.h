@@ -69,7 +69,8 @@ struct settings {
 /* What became of an operation in the kernel. */
 struct tally {
 	__u64 observed;
-	__u64 filtered;	       /* touches no object of a recorded kind */
+	__u64 filtered;	       /* of nothing that is recorded: an object of another kind, a
+				* descriptor that is not open, a close without a flow */
 	__u64 own;	       /* the agent's own doing */
 	__u64 lost_ring;       /* no room in the ring */
 	__u64 lost_map;	       /* no room in a map, and no room in the ring to say it there */
@@ -84,6 +85,7 @@ enum call {
 	CALL_OPENAT2,
 	CALL_CREAT,
 	CALL_CLOSE,
+	CALL_CLOSE_RANGE,
 	CALL_READ,  /* any call that reads from the descriptor in its first argument */
 	CALL_WRITE, /* any that writes */
 	CALL_RECVFROM,
@@ -146,12 +148,18 @@ struct flow {
 	struct volume volume[VOLUME_SLOTS];
 	__u64 file;	/* address of its struct file: a reused descriptor has another */
 	__u64 start_ns; /* when this entry was made: names it together with its key */
-	__u32 peers;	/* entries with a peer that hang on this one */
+	__u32 shutdown; /* calls of shutdown */
+	__u16 peers;	/* entries with a peer that hang on this one */
 	__u8 ended;	/* enum flow_end_reason if its end found no room in the ring, else 0 */
-	__u8 shutdown;	/* shutdown was called */
-	__u8 unconnected; /* a datagram socket whose peer is named in each call */
-	__u8 socket;
+	__u8 socket;	/* SOCKET_* */
+	__u32 remote;	/* a digest of the peer that the socket was connected to, 0: none */
+	__u32 zero;
 };
+
+/* Kinds of sockets, for the way in which a flow's peer is found. */
+#define SOCKET_NONE 0
+#define SOCKET_STREAM 1
+#define SOCKET_DATAGRAM 2 /* internet datagram and raw: a call may name a peer of its own */
 
 /* Flags of event_header. */
 #define EVENT_COMPAT 1 /* a 32-bit task on a 64-bit kernel */
@@ -183,6 +191,7 @@ struct event_fork {
 #define PATH_DETACHED 4	 /* not below the root of the mount namespace */
 #define PATH_CHROOT 8	 /* the process's root is not the root of its mount namespace */
 #define PATH_OUTSIDE 16	 /* not below the process's root */
+#define PATH_UNKNOWN 32	 /* no such directory, or the name could not be read */
 
 /* A process began a program. Text: exe (walked), cwd (walked), arguments (argv[0] first, a NUL
  * after each), name of the innermost control group. */
@@ -272,6 +281,7 @@ enum flow_end_reason {
 	FLOW_REPLACED,	 /* the descriptor's number belongs to another file now */
 	FLOW_EXEC,	 /* closed by exec */
 	FLOW_EXIT,	 /* the process ended */
+	FLOW_CLOSED_RANGE, /* close_range */
 };
 
 /* A flow ended; its map entry is gone. */
@@ -281,9 +291,9 @@ struct event_flow_end {
 	__u64 flow_ns;
 	struct flow_key key;
 	struct volume volume;
-	__u8 reason; /* enum flow_end_reason */
-	__u8 shutdown;
-	__u8 zero[6];
+	__u32 shutdown; /* calls of shutdown */
+	__u8 reason;	/* enum flow_end_reason */
+	__u8 zero[3];
 };
 
 /* An operation on names. Text for each of one or two names: where it starts (walked; empty for
@@ -293,9 +303,11 @@ struct event_path {
 	__s32 ret;
 	__u16 base_bytes[2];
 	__u16 name_bytes[2];
-	__u8 base_flags[2];
+	__u16 root_bytes[2]; /* how much of the base, at its end, leads to the process's root */
+	__u8 base_flags[2]; /* PATH_* */
 	__u8 operation; /* enum operation */
 	__u8 names;	/* 1 or 2 */
+	__u16 zero;
 };
 
 /* A connection attempt failed after the call that began it had returned. */
@@ -322,10 +334,10 @@ _Static_assert(sizeof(struct event_clone) == 40, "event_clone");
 _Static_assert(sizeof(struct event_exec_failed) == 40, "event_exec_failed");
 _Static_assert(sizeof(struct event_setuid) == 48, "event_setuid");
 _Static_assert(sizeof(struct flow_key) == 32, "flow_key");
-_Static_assert(sizeof(struct flow) == 32 * VOLUME_SLOTS + 24, "flow");
+_Static_assert(sizeof(struct flow) == 32 * VOLUME_SLOTS + 32, "flow");
 _Static_assert(sizeof(struct event_flow_start) == 184, "event_flow_start");
 _Static_assert(sizeof(struct event_flow_end) == 120, "event_flow_end");
-_Static_assert(sizeof(struct event_path) == 48, "event_path");
+_Static_assert(sizeof(struct event_path) == 56, "event_path");
 _Static_assert(sizeof(struct event_socket_state) == 48, "event_socket_state");
 
 #endif

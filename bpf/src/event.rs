@@ -22,6 +22,8 @@ pub mod path {
     pub const CHROOT: u8 = 8;
     /// Not below the process's root.
     pub const OUTSIDE: u8 = 16;
+    /// There is no such directory, or the name could not be read.
+    pub const UNKNOWN: u8 = 32;
 }
 
 /// Flags of [`FlowStart`] (`FLOW_*` of `event.h`).
@@ -34,6 +36,8 @@ pub mod flow {
     pub const CONTINUED: u8 = 4;
     /// [`FlowEnd`](super::FlowEnd) by close.
     pub const CLOSED: u8 = 1;
+    /// [`FlowEnd`](super::FlowEnd) by close_range, which is no operation of its own.
+    pub const CLOSED_RANGE: u8 = 5;
 }
 
 /// A path as the kernel side walked it: names, leaf first, a NUL after each.
@@ -63,6 +67,8 @@ impl Walked<'_> {
 pub struct Named<'a> {
     /// The directory that a relative name starts from, or the process's root.
     pub base: Walked<'a>,
+    /// How much of `base`, at its end, leads to the process's root: `..` does not climb there.
+    pub root_bytes: usize,
     /// The name as the program gave it.
     pub name: &'a [u8],
 }
@@ -128,7 +134,8 @@ impl<'a> Event<'a> {
                     let (name, rest) = rest.split_at_checked(path.name_bytes[index].into())?;
                     text = rest;
                     let base = Walked { names: base, flags: path.base_flags[index] };
-                    *named = Some(Named { base, name });
+                    let root_bytes = path.root_bytes[index].into();
+                    *named = Some(Named { base, root_bytes, name });
                 }
                 Event::Path {
                     operation: Operation::from_number(path.operation)?,

@@ -8,6 +8,8 @@
 
 #include "network.bpf.h"
 
+#define SWEEP_DESCRIPTORS 256 /* the agent sweeps those beyond, from its own table */
+
 inline_always __u32 is_reading(__u8 operation)
 {
 	return operation == OPERATION_READ || operation == OPERATION_RECEIVE;
@@ -45,6 +47,9 @@ inline_always void flow_end(struct flow_key *key, struct flow *flow, __u64 task,
 	struct event_flow_end *event = bpf_ringbuf_reserve(&ring, sizeof(*event), 0);
 	int slot;
 
+	/* An end that found no room before is still the end that it was. */
+	if (flow->ended)
+		reason = flow->ended;
 	if (!event) {
 		flow->ended = reason;
 		return;

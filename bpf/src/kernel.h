@@ -66,6 +66,9 @@ struct bpf_raw_tracepoint_args {
 #define O_CREAT_WRONLY_TRUNC 01101 /* what creat opens with, on every architecture */
 #define CLONE_THREAD 0x10000
 #define PF_KTHREAD 0x200000
+#define SIGNAL_GROUP_EXIT 4
+#define CLOSE_RANGE_CLOEXEC 4
+#define AT_REMOVEDIR 0x200
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -201,6 +204,8 @@ enum cgroup_subsys_id {
 
 struct signal_struct {
 	atomic_t live;
+	unsigned int flags;
+	int group_exit_code;
 	void *tty;
 };
 

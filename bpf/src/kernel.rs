@@ -76,6 +76,7 @@ pub(crate) enum Call {
     OpenAt2,
     Creat,
     Close,
+    CloseRange,
     Read,
     Write,
     RecvFrom,
@@ -175,9 +176,9 @@ plain! {
     struct FlowKey ("flow_key", 32) {
         tgid: u32, fd: i32, peer: [u8; 16], peer_port: u16, peer_family: u16, zero: u32,
     }
-    struct Flow ("flow", 32 * VOLUME_SLOTS + 24) {
-        volume: [Volume; VOLUME_SLOTS], file: u64, start_ns: u64, peers: u32, ended: u8,
-        shutdown: u8, unconnected: u8, socket: u8,
+    struct Flow ("flow", 32 * VOLUME_SLOTS + 32) {
+        volume: [Volume; VOLUME_SLOTS], file: u64, start_ns: u64, shutdown: u32, peers: u16,
+        ended: u8, socket: u8, remote: u32, zero: u32,
     }
     /// What every event begins with.
     struct Header ("event_header", 32) {
@@ -203,12 +204,12 @@ plain! {
         path_bytes: u16, path_flags: u8, operation: u8, flags: u8, zero: [u8; 5],
     }
     struct FlowEnd ("event_flow_end", 120) {
-        header: Header, file: u64, flow_ns: u64, key: FlowKey, volume: Volume, reason: u8,
-        shutdown: u8, zero: [u8; 6],
+        header: Header, file: u64, flow_ns: u64, key: FlowKey, volume: Volume, shutdown: u32,
+        reason: u8, zero: [u8; 3],
     }
-    struct PathEvent ("event_path", 48) {
+    struct PathEvent ("event_path", 56) {
         header: Header, ret: i32, base_bytes: [u16; 2], name_bytes: [u16; 2],
-        base_flags: [u8; 2], operation: u8, names: u8,
+        root_bytes: [u16; 2], base_flags: [u8; 2], operation: u8, names: u8, zero: u16,
     }
     struct SocketState ("event_socket_state", 48) { header: Header, file: u64, error: i32, zero: u32, }
     /// One process as the task iterator sees it.
@@ -278,7 +279,7 @@ mod tests {
 
         let calls = enumerators("call", "CALL_");
         assert_eq!(calls.len(), Call::SymlinkAt as usize + 1);
-        for call in [Call::Creat, Call::Close, Call::Clone, Call::Mkdir, Call::SymlinkAt] {
+        for call in [Call::Creat, Call::CloseRange, Call::Clone, Call::Mkdir, Call::SymlinkAt] {
             assert_eq!(calls[call as usize], format!("{call:?}").to_lowercase());
         }
     }

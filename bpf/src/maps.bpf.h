@@ -57,6 +57,7 @@ struct scratch {
 	__u32 at;	  /* length of the text so far */
 	__u32 path_start; /* where in the text the path being walked starts */
 	__u32 root_at;	  /* where in the text the walk met the process's root */
+	__u32 root_bytes; /* how much of the path, at its end, leads to the process's root */
 	__u32 flags;	  /* PATH_* of the path being walked */
 	struct flow flow; /* a map entry being made: too large for the stack with slots */
 };
@@ -177,7 +178,10 @@ inline_always __u32 read_ending(struct bpf_raw_tracepoint_args *ctx, struct endi
 	if (!ending->call)
 		return 0;
 	ending->ret = call_result(ctx->args[1], ending->compat);
-	/* Interrupted: the kernel runs the call again, and only then it has a result. */
+	/*
+	 * Interrupted by a signal: no result yet. The kernel runs the call again, and then it is
+	 * counted; or, without SA_RESTART, the program gets EINTR, which no hook here sees.
+	 */
 	if (ending->ret <= -ERESTARTSYS && ending->ret >= -ERESTART_RESTARTBLOCK)
 		return 0;
 	ending->first_argument = ON_X86 && ending->compat ?

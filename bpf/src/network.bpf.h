@@ -16,14 +16,32 @@ inline_always __u16 sock_family(__u64 sock)
 	return READ(struct sock, sock, __sk_common.skc_family);
 }
 
-/* A socket whose peer is named in each call: a datagram or raw one that is not connected. */
-inline_always __u32 is_unconnected(__u64 sock, __u16 family)
+/* Which kind of socket (SOCKET_*) it is, for finding the peer of its flows. */
+inline_always __u8 socket_kind(__u64 sock, __u16 family)
 {
 	__u16 type = READ(struct sock, sock, sk_type);
 
 	return (family == AF_INET || family == AF_INET6) &&
-	       (type == SOCK_DGRAM || type == SOCK_RAW) &&
-	       !READ(struct sock, sock, __sk_common.skc_dport);
+			       (type == SOCK_DGRAM || type == SOCK_RAW) ?
+		       SOCKET_DATAGRAM :
+		       SOCKET_STREAM;
+}
+
+/* A number that differs, as a rule, for different peers, and is 0 without one. */
+inline_always __u32 peer_digest(struct event_flow_start *event)
+{
+	__u32 *words = (__u32 *)event->remote;
+
+	if (!event->remote_port)
+		return 0;
+	return (words[0] ^ words[1] ^ words[2] ^ words[3]) * 31 + event->remote_port + 1;
+}
+
+inline_always __u32 is_same_address(__u8 *one, __u8 *other)
+{
+	__u32 *a = (__u32 *)one, *b = (__u32 *)other;
+
+	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
 }
 
 /* Fills in the addresses and ports of an internet socket. */

@@ -103,6 +103,7 @@ top:
 			scratch->flags |= PATH_CHROOT;
 	}
 	length = scratch->at - scratch->path_start;
+	scratch->root_bytes = scratch->root_at == ~0u ? 0 : scratch->at - scratch->root_at;
 	return length;
 }
 
@@ -116,12 +117,17 @@ inline_always __u32 append_file_path(struct scratch *scratch, __u64 task, __u64 
 	return append_walk(scratch, &place, &root);
 }
 
-/* Appends a string of the program's memory, without its NUL; returns its length. */
-inline_always __u32 append_user_string(struct scratch *scratch, __u64 string)
+/* Appends a string of the program's memory, without its NUL; returns its length. Adds to
+ * `flags` if it cannot be read, or does not end within PATH_MAX. */
+inline_always __u32 append_user_string(struct scratch *scratch, __u64 string, __u8 *flags)
 {
 	long bytes = bpf_probe_read_user_str(scratch->text + (scratch->at & (TEXT_BYTES - 1)),
 					     USER_PATH_BYTES, (void *)string);
 
+	if (bytes < 0)
+		*flags |= PATH_UNKNOWN;
+	if (bytes >= USER_PATH_BYTES)
+		*flags |= PATH_TRUNCATED;
 	if (bytes <= 1)
 		return 0;
 	scratch->at += bytes - 1;

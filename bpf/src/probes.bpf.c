@@ -46,6 +46,8 @@ int socket_state(struct bpf_raw_tracepoint_args *ctx)
 	if (!tally)
 		return 0;
 	tally->observed++;
+	if (is_own(bpf_get_current_pid_tgid() >> 32, tally))
+		return 0;
 	error = (__s32)READ(struct sock, sock, sk_err);
 	socket = READ(struct sock, sock, sk_socket);
 	file = socket ? READ(struct socket, socket, file) : 0;

@@ -88,7 +88,7 @@ pub struct Entry {
     /// Totals since then.
     pub volume: Volume,
     /// Calls of shutdown.
-    pub shutdown: u8,
+    pub shutdown: u32,
     /// Why it ended, if the ring had no room to say so (as [`crate::FlowEnd::reason`]); 0: it
     /// goes on.
     pub ended: u8,

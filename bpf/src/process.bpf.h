@@ -61,6 +61,7 @@ int process_call(struct bpf_raw_tracepoint_args *ctx)
 			tally->lost_ring++;
 	} else if (ending.operation == OPERATION_EXEC) {
 		struct event_exec_failed *event = SCRATCH_EVENT(scratch, struct event_exec_failed);
+		__u8 flags = 0;
 
 		/* A successful one is told by sched_process_exec, which has the new program. */
 		if (ending.ret >= 0) {
@@ -70,9 +71,10 @@ int process_call(struct bpf_raw_tracepoint_args *ctx)
 		__builtin_memset(event, 0, sizeof(*event));
 		event->ret = ending.ret;
 		event->path_bytes = append_user_string(
-			scratch, ending.call == CALL_EXECVEAT ?
-					 argument(ending.regs, ending.compat, 1) :
-					 ending.first_argument);
+			scratch,
+			ending.call == CALL_EXECVEAT ? argument(ending.regs, ending.compat, 1) :
+						       ending.first_argument,
+			&flags);
 		fill_header(&event->header, ending.task, EVENT_EXEC_FAILED, ending.compat);
 		if (scratch_output(scratch, sizeof(*event)))
 			tally->lost_ring++;
@@ -209,8 +211,6 @@ int process_exec(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
-#define SWEEP_DESCRIPTORS 256 /* the agent sweeps those beyond, from its own table */
-
 inline_always __u32 descriptors(__u64 task)
 {
 	__u64 files = READ(struct task_struct, task, files);
@@ -246,7 +246,7 @@ int process_exec_sweep(struct bpf_raw_tracepoint_args *ctx)
 SEC("raw_tp/sched_process_exit")
 int process_exit(struct bpf_raw_tracepoint_args *ctx)
 {
-	__u64 task = ctx->args[0], leader;
+	__u64 task = ctx->args[0], leader, signal;
 	struct tally *tally = tally_of(OPERATION_EXIT);
 	struct flow_key key = {.tgid = bpf_get_current_pid_tgid() >> 32};
 	struct event_exit *event;
@@ -278,8 +278,12 @@ int process_exit(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	}
 	fill_header(&event->header, task, EVENT_EXIT, 0);
+	/* As wait sees it: the code of the group's exit, or else the first thread's. */
+	signal = READ(struct task_struct, task, signal);
 	leader = READ(struct task_struct, task, group_leader);
-	event->status = READ(struct task_struct, leader, exit_code);
+	event->status = READ(struct signal_struct, signal, flags) & SIGNAL_GROUP_EXIT ?
+				READ(struct signal_struct, signal, group_exit_code) :
+				READ(struct task_struct, leader, exit_code);
 	event->last = last;
 	bpf_ringbuf_submit(event, ring_flags());
 	return 0;

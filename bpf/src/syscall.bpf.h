@@ -14,6 +14,7 @@ enum program {
 	PROGRAM_DATAGRAM,
 	PROGRAM_NAMES,
 	PROGRAM_PROCESS,
+	PROGRAM_CLOSE_RANGE,
 	PROGRAM_COUNT,
 };
 
@@ -21,6 +22,7 @@ int flow_start(struct bpf_raw_tracepoint_args *ctx);
 int datagram(struct bpf_raw_tracepoint_args *ctx);
 int names(struct bpf_raw_tracepoint_args *ctx);
 int process_call(struct bpf_raw_tracepoint_args *ctx);
+int close_range(struct bpf_raw_tracepoint_args *ctx);
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
@@ -33,6 +35,7 @@ struct {
 		[PROGRAM_DATAGRAM] = (void *)&datagram,
 		[PROGRAM_NAMES] = (void *)&names,
 		[PROGRAM_PROCESS] = (void *)&process_call,
+		[PROGRAM_CLOSE_RANGE] = (void *)&close_range,
 	},
 };
 
@@ -57,6 +60,11 @@ int sys_exit(struct bpf_raw_tracepoint_args *ctx)
 
 	if (!read_ending(ctx, &ending))
 		return 0;
+	if (ending.call == CALL_CLOSE_RANGE) {
+		/* No operation of its own: it ends flows. */
+		bpf_tail_call(ctx, &programs, PROGRAM_CLOSE_RANGE);
+		return 0;
+	}
 	tally = tally_of(ending.operation);
 	if (!tally)
 		return 0;
@@ -96,7 +104,9 @@ int sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	if (flow && ending.call != CALL_CONNECT) {
 		file = task_file(ending.task, key.fd);
 		if (flow->file == file && !flow->ended) {
-			if (!flow->unconnected) {
+			if (flow->socket != SOCKET_DATAGRAM ||
+			    (flow->remote &&
+			     (!is_writing(ending.operation) || !call_peer(&ending)))) {
 				flow_add(flow, ending.operation, ending.ret);
 				return 0;
 			}
@@ -152,8 +162,10 @@ int flow_start(struct bpf_raw_tracepoint_args *ctx)
 			tally->filtered++;
 			return 0;
 		}
-		flow->socket = 1;
-		flow->unconnected = is_unconnected(sock, event->family);
+		flow->socket = socket_kind(sock, event->family);
+		if (event->family != AF_UNIX)
+			describe_internet(event, sock);
+		flow->remote = peer_digest(event);
 	}
 	event->key.tgid = ending.tgid;
 	event->key.fd = fd;
@@ -167,7 +179,9 @@ int flow_start(struct bpf_raw_tracepoint_args *ctx)
 			flow_add(known, ending.operation, ending.ret);
 			return 0;
 		}
-		if (same && ending.call == CALL_CONNECT && !known->unconnected) {
+		/* Another peer is another flow; a connect that is only asked again is not. */
+		if (same && ending.call == CALL_CONNECT && known->remote &&
+		    known->remote == flow->remote) {
 			event->flags |= FLOW_CONTINUED;
 			event->flow_ns = known->start_ns;
 		} else {
@@ -184,16 +198,13 @@ int flow_start(struct bpf_raw_tracepoint_args *ctx)
 		event->path_flags = scratch->flags;
 	} else if (event->family == AF_UNIX) {
 		event->path_bytes = append_unix_name(scratch, sock);
-	} else {
-		describe_internet(event, sock);
+	} else if (ending.call == CALL_CONNECT && !event->remote_port) {
 		/* An attempt that failed leaves no peer in the socket, only in the call. */
-		if (ending.call == CALL_CONNECT && !event->remote_port) {
-			__u16 family;
+		__u16 family;
 
-			if (read_user_address(argument(ending.regs, ending.compat, 1),
-					      event->remote, &event->remote_port, &family))
-				event->flags |= FLOW_PEER_FROM_PROGRAM;
-		}
+		if (read_user_address(argument(ending.regs, ending.compat, 1), event->remote,
+				      &event->remote_port, &family))
+			event->flags |= FLOW_PEER_FROM_PROGRAM;
 	}
 	if (event->flags & FLOW_CONTINUED) {
 		if (scratch_output(scratch, sizeof(*event)))
@@ -203,7 +214,8 @@ int flow_start(struct bpf_raw_tracepoint_args *ctx)
 	flow->file = file;
 	flow->start_ns = event->header.time_ns;
 	event->flow_ns = flow->start_ns;
-	if (flow->unconnected && (is_reading(ending.operation) || is_writing(ending.operation))) {
+	if (flow->socket == SOCKET_DATAGRAM &&
+	    (is_writing(ending.operation) || (is_reading(ending.operation) && !flow->remote))) {
 		flow_begin(scratch, event, flow, tally);
 		bpf_tail_call(ctx, &programs, PROGRAM_DATAGRAM);
 		tally->lost_unreadable++;
@@ -259,6 +271,15 @@ int datagram(struct bpf_raw_tracepoint_args *ctx)
 		flow_add(base, ending.operation, ending.ret);
 		return 0;
 	}
+	describe_inode(event, base->file);
+	sock = file_sock(base->file);
+	event->family = sock_family(sock);
+	describe_internet(event, sock);
+	/* Named or not, the peer that the socket is connected to is the descriptor's own. */
+	if (event->remote_port == key.peer_port && is_same_address(event->remote, key.peer)) {
+		flow_add(base, ending.operation, ending.ret);
+		return 0;
+	}
 	known = bpf_map_lookup_elem(&flows, &key);
 	if (known && known->file == base->file && !known->ended) {
 		flow_add(known, ending.operation, ending.ret);
@@ -271,10 +292,6 @@ int datagram(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	}
 	base->peers++;
-	describe_inode(event, base->file);
-	sock = file_sock(base->file);
-	event->family = sock_family(sock);
-	describe_internet(event, sock);
 	event->key = key;
 	__builtin_memcpy(event->remote, key.peer, sizeof(key.peer));
 	event->remote_port = key.peer_port;
@@ -285,7 +302,7 @@ int datagram(struct bpf_raw_tracepoint_args *ctx)
 	event->ret = ending.ret;
 	event->operation = ending.operation;
 	flow->file = base->file;
-	flow->socket = 1;
+	flow->socket = SOCKET_DATAGRAM;
 	flow->start_ns = event->header.time_ns;
 	event->flow_ns = flow->start_ns;
 	if (is_reading(ending.operation)) {
@@ -296,6 +313,41 @@ int datagram(struct bpf_raw_tracepoint_args *ctx)
 		flow->volume[0].write_bytes = ending.ret;
 	}
 	flow_begin(scratch, event, flow, tally);
+	return 0;
+}
+
+/* Ends the flows of the descriptors that close_range has closed. */
+SEC("raw_tp/sys_exit")
+int close_range(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct ending ending = {};
+	struct flow_key key = {};
+	struct scratch *scratch;
+	__u32 fd, step;
+
+	if (!read_ending(ctx, &ending) || ending.ret < 0 ||
+	    argument(ending.regs, ending.compat, 2) & CLOSE_RANGE_CLOEXEC)
+		return 0;
+	scratch = scratch_begin();
+	if (!scratch)
+		return 0;
+	scratch->at = ending.first_argument;
+	scratch->path_start = argument(ending.regs, ending.compat, 1);
+	key.tgid = ending.tgid;
+#pragma clang loop unroll(disable)
+	for (step = 0; step < SWEEP_DESCRIPTORS; step++) {
+		struct flow *flow;
+
+		/* The descriptor is kept in the map, where the verifier does not follow it. */
+		fd = scratch->at;
+		if (fd > scratch->path_start || fd >= SWEEP_DESCRIPTORS)
+			break;
+		scratch->at = fd + 1;
+		key.fd = fd;
+		flow = bpf_map_lookup_elem(&flows, &key);
+		if (flow && flow->file != task_file(ending.task, fd))
+			flow_end(&key, flow, ending.task, FLOW_CLOSED_RANGE);
+	}
 	return 0;
 }
 
@@ -316,14 +368,18 @@ inline_always void append_name(struct scratch *scratch, struct event_path *event
 	} else {
 		file = task_file(task, directory);
 		if (!file) {
-			event->name_bytes[index] = append_user_string(scratch, string);
+			event->base_flags[index] = PATH_UNKNOWN;
+			event->name_bytes[index] = append_user_string(
+				scratch, string, &event->base_flags[index]);
 			return;
 		}
 		read_place(ADDRESS(struct file, file, f_path), &place);
 	}
 	event->base_bytes[index] = append_walk(scratch, &place, &root);
 	event->base_flags[index] = scratch->flags;
-	event->name_bytes[index] = append_user_string(scratch, string);
+	event->root_bytes[index] = scratch->root_bytes;
+	event->name_bytes[index] =
+		append_user_string(scratch, string, &event->base_flags[index]);
 }
 
 /* Operations on names: mkdir, rmdir, unlink, rename, link, symlink. */
@@ -355,8 +411,14 @@ int names(struct bpf_raw_tracepoint_args *ctx)
 	switch (ending.call) {
 	case CALL_UNLINKAT:
 		/* AT_REMOVEDIR: the name says which of the two it is, as for the calls proper. */
-		if (argument(regs, compat, 2) & 0x200)
+		if (argument(regs, compat, 2) & AT_REMOVEDIR) {
+			tally->observed--;
+			tally = tally_of(OPERATION_RMDIR);
+			if (!tally)
+				return 0;
+			tally->observed++;
 			event->operation = OPERATION_RMDIR;
+		}
 		/* fall through */
 	case CALL_MKDIRAT:
 		directory[0] = ending.first_argument;
@@ -385,7 +447,8 @@ int names(struct bpf_raw_tracepoint_args *ctx)
 	fill_header(&event->header, ending.task, EVENT_PATH, compat);
 	event->ret = ending.ret;
 	if (ending.operation == OPERATION_SYMLINK)
-		event->name_bytes[0] = append_user_string(scratch, name[0]);
+		event->name_bytes[0] =
+			append_user_string(scratch, name[0], &event->base_flags[0]);
 	else
 		append_name(scratch, event, 0, ending.task, directory[0], name[0]);
 	if (event->names == 2)

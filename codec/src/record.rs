@@ -514,4 +514,15 @@ impl Record<'_> {
             Record::K8sEvent(r) => r.time_ns,
         })
     }
+
+    /// The boot-clock time at which what the record tells began, ns: for a flow the start of
+    /// its interval, for the others [`Record::time_ns`].
+    pub fn start_ns(&self) -> Option<u64> {
+        match self {
+            Record::NetworkFlow(r) => Some(r.time_ns),
+            Record::FileFlow(r) => Some(r.time_ns),
+            Record::ProcessFlow(r) => Some(r.time_ns),
+            other => other.time_ns(),
+        }
+    }
 }

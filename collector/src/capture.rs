@@ -78,7 +78,7 @@ enum Source {
 #[derive(Default)]
 struct Found {
     sources: Vec<Source>,
-    streams: HashMap<([u8; 8], u8), FrameStream>,
+    streams: HashMap<(PathBuf, [u8; 8], u8), FrameStream>,
     clocks: HashMap<PathBuf, Option<i64>>,
     unreadable: Vec<(PathBuf, String)>,
 }
@@ -190,7 +190,13 @@ impl Found {
         let header = &frame.header;
         let key = header.key;
         let stored = self.stored_offset(path)?;
-        let stream = self.streams.entry((key.run_tag, key.class)).or_insert_with(|| FrameStream {
+        // In a store a stream belongs to the agent that sent it, whatever run it names.
+        let home = match stored {
+            Some(_) => path.ancestors().nth(3).unwrap_or(path).to_owned(),
+            None => PathBuf::new(),
+        };
+        let id = (home, key.run_tag, key.class);
+        let stream = self.streams.entry(id).or_insert_with(|| FrameStream {
             run: key.run_tag,
             class: key.class,
             frames: BTreeMap::new(),

@@ -99,6 +99,40 @@ impl Summary {
         self.ledger.iter().filter(|((_, t), _)| *t == term).map(|(_, total)| total).sum()
     }
 
+    /// Kinds of operations whose terms do not add up to what was observed. A flow's counters do
+    /// not tell which call read or wrote, so reads and receives count as one kind here, and
+    /// writes and sends.
+    pub fn unbalanced(&self) -> Vec<String> {
+        let groups: Vec<Vec<Operation>> = Operation::ALL
+            .into_iter()
+            .filter_map(|operation| match operation {
+                Operation::Read => Some(vec![operation, Operation::Receive]),
+                Operation::Write => Some(vec![operation, Operation::Send]),
+                Operation::Receive | Operation::Send => None,
+                other => Some(vec![other]),
+            })
+            .collect();
+        let sum = |group: &[Operation], wanted: &dyn Fn(Term) -> bool| -> u64 {
+            let of_group = |operation: &Option<Operation>| {
+                operation.is_some_and(|operation| group.contains(&operation))
+            };
+            self.ledger
+                .iter()
+                .filter(|((operation, term), _)| of_group(operation) && wanted(*term))
+                .map(|(_, total)| total)
+                .sum()
+        };
+        groups
+            .iter()
+            .filter_map(|group| {
+                let observed = sum(group, &|term| term == Term::Observed);
+                let told = sum(group, &|term| term != Term::Observed);
+                let name = group.first()?.name();
+                (observed != told).then(|| format!("{name}: observed {observed}, told {told}"))
+            })
+            .collect()
+    }
+
     /// Streams that lack a frame before their last one, with the first one lacking.
     pub fn holes(&self) -> Vec<(([u8; 8], u8), u64)> {
         let hole = |sequences: &Vec<u64>| {

@@ -18,13 +18,15 @@ pub fn reads(call: &str) -> bool {
 }
 
 /// Runs `command` with all its threads and children under the tracer, which leaves its
-/// summary in `summary`; returns what the program printed and how often each call was made.
+/// trace and summary in `summary`; returns what the program printed and how often each call
+/// was made. A call that a signal interrupts and the kernel runs again is one call, though the
+/// tracer's summary counts each start of it.
 ///
 /// # Errors
 /// If the tracer or the program fails.
 pub fn count(command: &Command, summary: &Path) -> Result<(Output, BTreeMap<String, u64>)> {
     let mut traced = Command::new("strace");
-    traced.args(["-f", "-qq", "-c", "--summary-columns=calls,name", "-o"]).arg(summary);
+    traced.args(["-f", "-qq", "-C", "-s", "0", "--summary-columns=calls,name", "-o"]).arg(summary);
     traced.arg("-e").arg(format!("trace={}", CALLS.join(",")));
     traced.arg("--").arg(command.get_program()).args(command.get_args());
     for (key, value) in command.get_envs() {
@@ -40,9 +42,10 @@ pub fn count(command: &Command, summary: &Path) -> Result<(Output, BTreeMap<Stri
     Ok((output, parse(&std::fs::read_to_string(summary)?)))
 }
 
-/// Reads the summary's table: a number and a name on each line, rules and heads between.
-fn parse(summary: &str) -> BTreeMap<String, u64> {
-    summary
+/// Reads trace and summary: the table's numbers and names, less the calls that ran again.
+fn parse(text: &str) -> BTreeMap<String, u64> {
+    let (trace, table) = text.split_at(text.find("calls syscall").unwrap_or(0));
+    let mut counts: BTreeMap<String, u64> = table
         .lines()
         .filter_map(|line| {
             let mut words = line.split_whitespace();
@@ -50,7 +53,17 @@ fn parse(summary: &str) -> BTreeMap<String, u64> {
             let name = words.next()?;
             (name != "total").then(|| (name.to_string(), count))
         })
-        .collect()
+        .collect();
+    for line in trace.lines().filter(|line| line.contains(" = ? ERESTART")) {
+        // `PID read(3, ...) = ? ERESTARTSYS (...)` or `PID <... read resumed>...) = ? ...`.
+        let call = CALLS.into_iter().find(|call| {
+            line.contains(&format!(" {call}(")) || line.contains(&format!("<... {call} resumed>"))
+        });
+        if let Some(count) = call.and_then(|call| counts.get_mut(call)) {
+            *count -= 1;
+        }
+    }
+    counts
 }
 
 #[cfg(test)]
@@ -63,5 +76,15 @@ mod tests {
                        3 pwrite64\n--------- ----------------\n       15 total\n";
         let expected = [("read".to_string(), 12), ("pwrite64".to_string(), 3)].into();
         assert_eq!(parse(summary), expected);
+    }
+
+    #[test]
+    fn a_call_that_ran_again_is_one_call() {
+        let text = "71 read(3, \"\"..., 8) = ? ERESTARTSYS (To be restarted if SA_RESTART is set)\n\
+                    72 <... recvfrom resumed>\"\"..., 8, 0, NULL, NULL) = ? ERESTARTSYS (To be \
+                    restarted)\n71 read(3, \"\"..., 8) = 8\n    calls syscall\n--------- ------\n\
+                    \x20       2 read\n        1 recvfrom\n--------- ------\n        3 total\n";
+        let expected = [("read".to_string(), 1), ("recvfrom".to_string(), 0)].into();
+        assert_eq!(parse(text), expected);
     }
 }

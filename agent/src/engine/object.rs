@@ -24,7 +24,12 @@ pub(super) fn of(start: &FlowStart, operation: bpf::Operation, path: &Walked<'_>
         b'u' if path.names.is_empty() => {
             (format!("socket:[{}]", start.inode).into_bytes(), file::DETACHED)
         }
-        b'u' => (unix_name(path.names), 0),
+        b'u' => {
+            let name = unix_name(path.names);
+            // A relative name is the program's word at bind; where it stood then is not known.
+            let is_whole = name.starts_with(b"/") || name.starts_with(b"@");
+            (name, if is_whole { 0 } else { file::PATH_TRUNCATED })
+        }
         b'p' if path.flags & path::DETACHED != 0 => {
             (format!("pipe:[{}]", start.inode).into_bytes(), file::DETACHED)
         }

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 
-use bpf::{Header, Named, path};
+use bpf::{Header, Named};
 use codec::{
     Container, File, FileEvent, FileId, ObjectState, Oid, Operation, ProcessEvent, Record, Term,
     file, op,
@@ -40,7 +40,7 @@ impl Engine {
         let restype = if ops & (op::MKDIR | op::RMDIR) != 0 { b'd' } else { b'?' };
         let name = |engine: &mut Engine, named: &Named<'_>, is_content: bool, state| {
             let path = if is_content { named.name.to_vec() } else { names::named(named) };
-            let flags = file::AS_NAMED | names::file_flags(named.base.flags & path::CHROOT);
+            let flags = file::AS_NAMED | names::file_flags(named.base.flags);
             engine.file(
                 FileWords { kind: restype, path: &path, device: 0, inode: 0, flags },
                 container,

@@ -36,7 +36,6 @@ struct Delivery<'c> {
     generations_lost: u64,
     damaged_records: u64,
     complaint: RateLimit,
-    last_ns: u64,
 }
 
 impl Delivery<'_> {
@@ -84,7 +83,7 @@ impl Outlet for Delivery<'_> {
         Ok(())
     }
 
-    fn frame(&mut self, frame: &[u8], now_ns: u64, engine: &mut Engine) -> Result<(), Error> {
+    fn frame(&mut self, frame: &[u8], until_ns: u64, engine: &mut Engine) -> Result<(), Error> {
         match self.writer.append(frame) {
             Ok(appended) => {
                 engine.batch.books.add_lost_records(Term::LostSpoolFull, appended.dropped_records);
@@ -106,8 +105,7 @@ impl Outlet for Delivery<'_> {
                 return Ok(());
             }
         }
-        self.last_ns = now_ns;
-        if let Err(error) = self.state.frame_written(now_ns) {
+        if let Err(error) = self.state.frame_written(until_ns) {
             self.complain(format_args!("state of the run not written: {error}"));
         }
         Ok(())
@@ -159,6 +157,7 @@ impl Settings {
             },
             frame_age_max: Duration::from_secs(config.frames.age_max_s.into()),
             processes_max: config.memory.processes_max as usize,
+            text_bytes_max: config.memory.text_bytes,
         }
     }
 }
@@ -217,7 +216,6 @@ pub fn run(config: &Config) -> Result<(), Error> {
         generations_lost: 0,
         damaged_records: 0,
         complaint: RateLimit::new(COMPLAINT_INTERVAL),
-        last_ns: 0,
     };
     watch(&Settings::new(config), identity, interruption, None, &stop, &mut delivery)?;
     if let Some(upload) = delivery.upload.take() {

@@ -110,6 +110,17 @@ impl Printer<'_> {
                 Format::Json => writeln!(self.out, "{}", gap.json())?,
             }
         }
+        let unresolved = self.account.unresolved_counts();
+        for (kind, count) in unresolved.into_iter().filter(|(_, count)| *count > 0) {
+            match self.format {
+                Format::Text => writeln!(self.out, "unresolved, {kind}: {count}")?,
+                Format::Json => {
+                    let row =
+                        serde_json::json!({ "type": "UNRESOLVED", "kind": kind, "count": count });
+                    writeln!(self.out, "{row}")?;
+                }
+            }
+        }
         self.out.flush()?;
         let damaged = self.account.has_unreadable();
         Ok(if damaged { Outcome::Damaged } else { Outcome::Whole })

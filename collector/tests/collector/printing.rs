@@ -123,7 +123,8 @@ fn an_export_is_read_by_sysprint_and_says_what_it_leaves_out() {
             || bits == Some(1 << 21)
             || row["file.path"] == "" && row["type"] == "FF"
             || row["type"] == "LEDGER"
-            || row["type"] == "GAP";
+            || row["type"] == "GAP"
+            || row["type"] == "UNRESOLVED";
         !unsaid
     };
     let frames: Vec<&Value> = frames.iter().filter(said).collect();
@@ -174,7 +175,8 @@ fn the_ledger_and_the_gaps_come_after_the_records() {
     frames.push(stream.next(0, 4));
     fs::write(folder.path().join("all.frame"), frames.concat()).unwrap();
     let rows = json_lines(&print(&["--json".as_ref(), folder.path().as_ref()]));
-    let [ledger, interruption, missing] = &rows[rows.len() - 3..] else { panic!() };
+    let [ledger, interruption, missing, unresolved] = &rows[rows.len() - 4..] else { panic!() };
+    assert_eq!(unresolved, &json!({ "type": "UNRESOLVED", "kind": "file", "count": 1 }));
     assert_eq!(ledger["type"], "LEDGER");
     assert_eq!(ledger["agent"], "gw-1");
     assert_eq!(ledger["boot"], "b0b0b0b0-b0b0-b0b0-b0b0-b0b0b0b0b0b0");
