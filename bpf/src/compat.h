@@ -59,6 +59,14 @@
 		asm volatile("" : "+r"(length));                                              \
 	})
 
+/*
+ * Takes the whole stack, for a program that others follow by tail calls. The interpreter and
+ * the JIT of 32-bit ARM run the follower in the frame of the first program. Kernels from 6.9 on
+ * (seen on 6.12) make that frame as large as the first program's own use of it, not as the
+ * largest there is; a follower with more overwrote the registers, and the kernel died.
+ */
+#define TAKE_STACK() asm volatile("*(u64 *)(r10 - 512) = %0" : : "r"(0ULL) : "memory")
+
 #define ON_X86 bpf_core_field_exists(((struct pt_regs___x86 *)0)->orig_ax)
 #define ON_ARM64 bpf_core_field_exists(((struct pt_regs___arm64 *)0)->syscallno)
 

@@ -58,6 +58,7 @@ int sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	struct flow *flow;
 	__u64 file;
 
+	TAKE_STACK();
 	if (!read_ending(ctx, &ending))
 		return 0;
 	if (ending.call == CALL_CLOSE_RANGE) {
