@@ -248,7 +248,7 @@ struct event_setuid {
 /* Flags of event_flow_start. */
 #define FLOW_UNTRACKED 1	 /* the table was full: this one operation is all there is */
 #define FLOW_PEER_FROM_PROGRAM 2 /* the peer is what the program passed, not the socket's */
-#define FLOW_CONTINUED 4	 /* connect on a flow that exists */
+#define FLOW_CONTINUED 4	 /* an operation on a flow that exists */
 
 /* A flow began: a descriptor was opened, or used for the first time. Text: the path (walked),
  * or a unix socket's name. */

@@ -116,13 +116,39 @@ inline_always void describe_inode(struct event_flow_start *event, __u64 file)
 	event->device = READ(struct super_block, READ(struct inode, inode, i_sb), s_dev);
 }
 
-/* Makes the map entry that `event` describes and sends the event; 0 if it could do neither. */
+/*
+ * Makes the map entry that `event` describes and sends the event. Another thread may have made
+ * it since it was last looked for: then this operation joins it, and an event tells only of
+ * what is no reading or writing.
+ */
 inline_always void flow_begin(struct scratch *scratch, struct event_flow_start *event,
 			      struct flow *flow, struct tally *tally)
 {
+	long refused = bpf_map_update_elem(&flows, &event->key, flow, BPF_NOEXIST);
 	__u8 tracked = 1;
 
-	if (bpf_map_update_elem(&flows, &event->key, flow, BPF_NOEXIST)) {
+	if (refused == -EEXIST) {
+		struct flow *other = bpf_map_lookup_elem(&flows, &event->key);
+
+		if (other && other->file == flow->file && !other->ended) {
+			struct volume *volume = SLOT_OF(other);
+
+			ADD(volume->read_ops, flow->volume[0].read_ops);
+			ADD(volume->write_ops, flow->volume[0].write_ops);
+			ADD(volume->read_bytes, flow->volume[0].read_bytes);
+			ADD(volume->write_bytes, flow->volume[0].write_bytes);
+			other->shutdown += flow->shutdown;
+			if (is_reading(event->operation) || is_writing(event->operation) ||
+			    event->operation == OPERATION_SHUTDOWN)
+				return;
+			event->flags |= FLOW_CONTINUED;
+			event->flow_ns = other->start_ns;
+			if (scratch_output(scratch, sizeof(*event)))
+				tally->lost_ring++;
+			return;
+		}
+	}
+	if (refused) {
 		/* No room: this operation travels as a flow of its own. */
 		event->flags |= FLOW_UNTRACKED;
 		event->volume = flow->volume[0];

@@ -42,6 +42,7 @@ struct bpf_raw_tracepoint_args {
 
 /* include/uapi/asm-generic/errno*.h, include/linux/errno.h */
 #define EBADF 9
+#define EEXIST 17
 #define ERESTARTSYS 512
 #define ERESTART_RESTARTBLOCK 516
 

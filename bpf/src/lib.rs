@@ -2,8 +2,9 @@
 //!
 //! It owns the probes (C, compiled by the build script into one CO-RE object), their maps and
 //! the decoding of what they say. Out come [`Event`]s, flow counters and tallies; nothing goes
-//! in but bounds. Every map is sized before loading. It knows nothing of SysFlow, files,
-//! networks or configuration, and is the only crate with `unsafe`.
+//! in but bounds. Every map is sized before loading. It knows nothing of SysFlow,
+//! networks, configuration, or files but the one with the kernel's types, and is the only crate
+//! with `unsafe`.
 
 mod calls;
 mod error;

@@ -130,8 +130,8 @@ impl Guest {
             }
             "armhf" => ["qemu-system-arm", "virt", "cortex-a15", "ttyAMA0", "virtio-net-device"],
             "amd64" => {
-                // With every feature ("max") the emulator of Debian 12 trips over newer kernels.
-                let processor = "Haswell-noTSX-IBRS";
+                // QEMU 7.2 spoils the flags of cmpxchg16b, on which newer kernels die.
+                let processor = "max,la57=off,cx16=off";
                 ["qemu-system-x86_64", "q35", processor, "ttyS0", "virtio-net-pci,romfile="]
             }
             other => return Err(format!("no emulator is known for {other}").into()),
