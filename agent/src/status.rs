@@ -149,7 +149,7 @@ impl Status {
     pub fn describe(&self, now: u64, alive: bool) -> String {
         let mut text = String::new();
         let mut line = |name: &str, value: String| {
-            text.push_str(&format!("{name:<14}{value}\n"));
+            text.push_str(&format!("{name:<18}{value}\n"));
         };
         let age = ago(now, self.written_unix_s);
         if !alive {
