@@ -22,7 +22,7 @@ Usage: sysflow-agent COMMAND [OPTION]...
   -h, --help      print this text
   -V, --version   print the version
 
-Exit codes: 0 good, 64 wrong usage, 69 collector unreachable, 70 internal error,
+Exit codes: 0 good, 64 wrong usage, 69 no agent runs (status), 70 internal error,
 77 permission missing, 78 configuration or kernel must be changed.
 ";
 

@@ -168,11 +168,12 @@ pub fn kernel(config: &Config) -> Vec<Finding> {
     let probes = match Probes::load(&Settings::new(config).bounds) {
         Ok(probes) => probes,
         Err(error) => {
-            let level = match error {
-                bpf::Error::NotPermitted => Level::Denied,
-                _ => Level::Problem,
+            let (level, remedy) = match error {
+                bpf::Error::NotPermitted => {
+                    (Level::Denied, "run as root, or with CAP_BPF and CAP_PERFMON")
+                }
+                _ => (Level::Problem, "Linux 5.10 or later is needed, with CONFIG_DEBUG_INFO_BTF"),
             };
-            let remedy = "see `sysflow-agent --help` and the README's list of what a kernel needs";
             return vec![Finding::new(level, "kernel", error.to_string(), remedy)];
         }
     };

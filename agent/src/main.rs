@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use agent::arguments::{self, Command};
 use agent::check::{self, EXIT_CONFIGURATION, EXIT_GOOD};
-use agent::config::Config;
+use agent::config::{Config, ConfigError};
 use agent::logger;
 use agent::pipeline::{self, Settings};
 use agent::status::Status;
@@ -42,11 +42,16 @@ fn main() -> ExitCode {
 fn run(file: &Path) -> u8 {
     match Config::load(file) {
         Ok(config) => finish(pipeline::run(&config)),
-        Err(error) => {
-            log::error!("{error}");
-            EXIT_CONFIGURATION
-        }
+        Err(error) => misconfigured(&error),
     }
+}
+
+/// Logs all that is wrong, a line each.
+fn misconfigured(error: &ConfigError) -> u8 {
+    for line in error.to_string().lines() {
+        log::error!("{line}");
+    }
+    EXIT_CONFIGURATION
 }
 
 /// Logs why the agent stops, with all causes.
@@ -82,10 +87,7 @@ fn check(file: &Path) -> u8 {
 fn status(file: &Path) -> u8 {
     let config = match Config::load(file) {
         Ok(config) => config,
-        Err(error) => {
-            log::error!("{error}");
-            return EXIT_CONFIGURATION;
-        }
+        Err(error) => return misconfigured(&error),
     };
     match Status::read(&config.status.file) {
         Ok(status) => {

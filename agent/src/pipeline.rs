@@ -56,6 +56,12 @@ impl Error {
                 bpf::Error::NoTypes(_) | bpf::Error::TypesUnreadable(..) | bpf::Error::NoBpf,
             ) => 78,
             Error::Probes(_) | Error::System(..) => 70,
+            Error::File(_, error) if error.kind() == std::io::ErrorKind::PermissionDenied => 77,
+            Error::Spool(SpoolError::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::PermissionDenied =>
+            {
+                77
+            }
             Error::File(..) | Error::Config(_) | Error::Spool(_) => 78,
         }
     }
@@ -79,7 +85,8 @@ impl std::error::Error for Error {
             Error::Probes(error) => error.source(),
             Error::File(_, error) | Error::System(_, error) => Some(error),
             Error::Config(_) => None,
-            Error::Spool(error) => error.source(),
+            // Its text has its cause.
+            Error::Spool(_) => None,
         }
     }
 }
@@ -264,7 +271,7 @@ fn watch(
             })
             .map_err(Error::Probes)?
     };
-    log::info!("attached: {} hooks", probes.attached().len());
+    log::info!("watching: {} hooks attached", probes.attached().len());
 
     outlet.ready(&probes)?;
     let started = Instant::now();
@@ -317,6 +324,9 @@ fn watch(
                     if stopping { drained_ns } else { engine.told_until(swept_ns, drained_ns) };
                 for frame in frames {
                     outlet.frame(&frame, until_ns, &mut engine)?;
+                }
+                if stopping {
+                    outlet.tick(&mut engine);
                 }
             }
             if stopping {
@@ -400,6 +410,10 @@ impl Outlet for Folder {
 /// See [`Error`]; `out` must be a folder that can be made and written, without frames.
 pub fn capture(settings: &Settings, duration: Option<Duration>, out: &Path) -> Result<(), Error> {
     std::fs::create_dir_all(out).map_err(file_error(out))?;
+    if std::fs::read_dir(out).map_err(file_error(out))?.next().is_some() {
+        let text = format!("{}: is not empty (name a new folder for the frames)", out.display());
+        return Err(Error::Config(text));
+    }
     let stop = stop_on_signal()?;
     let mut folder = Folder { out: out.into(), number: 0 };
     let run_id = run_state::random_id().map_err(|e| Error::System("a random run id", e))?;

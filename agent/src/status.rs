@@ -149,7 +149,7 @@ impl Status {
     pub fn describe(&self, now: u64, alive: bool) -> String {
         let mut text = String::new();
         let mut line = |name: &str, value: String| {
-            text.push_str(&format!("{name:<14}{value}\n"));
+            text.push_str(&format!("{name:<18}{value}\n"));
         };
         let age = ago(now, self.written_unix_s);
         if !alive {
@@ -282,12 +282,14 @@ mod tests {
     #[test]
     fn a_stale_status_says_so_first() {
         let text = status().describe(1030, false);
-        assert!(text.starts_with("STALE         process 4294967295 is gone; written 30 s ago\n"));
-        assert!(text.contains("\nrun           , started 10 min ago\n"), "{text}");
-        assert!(text.contains("\nobserved      7\n"), "{text}");
-        assert!(text.contains("\nlast upload   never\n"), "{text}");
-        assert!(text.contains("\nrefused       3 records: malformed\n"), "{text}");
-        assert!(text.contains("\nfailing       2 times: connection refused\n"), "{text}");
+        let tells = |name: &str, value: &str| text.contains(&format!("{name:<18}{value}\n"));
+        assert!(text.starts_with("STALE"), "{text}");
+        assert!(tells("STALE", "process 4294967295 is gone; written 30 s ago"), "{text}");
+        assert!(tells("run", ", started 10 min ago"), "{text}");
+        assert!(tells("observed", "7"), "{text}");
+        assert!(tells("last upload", "never"), "{text}");
+        assert!(tells("refused", "3 records: malformed"), "{text}");
+        assert!(tells("failing", "2 times: connection refused"), "{text}");
         assert!(!status().describe(1030, true).contains("STALE"));
     }
 

@@ -115,7 +115,7 @@ impl Upload {
 
     /// Lets the thread try to empty the spool once more, and stops it, by `deadline` and
     /// a second at most.
-    pub fn shutdown(self, deadline: Instant) -> Report {
+    pub fn shutdown(&self, deadline: Instant) -> Report {
         self.shared.signals().deadline = Some(deadline);
         self.shared.changed.notify_all();
         if let Some(report) = self.done_by(deadline) {

@@ -14,9 +14,10 @@ use crate::truth::Truth;
 /// Columns of the report.
 const COLUMNS: usize = 118;
 /// Records that are printed; the rest is counted.
-const ROWS_MAX: usize = 40;
+const ROWS_MAX: usize = 64;
 /// Folders of programs' libraries and of the kernel's files: reads there say little.
-const QUIET: [&str; 6] = ["/etc/ld.so", "/lib", "/usr/lib", "/proc", "/dev", "/sys"];
+const QUIET: [&str; 7] =
+    ["/etc/ld.so", "/etc/locale.alias", "/lib", "/usr/lib", "/proc", "/dev", "/sys"];
 
 /// The report as text, and the differences from the truth.
 pub fn report(records: &[Value], truth: &Truth, summary: &Summary) -> (String, Vec<String>) {
@@ -66,9 +67,14 @@ fn workload_table(out: &mut String, records: &[Value], tree: &BTreeSet<i64>, tru
         .iter()
         .filter(|record| number(record, "proc.pid").is_some_and(|pid| tree.contains(&pid)))
         .collect();
-    own.sort_by_key(|record| number(record, "endts_uts").or(number(record, "ts_uts")));
+    own.sort_by_key(|record| number(record, "ts_uts"));
     let start = own.iter().filter_map(|record| number(record, "ts_uts")).min().unwrap_or(0);
     let (quiet, loud): (Vec<&Value>, Vec<&Value>) = own.iter().partition(|record| is_quiet(record));
+    let _ = writeln!(
+        out,
+        "PE process event, FF file flow, FE file event, NF network flow; O open A accept C connect \
+         W write R read, last C close, T ended otherwise\n"
+    );
     let _ = writeln!(
         out,
         "{:>8} {:<2} {:<14} {:>6} {:<15} {:>9} {:>9}  WHAT",
@@ -83,7 +89,7 @@ fn workload_table(out: &mut String, records: &[Value], tree: &BTreeSet<i64>, tru
         "… and {} records of the workload: {} of libraries, pipes, system files and starts{}",
         quiet.len() + more,
         quiet.len(),
-        if more > 0 { format!(", {more} more like these") } else { String::new() }
+        if more > 0 { format!(", and {more} more") } else { String::new() }
     );
 }
 

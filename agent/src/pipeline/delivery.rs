@@ -66,6 +66,8 @@ impl Delivery<'_> {
 
 impl Outlet for Delivery<'_> {
     fn ready(&mut self, probes: &Probes) -> Result<(), Error> {
+        // Without privileges the kernel does not say it any more.
+        self.status.jit = probes.is_jited();
         drop_privileges(probes)?;
         if let Some((settings, reader)) = self.thread.take() {
             let upload = upload::spawn(settings, reader)
@@ -73,7 +75,6 @@ impl Outlet for Delivery<'_> {
             self.upload = Some(upload);
         }
         self.status.ready = true;
-        self.status.jit = probes.is_jited();
         self.status.hooks_attached =
             probes.attached().iter().map(|hook| hook.name().to_string()).collect();
         self.status.hooks_missing =
@@ -218,7 +219,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
         complaint: RateLimit::new(COMPLAINT_INTERVAL),
     };
     watch(&Settings::new(config), identity, interruption, None, &stop, &mut delivery)?;
-    if let Some(upload) = delivery.upload.take() {
+    if let Some(upload) = &delivery.upload {
         let report = upload.shutdown(Instant::now() + LAST_DELIVERY);
         if !report.emptied {
             log::warn!("stopped with frames in the spool: they are delivered after the next start");

@@ -30,7 +30,7 @@ const END_DEADLINE: Duration = Duration::from_secs(60);
 pub fn run() -> Result {
     if !rustix::process::geteuid().is_root() {
         return Err("demo watches the kernel, which needs root: run it as root \
-                    (sudo -E cargo xtask demo)"
+                    (sudo -E env \"PATH=$PATH\" cargo xtask demo)"
             .into());
     }
     setup::run()?;
@@ -44,7 +44,7 @@ pub fn run() -> Result {
 }
 
 fn build() -> Result {
-    say("building the agent and the collector (release)");
+    say("building the agent and the collector (release; some minutes the first time)");
     let build = |place: Workspace| {
         let mut command = place.cargo("build");
         command.args(["--quiet", "--locked"]);

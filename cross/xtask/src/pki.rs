@@ -46,7 +46,7 @@ impl Default for Options {
             agent_id: "gw-0001".to_string(),
             san_id: None,
             hosts: ["localhost", "127.0.0.1", "::1"].map(str::to_string).to_vec(),
-            days: 30,
+            days: 90,
             is_expired: false,
             file_stem: "agent".to_string(),
         }
