@@ -426,11 +426,13 @@ impl Engine {
             exported: Volume::default(),
             shutdowns: 0,
         };
-        if self.flows.contains_key(&start.key) {
+        let untracked = start.flags & kernel_flow::UNTRACKED != 0;
+        let same_file = self.flows.get(&start.key).map(|known| known.file == start.file);
+        let goes_on = untracked && same_file == Some(true);
+        if same_file.is_some() && !goes_on {
             // Its end was not told, so its last counters are those of the last sweep.
             self.export(&start.key, now_ns, op::TRUNCATE, EndReason::EndDetected);
         }
-        let untracked = start.flags & kernel_flow::UNTRACKED != 0;
         if !untracked && self.flows.len() >= self.flows_max {
             let oldest = self.flows.iter().min_by_key(|(_, f)| f.active_ns).map(|(key, _)| *key);
             if let Some(key) = oldest {
@@ -438,13 +440,16 @@ impl Engine {
                 self.flows.remove(&key);
             }
         }
-        self.flows.insert(start.key, flow);
+        let known = self.flows.insert(start.key, flow);
         if untracked {
             if let Some(flow) = self.flows.get_mut(&start.key) {
                 flow.note(volume(&start.volume), now_ns);
             }
             self.export(&start.key, now_ns, op::TRUNCATE, EndReason::LackOfResources);
             self.flows.remove(&start.key);
+            if let Some(known) = known.filter(|_| goes_on) {
+                self.flows.insert(start.key, known);
+            }
         }
     }
 

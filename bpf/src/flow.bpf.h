@@ -124,7 +124,9 @@ inline_always void describe_inode(struct event_flow_start *event, __u64 file)
 inline_always void flow_begin(struct scratch *scratch, struct event_flow_start *event,
 			      struct flow *flow, struct tally *tally)
 {
-	long refused = bpf_map_update_elem(&flows, &event->key, flow, BPF_NOEXIST);
+	/* Of this answer only the lower half counts: before 6.4 the verifier calls a function that
+	 * returns an int, and leaves its upper half zero. */
+	int refused = bpf_map_update_elem(&flows, &event->key, flow, BPF_NOEXIST);
 	__u8 tracked = 1;
 
 	if (refused == -EEXIST) {

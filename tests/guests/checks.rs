@@ -85,7 +85,7 @@ fn none(faults: &[String]) -> Result {
 }
 
 fn attach(run: &Run<'_>) -> Result<String> {
-    if run.agent_said("not attached") || !run.agent_said("attached: 5 hooks") {
+    if run.agent_said("not attached") || !run.agent_said("5 hooks attached") {
         return Err("not every hook is attached".into());
     }
     let code = run.told.one("agent-code");
