@@ -9,8 +9,6 @@ use std::process::{Command, Stdio};
 use crate::Result;
 use crate::workspace::{root, show};
 
-/// Where the mirror is asked for if apt does not say.
-const MIRROR: &str = "http://deb.debian.org/debian/";
 /// An index that is younger needs no refresh, seconds.
 const INDEX_AGE_MAX_S: u64 = 24 * 3600;
 
@@ -55,7 +53,7 @@ impl Archive {
             fs::create_dir_all(folder.join(part))?;
         }
         fs::write(folder.join("status"), "")?;
-        let source = format!("deb [arch={architecture}] {} {suite} main\n", mirror());
+        let source = format!("deb [arch={architecture}] {} {suite} main\n", mirror()?);
         fs::write(folder.join("sources.list"), source)?;
         let at = folder.display();
         let text = format!(
@@ -159,15 +157,20 @@ fn unpack(file: &Path, folder: &Path, patterns: &[&str]) -> Result {
     }
 }
 
-/// The mirror that this machine takes Debian from.
-fn mirror() -> String {
-    let asked = Command::new("apt-get")
-        .args(["indextargets", "--format", "$(ORIGIN) $(LABEL) $(REPO_URI)"])
+/// The mirror that this machine takes Debian from. Before its first `apt-get update` apt does
+/// not know whose packages a source has; then the first one is taken.
+fn mirror() -> Result<String> {
+    let output = Command::new("apt-get")
+        .args(["indextargets", "--format", "$(REPO_URI) $(ORIGIN)/$(LABEL)"])
         .arg("Created-By: Packages")
         .stdin(Stdio::null())
-        .output();
-    let text = asked.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
-    let text = text.unwrap_or_default();
-    let found = text.lines().find_map(|line| line.strip_prefix("Debian Debian "));
-    found.unwrap_or(MIRROR).to_string()
+        .output()
+        .map_err(|e| format!("start apt-get: {e}"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let sources = || text.lines().filter_map(|line| line.split_once(' '));
+    let debian = sources().find(|(_, owner)| *owner == "Debian/Debian");
+    let (uri, _) = debian.or_else(|| sources().next()).ok_or(
+        "apt has no source of packages: name a mirror of Debian in /etc/apt/sources.list.d/",
+    )?;
+    Ok(uri.to_string())
 }
