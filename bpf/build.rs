@@ -15,7 +15,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "arm" => "arm",
         other => return Err(format!("the probes do not know the architecture {other}").into()),
     };
-    let source = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("src");
+    let manifest = env::var("CARGO_MANIFEST_DIR")?;
+    let source = PathBuf::from(&manifest).join("src");
     let object = PathBuf::from(env::var("OUT_DIR")?).join("probes.bpf.o");
     let include = env::var("DEP_BPF_INCLUDE")?;
     let clang = env::var("CLANG").unwrap_or_else(|_| "clang".into());
@@ -29,8 +30,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .args(["-target", "bpf", "-g", "-O2", "-Wall", "-Wextra", "-Werror"])
         .args(["-Wno-unused-parameter", "-Wno-missing-field-initializers", "-Wno-sign-compare"])
         .arg(format!("-D__TARGET_ARCH_{arch}"))
-        // No absolute path of the build machine may end in the object's BTF.
-        .arg(format!("-ffile-prefix-map={}=bpf", source.display()))
+        // No absolute path of the build machine may end in the object's BTF, not even that of the
+        // folder in which clang runs.
+        .arg(format!("-ffile-prefix-map={manifest}=/sysflow/bpf"))
         .arg(format!("-ffile-prefix-map={include}=libbpf"))
         .arg(format!("-I{include}"))
         .arg("-c")
