@@ -58,7 +58,7 @@ fn from_debian(release: &str) -> Result<PathBuf> {
             say(&format!("source of the standard library: Debian's rust-src {version}"));
             let pattern = "./usr/src/rustc-*/library/*";
             let folder = archive.unpack("rust-src", Some(version), &[pattern])?;
-            Ok(folder.join(format!("usr/src/rustc-{release}/library")))
+            settle(&folder.join(format!("usr/src/rustc-{release}/library")), version)
         });
         match found {
             Ok(folder) if folder.join("std/Cargo.toml").is_file() => return Ok(folder),
@@ -67,6 +67,29 @@ fn from_debian(release: &str) -> Result<PathBuf> {
         }
     }
     Err(reasons.join("; ").into())
+}
+
+/// Keeps the source in the user's cache, outside of the checkout: cargo makes the source's path
+/// part of every crate's name in the binary, and two checkouts must give the same bytes.
+fn settle(source: &Path, version: &str) -> Result<PathBuf> {
+    let cache = match (std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME")) {
+        (Some(cache), _) => PathBuf::from(cache),
+        (None, Some(home)) => Path::new(&home).join(".cache"),
+        (None, None) => return Err("HOME is not set: no place to keep rust-src".into()),
+    };
+    let kept = cache.join("sysflow-edge/rust-src").join(version).join("library");
+    if kept.is_dir() {
+        return Ok(kept);
+    }
+    let parent = kept.parent().unwrap_or(&cache);
+    std::fs::create_dir_all(parent).map_err(|e| format!("make {}: {e}", parent.display()))?;
+    // Another checkout may do the same: what is half copied must never be seen.
+    let half = parent.join(format!("library.{}", std::process::id()));
+    crate::workspace::run(Command::new("cp").arg("-a").arg(source).arg(&half))?;
+    if std::fs::rename(&half, &kept).is_err() && !kept.is_dir() {
+        return Err(format!("{} cannot be put in place", kept.display()).into());
+    }
+    Ok(kept)
 }
 
 fn ask(arguments: &[&str]) -> Result<String> {
