@@ -58,7 +58,11 @@ fn from_debian(release: &str) -> Result<PathBuf> {
             say(&format!("source of the standard library: Debian's rust-src {version}"));
             let pattern = "./usr/src/rustc-*/library/*";
             let folder = archive.unpack("rust-src", Some(version), &[pattern])?;
-            settle(&folder.join(format!("usr/src/rustc-{release}/library")), version)
+            let source = folder.join(format!("usr/src/rustc-{release}/library"));
+            Ok(settle(&source, version).unwrap_or_else(|error| {
+                say(&format!("{error}: other checkouts will not give the same bytes"));
+                source
+            }))
         });
         match found {
             Ok(folder) if folder.join("std/Cargo.toml").is_file() => return Ok(folder),
