@@ -1,8 +1,8 @@
 //! `cargo xtask build TARGET`: the agent for a device, from this machine, with its size held
 //! against the target's budget.
 //!
-//! Builds are reproducible: no path of this machine and no time but that of the last commit
-//! ends in the binary, so that two checkouts of one commit give the same bytes.
+//! Builds are meant to be reproducible: no path of the checkout and no time but that of the last
+//! commit is to end in the binary, so that two checkouts of one commit give the same bytes.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
