@@ -1,0 +1,157 @@
+//! Processes: creation, programs, ends, and the threads that come and go between.
+
+use bpf::{Header, Walked, path};
+use codec::{EndReason, ObjectState, Oid, Operation, ProcessFlow, Record, Term, op, process};
+
+use super::{Counters, Engine};
+use crate::entity::Process;
+use crate::names;
+
+impl Engine {
+    pub(super) fn fork(&mut self, fork: &bpf::Fork) {
+        let Some(creator) = self.subject(&fork.header, Operation::Clone) else { return };
+        if fork.child_tgid == fork.header.tgid {
+            self.count(Operation::Clone, Term::Aggregated, 1);
+            self.threads(creator, fork.header.time_ns, |t| t.cloned += 1);
+            return;
+        }
+        let oid = Oid { start_ns: fork.child_start_ns, pid: fork.child_tgid };
+        let parent = self.processes.resolve(fork.parent_tgid, fork.parent_start_ns);
+        if self.processes.get(oid).is_none() {
+            let mut child = match self.processes.get(creator) {
+                Some(process) => process.clone(),
+                None => Process::unknown(oid),
+            };
+            child.flags &= !(process::START_COARSE | process::PRE_EXISTING);
+            child.oid = oid;
+            child.parent = Some(parent);
+            child.entry = fork.child_namespace_pid == 1;
+            child.written = None;
+            child.ended_ns = None;
+            child.threads = Default::default();
+            if !self.processes.insert(child) {
+                self.count(Operation::Clone, Term::LostTable, 1);
+                return;
+            }
+        }
+        let header = Header { tid: fork.child_tid, ..fork.header };
+        self.write_processes(oid, header.time_ns, ObjectState::Created);
+        self.process_event(oid, &header, op::CLONE, &[], 0);
+    }
+
+    pub(super) fn exec(
+        &mut self,
+        exec: &bpf::Exec,
+        exe: &Walked<'_>,
+        cwd: &Walked<'_>,
+        args: &[u8],
+        cgroup: &[u8],
+    ) {
+        let oid = self.processes.resolve(exec.header.tgid, exec.header.start_ns);
+        let state = match self.processes.get(oid) {
+            Some(_) => ObjectState::Modified,
+            None => ObjectState::Created,
+        };
+        let Some(oid) = self.subject(&exec.header, Operation::Exec) else { return };
+        let parent = (exec.parent_tgid != 0)
+            .then(|| self.processes.resolve(exec.parent_tgid, exec.parent_start_ns));
+        if let Some(process) = self.processes.get_mut(oid) {
+            process.parent = process.parent.or(parent);
+            process.exe = names::walked(exe);
+            process.cwd = names::walked(cwd);
+            let rest = args.iter().position(|b| *b == 0).map_or(args.len(), |end| end + 1);
+            process.args = args.get(rest..).unwrap_or_default().to_vec();
+            process.uid = exec.uid;
+            process.gid = exec.gid;
+            process.tty = exec.tty != 0;
+            process.entry = exec.namespace_pid == 1;
+            if let Some(id) = container_id(cgroup) {
+                process.container = id.to_vec();
+            }
+            process.flags = 0;
+            for (set, flag) in [
+                (exec.args_total > args.len() as u32, process::ARGS_TRUNCATED),
+                ((exe.flags | cwd.flags) & path::TRUNCATED != 0, process::PATH_TRUNCATED),
+                (exe.flags & (path::DELETED | path::DETACHED) != 0, process::EXE_DELETED),
+                (exec.header.flags & bpf::EVENT_COMPAT != 0, process::COMPAT),
+            ] {
+                if set {
+                    process.flags |= flag;
+                }
+            }
+            process.written = None;
+        }
+        self.processes.settle(oid);
+        self.write_processes(oid, exec.header.time_ns, state);
+        self.process_event(oid, &exec.header, op::EXEC, &[], 0);
+    }
+
+    pub(super) fn exit(&mut self, exit: &bpf::Exit, counters: &dyn Counters) {
+        let Some(oid) = self.subject(&exit.header, Operation::Exit) else { return };
+        let now_ns = exit.header.time_ns;
+        if exit.last == 0 {
+            self.count(Operation::Exit, Term::Aggregated, 1);
+            self.threads(oid, now_ns, |t| t.exited += 1);
+            return;
+        }
+        // What the kernel side's own sweep does not reach: high descriptors, and peers.
+        for key in self.keys_of(|_, flow| flow.process == oid) {
+            self.take_and_end(&key, op::TRUNCATE, now_ns, counters);
+        }
+        self.export_threads(oid, now_ns, EndReason::EndDetected);
+        self.process_event(oid, &exit.header, op::EXIT, &[], exit.status);
+        if let Some(process) = self.processes.get_mut(oid) {
+            process.ended_ns = Some(now_ns);
+        }
+    }
+
+    pub(super) fn threads(
+        &mut self,
+        oid: Oid,
+        time_ns: u64,
+        change: impl FnOnce(&mut crate::entity::Threads),
+    ) {
+        if let Some(process) = self.processes.get_mut(oid) {
+            let threads = &mut process.threads;
+            if threads.cloned + threads.exited + threads.errors == 0 {
+                threads.since_ns = time_ns;
+            }
+            change(threads);
+        }
+    }
+
+    pub(super) fn export_threads(&mut self, oid: Oid, now_ns: u64, end: EndReason) {
+        let Some(process) = self.processes.get_mut(oid) else { return };
+        let threads = std::mem::take(&mut process.threads);
+        if threads.cloned + threads.exited + threads.errors == 0 {
+            return;
+        }
+        self.write_processes(oid, now_ns, ObjectState::Reup);
+        let mut ops = 0;
+        if threads.cloned + threads.errors > 0 {
+            ops |= op::CLONE;
+        }
+        if threads.exited > 0 {
+            ops |= op::EXIT;
+        }
+        self.write(
+            &Record::ProcessFlow(ProcessFlow {
+                process: oid,
+                time_ns: threads.since_ns,
+                ops,
+                end_ns: now_ns,
+                threads_cloned: threads.cloned,
+                threads_exited: threads.exited,
+                clone_errors: threads.errors,
+                end,
+            }),
+            Operation::Clone,
+        );
+    }
+}
+
+/// The container that a control group's name speaks of: runtimes put its 64 hexadecimal digits
+/// there, with or without a prefix and a suffix.
+pub fn container_id(cgroup: &[u8]) -> Option<&[u8]> {
+    cgroup.split(|byte| !byte.is_ascii_hexdigit()).find(|part| part.len() == 64)
+}
