@@ -1,8 +1,8 @@
 //! `cargo xtask build TARGET`: the agent for a device, from this machine, with its size held
 //! against the target's budget.
 //!
-//! Builds are meant to be reproducible: no path of the checkout and no time but that of the last
-//! commit is to end in the binary, so that two checkouts of one commit give the same bytes.
+//! Builds are reproducible: no path of the checkout and no time but that of the last commit ends
+//! in the binary, so that two checkouts of one commit give the same bytes. `reproduce` proves it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -172,7 +172,7 @@ fn remaps(target: &Path, library: &StandardLibrary) -> Vec<(String, String)> {
 }
 
 /// Time of the last commit, Unix seconds; none outside a checkout.
-fn commit_time() -> Option<String> {
+pub fn commit_time() -> Option<String> {
     let mut git = Command::new("git");
     git.args(["log", "-1", "--format=%ct"]).current_dir(root()).stderr(Stdio::null());
     let output = git.output().ok().filter(|output| output.status.success())?;

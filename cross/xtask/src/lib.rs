@@ -12,6 +12,7 @@ pub mod debian;
 pub mod demo;
 pub mod kernels;
 pub mod pki;
+pub mod reproduce;
 pub mod setup;
 pub mod standard_library;
 pub mod suite;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use lexopt::{Arg, ValueExt};
 use xtask::Result;
-use xtask::{btf, build, check, demo, pki, setup, suite, vm};
+use xtask::{btf, build, check, demo, pki, reproduce, setup, suite, vm};
 
 const HELP: &str = "\
 cargo xtask VERB
@@ -24,6 +24,9 @@ cargo xtask VERB
   vm [NAME]...
           boot kernels of tests/kernels.toml (all, or those named) with the agent that was
           built for them, and compare what it records with what workloads did
+  reproduce [TARGET]...
+          build the agent for these targets (or all) here and in another directory, and compare
+          the bytes
   setup   only install what is missing (needs root if anything is)
   pki DIR [--agent ID] [--san-id ID] [--host NAME_OR_IP]... [--days N] [--expired] [--as NAME]
           make a throw-away fleet CA in DIR with a certificate for a collector and one for an
@@ -46,6 +49,7 @@ enum Verb {
     Build(String),
     Btf(String, PathBuf, PathBuf),
     Vm(Vec<String>),
+    Reproduce(Vec<String>),
     Setup,
     Pki(PathBuf, pki::Options),
     Help,
@@ -69,16 +73,8 @@ fn parse() -> Result<Verb> {
             word(&mut parser, "btf: KERNEL")?.into(),
             word(&mut parser, "btf: OUT")?.into(),
         ),
-        "vm" => {
-            let mut names = Vec::new();
-            while let Some(argument) = parser.next()? {
-                match argument {
-                    Arg::Value(name) => names.push(name.string()?),
-                    other => return Err(other.unexpected().into()),
-                }
-            }
-            Verb::Vm(names)
-        }
+        "vm" => Verb::Vm(words(&mut parser)?),
+        "reproduce" => Verb::Reproduce(words(&mut parser)?),
         "setup" => Verb::Setup,
         "help" => Verb::Help,
         "pki" => {
@@ -100,6 +96,18 @@ fn word(parser: &mut lexopt::Parser, name: &str) -> Result<std::ffi::OsString> {
         Some(other) => Err(other.unexpected().into()),
         None => Err(format!("{name} is missing").into()),
     }
+}
+
+/// All words that are left.
+fn words(parser: &mut lexopt::Parser) -> Result<Vec<String>> {
+    let mut words = Vec::new();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Value(word) => words.push(word.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(words)
 }
 
 fn parse_pki(parser: &mut lexopt::Parser) -> Result<(PathBuf, pki::Options)> {
@@ -132,6 +140,7 @@ fn run(verb: Verb) -> Result {
         Verb::Build(target) => build::run(&target),
         Verb::Btf(target, kernel, out) => btf::run(&target, &kernel, &out),
         Verb::Vm(names) => vm::run(&names),
+        Verb::Reproduce(targets) => reproduce::run(&targets),
         Verb::Setup => setup::run(),
         Verb::Pki(directory, options) => pki::make(&directory, &options),
         Verb::Help => {

@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
 use crate::workspace::{self, Workspace, say, show};
-use crate::{Result, setup, vm};
+use crate::{Result, reproduce, setup, vm};
 
 /// How the agent is built for end-to-end tests: what ships, at a bearable build time.
 const AGENT_PROFILE: &str = "test-release";
@@ -126,10 +126,19 @@ pub fn run() -> Result {
             broken.push(place.name());
         }
     }
+    say("the agent again in another directory");
+    match reproduce::run(&[reproduce::ALWAYS.to_string()]) {
+        Ok(()) => sum.passed += 1,
+        Err(error) => {
+            println!("{error}");
+            sum.failed += 1;
+            broken.push("reproducible builds");
+        }
+    }
     let passed = sum.passed.saturating_sub(sum.skipped);
     println!("{passed} passed, {} failed, {} skipped", sum.failed, sum.skipped + sum.ignored);
     if !broken.is_empty() {
-        return Err(format!("tests of {} failed", broken.join(", ")).into());
+        return Err(format!("failed: {}", broken.join(", ")).into());
     }
     if passed == 0 {
         return Err("no test ran".into());
