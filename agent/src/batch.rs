@@ -3,8 +3,8 @@
 //! out through a callback. Bound: one frame. It reads no clock and knows no file.
 
 use codec::{
-    Capabilities, Clock, Counter, EncodeError, FrameWriter, GenerationStart, Header, Interruption,
-    Ledger, Operation, Record, StreamKey, Suspended, Term,
+    Capabilities, Clock, Counter, EncodeError, Farewell, FrameWriter, GenerationStart, Header,
+    Interruption, Ledger, Operation, Record, StreamKey, Suspended, Term,
 };
 
 /// Room for prefix, header and checksum beside the records.
@@ -120,6 +120,7 @@ pub struct Batch {
     clock: Clock,
     clock_told: Option<Clock>,
     interruption: Option<Interruption>,
+    farewell: Option<Farewell>,
     /// The ledger.
     pub books: Books,
     books_told: Books,
@@ -150,6 +151,7 @@ impl Batch {
             clock,
             clock_told: None,
             interruption,
+            farewell: None,
             books: Books::default(),
             books_told: Books::default(),
             finished: Vec::new(),
@@ -226,10 +228,17 @@ impl Batch {
         self.state.records()
     }
 
+    /// Finishes the last frame of the run, which says that it is the last one. `now_ns` is on the
+    /// boot clock.
+    pub fn close(&mut self, now_ns: u64) {
+        self.farewell = Some(Farewell { at_ns: now_ns });
+        self.finish();
+    }
+
     /// Finishes the frame, if there is anything to say: records, or counters that moved.
     pub fn finish(&mut self) {
         let ledger = self.books.changes(&self.books_told);
-        if self.state.records() == 0 && ledger.is_empty() {
+        if self.state.records() == 0 && ledger.is_empty() && self.farewell.is_none() {
             return;
         }
         let identity = self.identity.clone();
@@ -255,6 +264,7 @@ impl Batch {
             // In every generation, since a frame can be lost; receivers know it by its run.
             interruption: if first { self.interruption } else { None },
             capabilities: first.then_some(self.capabilities),
+            farewell: self.farewell.take(),
         };
         let Ok(writer) = FrameWriter::resume(&mut self.buffer, self.state) else {
             return;

@@ -192,7 +192,7 @@ impl Engine {
         for oid in self.processes.with_threads_since(u64::MAX) {
             self.export_threads(oid, now_ns, EndReason::ForcedEnd);
         }
-        self.batch.finish();
+        self.batch.close(now_ns);
     }
 
     /// The boot-clock time, ns, until which everything that was observed is in records, as far

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::record::Record;
 use crate::stream::{
-    Capabilities, Clock, Counter, GenerationStart, Header, Interruption, LEDGER_COUNTERS_MAX,
-    Ledger, StreamKey,
+    Capabilities, Clock, Counter, Farewell, GenerationStart, Header, Interruption,
+    LEDGER_COUNTERS_MAX, Ledger, StreamKey,
 };
 
 /// Largest frame, bytes: a receiver may refuse more without looking.
@@ -32,6 +32,7 @@ const EXTENSION_CLOCK: u8 = 2;
 const EXTENSION_LEDGER: u8 = 3;
 const EXTENSION_INTERRUPTION: u8 = 4;
 const EXTENSION_CAPABILITIES: u8 = 5;
+const EXTENSION_FAREWELL: u8 = 6;
 
 /// Why bytes are not a frame. As many answers as a receiver has choices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -210,6 +211,9 @@ impl<'b> FrameWriter<'b> {
         if let Some(capabilities) = &header.capabilities {
             cursor.extension(EXTENSION_CAPABILITIES, capabilities)?;
         }
+        if let Some(farewell) = &header.farewell {
+            cursor.extension(EXTENSION_FAREWELL, farewell)?;
+        }
         cursor.value(&EXTENSION_END)?;
         let header_bytes = cursor.at;
         let start = body_start - header_bytes - PREFIX_BYTES;
@@ -387,6 +391,7 @@ fn decode_header(bytes: &[u8]) -> Result<(Header<'_>, &[u8]), DecodeError> {
         ledger: Ledger::new(),
         interruption: None,
         capabilities: None,
+        farewell: None,
     };
     loop {
         let (tag, after) = rest.split_first().ok_or(BAD)?;
@@ -415,6 +420,7 @@ fn decode_header(bytes: &[u8]) -> Result<(Header<'_>, &[u8]), DecodeError> {
             EXTENSION_CAPABILITIES => {
                 header.capabilities = Some(whole::<Capabilities>(value, "capabilities")?);
             }
+            EXTENSION_FAREWELL => header.farewell = Some(whole::<Farewell>(value, "farewell")?),
             // A later agent may say more: that is no reason to refuse what is understood.
             _ => {}
         }

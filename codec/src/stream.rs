@@ -41,6 +41,8 @@ pub struct Header<'a> {
     pub interruption: Option<Interruption>,
     /// Present in the first frame of each generation.
     pub capabilities: Option<Capabilities>,
+    /// Present in the last frame of a run that ended in order.
+    pub farewell: Option<Farewell>,
 }
 
 /// Who speaks: sent once for each generation.
@@ -84,6 +86,14 @@ pub struct Interruption {
     pub to_ns: u64,
     /// At least so many operations were observed and are not in any frame.
     pub operations_at_least: u64,
+}
+
+/// The run ends here, in order: no hook watches any more, every operation that was observed is
+/// in its frames or in its ledger's losses, and the ledger's totals are final.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Farewell {
+    /// When, boot clock, ns.
+    pub at_ns: u64,
 }
 
 /// Hooks by number, for [`Capabilities`].

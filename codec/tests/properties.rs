@@ -133,6 +133,7 @@ fn header(sequence: u64) -> Header<'static> {
         ledger: Ledger::new(),
         interruption: None,
         capabilities: None,
+        farewell: None,
     }
 }
 

@@ -13,7 +13,7 @@ use crate::capture::Origin;
 use crate::convert::Unresolved;
 use crate::layout;
 
-type CounterName = (Option<Operation>, Term);
+pub(crate) type CounterName = (Option<Operation>, Term);
 
 /// One run of an agent.
 #[derive(Default)]
@@ -25,8 +25,10 @@ pub(crate) struct Run {
     kernel: String,
     machine: String,
     capabilities: Option<codec::Capabilities>,
-    frames: u64,
-    records: u64,
+    pub(crate) frames: u64,
+    pub(crate) records: u64,
+    /// When it ended in order, boot clock, ns.
+    pub(crate) farewell: Option<u64>,
     /// The latest totals of each class.
     totals: BTreeMap<u8, BTreeMap<CounterName, u64>>,
 }
@@ -71,6 +73,7 @@ impl Account {
         run.capabilities = header.capabilities.or(run.capabilities);
         run.frames += 1;
         run.records += u64::from(header.records);
+        run.farewell = run.farewell.or(header.farewell.map(|farewell| farewell.at_ns));
         let totals = run.totals.entry(origin.class).or_default();
         for Counter { operation, term, total } in &header.ledger {
             totals.insert((*operation, *term), *total);
@@ -121,7 +124,7 @@ impl Account {
 
 impl Run {
     /// The latest totals, summed over classes.
-    fn totals(&self) -> BTreeMap<CounterName, u64> {
+    pub(crate) fn totals(&self) -> BTreeMap<CounterName, u64> {
         let mut sums = BTreeMap::new();
         for (name, total) in self.totals.values().flatten() {
             let sum: &mut u64 = sums.entry(*name).or_default();
@@ -155,6 +158,7 @@ impl Run {
             "kernel": self.kernel,
             "machine": self.machine,
             "capabilities": capabilities,
+            "farewell_ns": self.farewell,
             "frames": self.frames,
             "records": self.records,
             "counters": self.counters(),
@@ -244,6 +248,7 @@ impl Gap {
     }
 }
 
-fn run_tag(run_id: &[u8; 16]) -> String {
+/// The run tag in a run id, as streams are named by it.
+pub(crate) fn run_tag(run_id: &[u8; 16]) -> String {
     layout::hex(run_id.first_chunk::<8>().map_or(&[], |tag| tag.as_slice()))
 }

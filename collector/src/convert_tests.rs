@@ -69,6 +69,7 @@ fn with_header(generation: u32, clock_ns: Option<i64>, then: impl FnOnce(&Header
         ledger: codec::Ledger::new(),
         interruption: None,
         capabilities: None,
+        farewell: None,
     };
     let mut buffer = vec![0; codec::FRAME_BYTES_MAX];
     let bytes = FrameWriter::new(&mut buffer).unwrap().finish(&header).unwrap();

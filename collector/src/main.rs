@@ -3,7 +3,7 @@
 //! Agents send frames over mutual TLS (`serve` → `receive`); `body` checks them, `store` keeps
 //! them, and what is kept is acknowledged. `compact` turns each generation of frames into a
 //! `.sf` file that SysFlow tools read (`convert` → `sysflow` → `sf` → `avro`). The commands
-//! `print` and `export` read frames and `.sf` files (`capture`) for people and for programs.
+//! `print`, `ledger` and `export` read frames and `.sf` files (`capture`) for people and for programs.
 
 mod account;
 mod avro;
@@ -15,6 +15,7 @@ mod convert;
 mod frame_files;
 mod health;
 mod layout;
+mod ledger;
 mod logger;
 mod manifest;
 mod print;
@@ -38,7 +39,7 @@ use serve::StartError;
 
 /// The command line is wrong (sysexits `EX_USAGE`).
 const EXIT_USAGE: u8 = 64;
-/// Something that was read is damaged (`EX_DATAERR`); the rest was printed.
+/// Something that was read is damaged or missing (`EX_DATAERR`); the rest was printed.
 const EXIT_DATA: u8 = 65;
 /// A path leads nowhere (`EX_NOINPUT`).
 const EXIT_NO_INPUT: u8 = 66;
@@ -72,6 +73,15 @@ enum Command {
         #[arg(required = true, value_name = "PATH")]
         paths: Vec<PathBuf>,
     },
+    /// Say of each run whether everything that was observed is accounted for, and what is missing.
+    Ledger {
+        /// One JSON object a line instead of tables.
+        #[arg(long)]
+        json: bool,
+        /// Frames, or folders of them (a store, too).
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<PathBuf>,
+    },
     /// Write one .sf file of frames, and say what it leaves out.
     Export {
         /// The file to write.
@@ -96,9 +106,13 @@ fn main() -> ExitCode {
     match command {
         Command::Serve { config } => serve(&config),
         Command::Print { json, paths } => {
-            let format = if json { Format::Json } else { Format::Text };
+            let format = Format::of(json);
             let mut out = BufWriter::new(io::stdout().lock());
             ended(print::print(&paths, format, &mut out))
+        }
+        Command::Ledger { json, paths } => {
+            let mut out = BufWriter::new(io::stdout().lock());
+            ended(ledger::print(&paths, Format::of(json), &mut out))
         }
         Command::Export { sf, paths } => {
             ended(print::export(&sf, &paths, &mut io::stdout().lock()))

@@ -152,6 +152,13 @@ fn an_agent_that_is_killed_leaves_its_frames_and_a_named_gap() -> Result {
     let runs: Vec<&str> = of_kind(&records, "LEDGER").map(|ledger| text(ledger, "run")).collect();
     assert_eq!(runs.len(), 2, "{runs:?}");
     assert!(runs.contains(&text(gap, "run")), "{gap} names none of {runs:?}");
+    let (code, lines) = fleet.ledger()?;
+    let mut endings: Vec<(&str, &str)> =
+        of_kind(&lines, "BOOKS").map(|run| (text(run, "ending"), text(run, "run"))).collect();
+    endings.sort_unstable();
+    assert_eq!(code, Some(65), "a gap is no whole book");
+    assert_eq!(endings.iter().map(|(ending, _)| *ending).collect::<Vec<_>>(), ["closed", "cut"]);
+    assert_eq!(endings.last().map(|(_, run)| *run), Some(text(gap, "run")));
     Ok(())
 }
 

@@ -2,16 +2,18 @@
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
 use tests::Result;
 use tests::fleet::{Agent, AgentSettings, Collector, Fleet};
-use tests::frames::Summary;
+use tests::frames::{self, Summary};
 use tests::machine::{Machine, Need};
 use tests::program::Program;
 use tests::records::{brief, differences, number, of_kind, of_process, path_faults, text, total};
 use tests::strace;
 use tests::truth::{Truth, Volume};
+use tests::wait::wait_for;
 
 /// A fleet with a running collector and agent.
 struct Watch<'m> {
@@ -101,6 +103,44 @@ fn flows_conserve_calls_and_bytes() -> Result {
         expect_whole(&fleet)?;
         expect_same(&records, &truth)?;
     }
+    Ok(())
+}
+
+#[test]
+fn the_ledger_balances_to_the_unit_and_names_a_frame_that_is_gone() -> Result {
+    let test = "the_ledger_balances_to_the_unit_and_names_a_frame_that_is_gone";
+    let Some(machine) = Machine::claim(test, &[Need::Agent])? else { return Ok(()) };
+    let watch = Watch::start(&machine, |_| ())?;
+    for turn in ["5", "6", "7"] {
+        let before = frames::find(&watch.fleet.store())?.len();
+        let folder = watch.fleet.path(&format!("work-{turn}"));
+        let mut workload = workload(env!("CARGO_BIN_EXE_workload-volume"), &folder)?;
+        truth_of(workload.args(["--seed", turn, "--threads", "2", "--calls", "1000"]).output()?)?;
+        // Several frames, so that one of them can be missing between others.
+        wait_for("another frame in the store", Duration::from_secs(60), || {
+            Ok((frames::find(&watch.fleet.store())?.len() > before).then_some(()))
+        })?;
+    }
+    let (fleet, _) = watch.end()?;
+    let (code, lines) = fleet.ledger()?;
+    let books: Vec<&Value> = of_kind(&lines, "BOOKS").collect();
+    let [run] = books.as_slice() else { return Err(format!("not one run: {books:?}").into()) };
+    assert_eq!((code, text(run, "ending")), (Some(0), "closed"), "{run}");
+    let operations = run["operations"].as_object().ok_or("no operations")?;
+    assert!(operations["read+receive"]["observed"].as_u64() > Some(4000), "{run}");
+    assert!(operations.values().all(|terms| terms["open"] == 0), "{run}");
+
+    let mut frames = frames::find(&fleet.store())?;
+    // The first one begins the generation: without it nothing could be read.
+    let gone = frames.remove(frames.len() / 2);
+    let sequence: u64 = gone.file_stem().and_then(|s| s.to_str()).ok_or("no name")?.parse()?;
+    assert!(sequence > 0 && frames.len() > 2, "too few frames: {frames:?}");
+    std::fs::remove_file(gone)?;
+    let (code, lines) = fleet.ledger()?;
+    let gaps: Vec<&Value> = of_kind(&lines, "GAP").collect();
+    let [gap] = gaps.as_slice() else { return Err(format!("not one gap: {gaps:?}").into()) };
+    assert_eq!(code, Some(65));
+    assert_eq!((gap["first"].as_u64(), gap["last"].as_u64()), (Some(sequence), Some(sequence)));
     Ok(())
 }
 

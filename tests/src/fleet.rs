@@ -150,6 +150,19 @@ impl<'m> Fleet<'m> {
         }
         crate::records::parse(&String::from_utf8(output.stdout)?)
     }
+
+    /// What `ledger --json` says of the store, one object for each line, and its exit status.
+    ///
+    /// # Errors
+    /// If the collector's `ledger` cannot be run or prints anything but JSON.
+    pub fn ledger(&self) -> Result<(Option<i32>, Vec<Value>)> {
+        let output = Command::new(self.machine.collector())
+            .args(["ledger", "--json"])
+            .arg(self.store())
+            .output()?;
+        let lines = crate::records::parse(&String::from_utf8(output.stdout)?)?;
+        Ok((output.status.code(), lines))
+    }
 }
 
 /// A running collector.

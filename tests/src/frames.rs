@@ -213,6 +213,7 @@ pub fn sample(agent_id: &str, run_id: [u8; 16], sequence: u64) -> Result<Vec<u8>
         ledger: Ledger::new(),
         interruption: None,
         capabilities: None,
+        farewell: None,
     };
     Ok(writer.finish(&header)?.to_vec())
 }

@@ -38,6 +38,7 @@ pub(crate) fn frame(sequence: u64, records: u32, bytes: usize) -> Vec<u8> {
         ledger: Default::default(),
         interruption: None,
         capabilities: None,
+        farewell: None,
     };
     writer.finish(&header).unwrap().to_vec()
 }

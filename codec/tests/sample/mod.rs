@@ -174,5 +174,6 @@ pub(crate) fn header() -> Header<'static> {
             missing: hook::SOCKET_STATE,
             jit: true,
         }),
+        farewell: None,
     }
 }

@@ -21,6 +21,7 @@ use crate::sf::{self, SfFile};
 use crate::sysflow::Record;
 use join::Joiner;
 use table::Table;
+pub(crate) use text::escape;
 
 /// How to print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +30,13 @@ pub(crate) enum Format {
     Text,
     /// One flat JSON object a line.
     Json,
+}
+
+impl Format {
+    /// The format that the option `--json` asks for.
+    pub(crate) fn of(json: bool) -> Format {
+        if json { Format::Json } else { Format::Text }
+    }
 }
 
 /// How a command went that did not fail.
@@ -208,7 +216,7 @@ impl Sink for Exporter {
     }
 }
 
-fn unreadable(path: &Path, why: &str) -> Gap {
+pub(crate) fn unreadable(path: &Path, why: &str) -> Gap {
     log::error!("{}: {why}", path.display());
     Gap::Unreadable { path: path.display().to_string(), why: why.to_owned() }
 }

@@ -159,7 +159,7 @@ fn bracketed(address: IpAddr) -> String {
 }
 
 /// Text that is safe in a terminal and stays on its line: control characters are spelled out.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
         if c.is_control() { safe.extend(c.escape_default()) } else { safe.push(c) }

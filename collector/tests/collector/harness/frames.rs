@@ -47,6 +47,7 @@ impl Run {
             ledger: Ledger::new(),
             interruption: None,
             capabilities: None,
+            farewell: None,
         }
     }
 
@@ -62,6 +63,7 @@ impl Run {
             }),
             clock: Some(Clock { offset_ns: self.offset_ns, uncertainty_ns: 5, synchronized: true }),
             capabilities: Some(Capabilities { attached: 31, missing: 0, jit: true }),
+            farewell: None,
             ..self.header(generation, sequence)
         }
     }

@@ -1,0 +1,357 @@
+//! The command `ledger`: whether everything that an agent observed is accounted for.
+//!
+//! Frames come in, one table a run and a verdict come out. Each kind of operation must satisfy
+//! `observed = stored + aggregated + filtered + own + lost`. Until a run's farewell has come,
+//! operations may be observed and not told yet: they are shown as open, not as a fault. What is
+//! missing is named: frames by their sequence range, cut runs by their interval.
+
+use std::collections::{BTreeMap, HashSet};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use codec::{Frame, Operation, Term};
+use serde_json::{Value, json};
+
+use crate::account::{Account, Gap, Run, run_tag};
+use crate::capture::{self, Origin, Sink};
+use crate::convert::Unresolved;
+use crate::print::{Format, Outcome, escape, unreadable};
+use crate::sysflow::Record;
+
+/// Kinds that are one line: a flow's counters do not tell which of the two calls was used on a
+/// socket, so that only their sums balance.
+const JOINED: [(Operation, Operation); 2] =
+    [(Operation::Read, Operation::Receive), (Operation::Write, Operation::Send)];
+
+/// Prints the books of all runs that `paths` lead to.
+///
+/// # Errors
+/// Those of the output and of paths that cannot be opened.
+pub(crate) fn print(paths: &[PathBuf], format: Format, out: &mut dyn Write) -> io::Result<Outcome> {
+    let mut books = Books::default();
+    capture::read(paths, &mut books)?;
+    let account = &books.0;
+    let cut: HashSet<String> = account
+        .gaps()
+        .iter()
+        .filter_map(|gap| match gap {
+            Gap::Interruption { interruption, .. } => Some(run_tag(&interruption.run_id)),
+            _ => None,
+        })
+        .collect();
+    let mut is_whole = account.gaps().is_empty();
+    for run in account.runs() {
+        let statement = Statement::of(run, cut.contains(&run.run));
+        is_whole &= statement.verdict().is_ok();
+        match format {
+            Format::Text => {
+                for line in statement.lines() {
+                    writeln!(out, "{}", escape(&line))?;
+                }
+            }
+            Format::Json => writeln!(out, "{}", statement.json())?,
+        }
+    }
+    for gap in account.gaps() {
+        match format {
+            Format::Text => writeln!(out, "{}", escape(&gap.line()))?,
+            Format::Json => writeln!(out, "{}", gap.json())?,
+        }
+    }
+    out.flush()?;
+    Ok(if is_whole { Outcome::Whole } else { Outcome::Damaged })
+}
+
+/// How a run stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// Its farewell came: the totals are final.
+    Closed,
+    /// A later run says that it was cut.
+    Cut,
+    /// It goes on, or nobody has told of its end yet.
+    Open,
+}
+
+impl Ending {
+    fn name(self) -> &'static str {
+        match self {
+            Ending::Closed => "closed",
+            Ending::Cut => "cut",
+            Ending::Open => "open",
+        }
+    }
+}
+
+/// One line of a run's books.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Line {
+    terms: BTreeMap<Term, u64>,
+}
+
+impl Line {
+    fn term(&self, term: Term) -> u64 {
+        self.terms.get(&term).copied().unwrap_or(0)
+    }
+
+    fn lost(&self) -> u64 {
+        self.terms.iter().filter(|(term, _)| term.is_loss()).map(|(_, total)| total).sum()
+    }
+
+    /// Observed and not told: negative if more was told than observed.
+    fn unaccounted(&self) -> i128 {
+        let told: u64 =
+            self.terms.iter().filter(|(t, _)| **t != Term::Observed).map(|(_, n)| n).sum();
+        i128::from(self.term(Term::Observed)) - i128::from(told)
+    }
+}
+
+/// The books of one run.
+struct Statement<'a> {
+    run: &'a Run,
+    ending: Ending,
+    lines: Vec<(String, Line)>,
+    /// Losses of whole records.
+    records_lost: BTreeMap<Term, u64>,
+}
+
+impl<'a> Statement<'a> {
+    fn of(run: &'a Run, is_cut: bool) -> Statement<'a> {
+        let ending = match run.farewell {
+            Some(_) => Ending::Closed,
+            None if is_cut => Ending::Cut,
+            None => Ending::Open,
+        };
+        let mut lines: BTreeMap<Operation, Line> = BTreeMap::new();
+        let mut records_lost = BTreeMap::new();
+        for ((operation, term), total) in run.totals() {
+            let Some(operation) = operation else {
+                records_lost.insert(term, total);
+                continue;
+            };
+            let joined = JOINED.iter().find(|(_, second)| *second == operation);
+            let kind = joined.map_or(operation, |(first, _)| *first);
+            *lines.entry(kind).or_default().terms.entry(term).or_default() += total;
+        }
+        let name = |kind: Operation| match JOINED.iter().find(|(first, _)| *first == kind) {
+            Some((first, second)) => format!("{}+{}", first.name(), second.name()),
+            None => kind.name().to_owned(),
+        };
+        let lines = lines.into_iter().map(|(kind, line)| (name(kind), line)).collect();
+        Statement { run, ending, lines, records_lost }
+    }
+
+    /// What does not add up, by kind of operation; what is open in a run that goes on, or died,
+    /// is no fault.
+    fn verdict(&self) -> Result<(), Vec<String>> {
+        let is_fault = |open: i128| match self.ending {
+            Ending::Closed => open != 0,
+            Ending::Cut | Ending::Open => open < 0,
+        };
+        let faults: Vec<String> = self
+            .lines
+            .iter()
+            .filter(|(_, line)| is_fault(line.unaccounted()))
+            .map(|(name, line)| {
+                let open = line.unaccounted();
+                match open {
+                    0.. => format!("{name}: {open} observed and not accounted for"),
+                    _ => format!("{name}: {} accounted for and not observed", -open),
+                }
+            })
+            .collect();
+        if faults.is_empty() { Ok(()) } else { Err(faults) }
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let run = self.run;
+        let mut lines = vec![format!(
+            "run {} (agent {}, boot {}): {}, {} frames, {} records",
+            run.run,
+            run.agent,
+            run.boot,
+            self.ending.name(),
+            run.frames,
+            run.records
+        )];
+        lines.push(format!(
+            "  {:<14} {:>12} {:>12} {:>12} {:>12} {:>10} {:>10} {:>8}",
+            "operation", "observed", "stored", "aggregated", "filtered", "own", "lost", "open"
+        ));
+        for (name, line) in &self.lines {
+            lines.push(format!(
+                "  {name:<14} {:>12} {:>12} {:>12} {:>12} {:>10} {:>10} {:>8}",
+                line.term(Term::Observed),
+                line.term(Term::Stored),
+                line.term(Term::Aggregated),
+                line.term(Term::Filtered),
+                line.term(Term::Own),
+                line.lost(),
+                line.unaccounted()
+            ));
+        }
+        for (name, line) in &self.lines {
+            for (term, total) in line.terms.iter().filter(|(t, n)| t.is_loss() && **n > 0) {
+                lines.push(format!("  lost: {total} of {name}, {}", term.name()));
+            }
+        }
+        for (term, total) in &self.records_lost {
+            lines.push(format!("  lost: {total} records, {}", term.name()));
+        }
+        match (self.verdict(), self.ending) {
+            (Err(faults), _) => {
+                lines
+                    .extend(faults.into_iter().map(|fault| format!("  does not balance: {fault}")));
+            }
+            (Ok(()), Ending::Closed) => lines.push("  balances to the unit".to_owned()),
+            (Ok(()), Ending::Cut) => {
+                lines.push("  cut: what is open was never told (see its gap)".to_owned());
+            }
+            (Ok(()), Ending::Open) => {
+                lines.push("  goes on: what is open is not told yet".to_owned());
+            }
+        }
+        lines
+    }
+
+    fn json(&self) -> Value {
+        let lines: serde_json::Map<String, Value> = self
+            .lines
+            .iter()
+            .map(|(name, line)| {
+                let mut terms: serde_json::Map<String, Value> = line
+                    .terms
+                    .iter()
+                    .map(|(term, total)| (term.name().to_owned(), json!(total)))
+                    .collect();
+                let open = i64::try_from(line.unaccounted()).unwrap_or(i64::MAX);
+                terms.insert("open".to_owned(), json!(open));
+                (name.clone(), Value::Object(terms))
+            })
+            .collect();
+        let records_lost: BTreeMap<_, _> =
+            self.records_lost.iter().map(|(term, total)| (term.name(), total)).collect();
+        let run = self.run;
+        json!({
+            "type": "BOOKS",
+            "agent": run.agent,
+            "boot": run.boot,
+            "run": run.run,
+            "ending": self.ending.name(),
+            "frames": run.frames,
+            "records": run.records,
+            "operations": lines,
+            "records_lost": records_lost,
+            "faults": self.verdict().err().unwrap_or_default(),
+        })
+    }
+}
+
+/// Only the account of what was read.
+#[derive(Default)]
+struct Books(Account);
+
+impl Sink for Books {
+    fn source(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn frame(&mut self, origin: &Origin, frame: &Frame<'_>) -> io::Result<()> {
+        self.0.frame(origin, frame);
+        Ok(())
+    }
+
+    fn stream_end(&mut self, _: Unresolved) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn record(&mut self, _: Record, _: Option<&Origin>) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn missing(&mut self, origin: &Origin, first: u64, last: u64) -> io::Result<()> {
+        self.0.gap(Gap::Missing { origin: origin.clone(), first, last });
+        Ok(())
+    }
+
+    fn unreadable(&mut self, path: &Path, why: &str) -> io::Result<()> {
+        self.0.gap(unreadable(path, why));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use codec::{Counter, Farewell, Header, Ledger, StreamKey};
+
+    use super::*;
+
+    fn account(counters: &[(Option<Operation>, Term, u64)], is_closed: bool) -> Account {
+        let mut buffer = vec![0; 16 * 1024];
+        let mut ledger = Ledger::new();
+        for &(operation, term, total) in counters {
+            ledger.push(Counter { operation, term, total }).unwrap();
+        }
+        let header = Header {
+            key: StreamKey { run_tag: [1; 8], class: 0, sequence: 0 },
+            generation: 0,
+            first_ns: 0,
+            last_ns: 0,
+            records: 0,
+            start: None,
+            clock: None,
+            ledger,
+            interruption: None,
+            capabilities: None,
+            farewell: is_closed.then_some(Farewell { at_ns: 9 }),
+        };
+        let bytes = codec::FrameWriter::new(&mut buffer).unwrap().finish(&header).unwrap();
+        let mut account = Account::default();
+        let origin = Origin {
+            agent: "gw".to_owned(),
+            boot: "b".to_owned(),
+            run: run_tag(&[1; 16]),
+            class: 0,
+            ..Origin::default()
+        };
+        account.frame(&origin, &Frame::decode(bytes).unwrap().0);
+        account
+    }
+
+    fn verdict(account: &Account, is_cut: bool) -> (Ending, Result<(), Vec<String>>) {
+        let statement = Statement::of(&account.runs()[0], is_cut);
+        (statement.ending, statement.verdict())
+    }
+
+    const READ: Option<Operation> = Some(Operation::Read);
+    const RECEIVE: Option<Operation> = Some(Operation::Receive);
+
+    #[test]
+    fn every_term_counts_and_reads_are_weighed_together_with_receives() {
+        let terms = [Term::Stored, Term::Aggregated, Term::Filtered, Term::Own];
+        let losses = Term::ALL.into_iter().filter(|term| term.is_loss());
+        let told: Vec<Term> = terms.into_iter().chain(losses).collect();
+        let mut counters = vec![(RECEIVE, Term::Observed, told.len() as u64)];
+        counters.extend(told.iter().map(|term| (READ, *term, 1)));
+        assert_eq!(verdict(&account(&counters, true), false), (Ending::Closed, Ok(())));
+        // Without any one of them the books of a closed run do not balance.
+        for left_out in 1..counters.len() {
+            let mut fewer = counters.clone();
+            fewer.remove(left_out);
+            let (_, result) = verdict(&account(&fewer, true), false);
+            assert_eq!(result.unwrap_err(), ["read+receive: 1 observed and not accounted for"]);
+        }
+    }
+
+    #[test]
+    fn what_is_open_is_a_fault_only_of_a_closed_run_and_what_is_too_much_always() {
+        let open = [(READ, Term::Observed, 5), (READ, Term::Stored, 3)];
+        assert_eq!(verdict(&account(&open, false), false), (Ending::Open, Ok(())));
+        assert_eq!(verdict(&account(&open, false), true), (Ending::Cut, Ok(())));
+        assert!(verdict(&account(&open, true), true).1.is_err());
+        let invented = [(READ, Term::Observed, 3), (READ, Term::Stored, 5)];
+        let (ending, result) = verdict(&account(&invented, false), false);
+        assert_eq!(ending, Ending::Open);
+        assert_eq!(result.unwrap_err(), ["read+receive: 2 accounted for and not observed"]);
+    }
+}
