@@ -17,5 +17,6 @@ pub mod run_state;
 pub mod slots;
 pub mod spool;
 pub mod status;
+pub mod supervisor;
 pub mod tls;
 pub mod upload;

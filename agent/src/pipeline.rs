@@ -214,6 +214,10 @@ trait Outlet {
     fn frame(&mut self, frame: &[u8], until_ns: u64, engine: &mut Engine) -> Result<(), Error>;
     /// Once for every frame age.
     fn tick(&mut self, engine: &mut Engine);
+    /// Once for every look into the ring, at least ten times a second while all is well.
+    fn alive(&mut self, _now: Instant) {}
+    /// The probes are detached: what is held is told, and then it ends.
+    fn stopping(&mut self) {}
 }
 
 /// Watches until `stop` is set or `duration` is over.
@@ -285,10 +289,12 @@ fn watch(
             if stopping {
                 // What comes after this is nobody's business, and the books can balance.
                 probes.detach();
+                outlet.stopping();
             }
             let drained_ns = boot_ns();
             ring.drain();
             let now = Instant::now();
+            outlet.alive(now);
             // The guard ends before the wait: the ring's observer takes the engine itself.
             {
                 let mut engine = engine.borrow_mut();

@@ -1,5 +1,6 @@
 //! Delivery under faults: every frame is stored once, and what cannot be had is named.
 
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -159,6 +160,44 @@ fn an_agent_that_is_killed_leaves_its_frames_and_a_named_gap() -> Result {
     assert_eq!(code, Some(65), "a gap is no whole book");
     assert_eq!(endings.iter().map(|(ending, _)| *ending).collect::<Vec<_>>(), ["closed", "cut"]);
     assert_eq!(endings.last().map(|(_, run)| *run), Some(text(gap, "run")));
+    Ok(())
+}
+
+#[test]
+fn a_supervisor_is_told_of_readiness_life_and_the_end() -> Result {
+    let test = "a_supervisor_is_told_of_readiness_life_and_the_end";
+    let Some(machine) = Machine::claim(test, &[Need::Agent])? else { return Ok(()) };
+    let fleet = Fleet::new(&machine)?;
+    let mut collector = fleet.start_collector("127.0.0.1:0")?;
+    let mut settings = fleet.agent_settings("agent", collector.address);
+    let socket = fleet.path("notify");
+    let supervisor = UnixDatagram::bind(&socket)?;
+    supervisor.set_read_timeout(Some(Duration::from_secs(60)))?;
+    settings.environment = vec![
+        ("NOTIFY_SOCKET".into(), socket.into_os_string()),
+        ("WATCHDOG_USEC".into(), "400000".into()),
+    ];
+    let mut agent = fleet.launch_agent(&settings)?;
+    let hear = |wanted: &str| -> Result<String> {
+        loop {
+            let mut buffer = [0; 4096];
+            let length = supervisor.recv(&mut buffer).map_err(|e| format!("no {wanted}: {e}"))?;
+            let message = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            if message.lines().any(|line| line.starts_with(wanted)) {
+                return Ok(message);
+            }
+        }
+    };
+    let ready = hear("READY=1")?;
+    assert!(ready.contains("STATUS=watching with 5 hooks; 0 frames wait"), "{ready:?}");
+    for _ in 0..3 {
+        hear("WATCHDOG=1")?;
+    }
+    collector.program.kill()?;
+    // Whoever looks at the state sees why nothing arrives.
+    while !hear("STATUS=")?.contains("failed in a row: ") {}
+    agent.program.stop()?;
+    hear("STOPPING=1")?;
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! A throw-away fleet: its certificates, one collector and agents, all in one folder.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -106,6 +107,7 @@ impl<'m> Fleet<'m> {
             spool: self.path(&format!("{name}/spool")),
             spool_bytes_max: 16 << 20,
             status: self.path(&format!("{name}/status.json")),
+            environment: Vec::new(),
         }
     }
 
@@ -132,7 +134,7 @@ impl<'m> Fleet<'m> {
         }
         std::fs::write(&config, settings.text())?;
         let mut command = Command::new(self.machine.agent());
-        command.arg("run").arg("--config").arg(&config);
+        command.arg("run").arg("--config").arg(&config).envs(settings.environment.iter().cloned());
         let program = Program::start(&settings.name, &mut command, &self.path("logs"))?;
         Ok(Agent { program, status: settings.status.clone() })
     }
@@ -234,6 +236,7 @@ pub struct AgentSettings {
     pub spool: PathBuf,
     pub spool_bytes_max: u64,
     pub status: PathBuf,
+    pub environment: Vec<(OsString, OsString)>,
 }
 
 impl AgentSettings {

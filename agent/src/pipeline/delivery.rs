@@ -15,6 +15,7 @@ use crate::logger::RateLimit;
 use crate::run_state::RunState;
 use crate::spool::{self, Reader, Spool, Sync, Writer};
 use crate::status::{self, Status};
+use crate::supervisor::Supervisor;
 use crate::tls::clock::Clock;
 use crate::tls::{Credentials, Files};
 use crate::upload::{self, Upload};
@@ -36,6 +37,9 @@ struct Delivery<'c> {
     generations_lost: u64,
     damaged_records: u64,
     complaint: RateLimit,
+    supervisor: Supervisor,
+    /// What the supervisor has been told of the state.
+    told: String,
 }
 
 impl Delivery<'_> {
@@ -55,6 +59,24 @@ impl Delivery<'_> {
         if let Err(error) = status.write(&self.config.status.file) {
             self.complain(format_args!("{}: {error}", self.config.status.file.display()));
         }
+    }
+
+    /// The state in a line.
+    fn summary(&self) -> String {
+        let Status { hooks_attached, hooks_missing, spool, upload, .. } = &self.status;
+        let missing = match hooks_missing.len() {
+            0 => String::new(),
+            count => format!(", {count} missing"),
+        };
+        let delivery = match upload.failures {
+            0 => String::new(),
+            failures => format!("; {failures} uploads failed in a row: {}", upload.last_error),
+        };
+        format!(
+            "watching with {} hooks{missing}; {} frames wait in the spool{delivery}",
+            hooks_attached.len(),
+            spool.frames
+        )
     }
 
     fn complain(&mut self, text: std::fmt::Arguments<'_>) {
@@ -81,6 +103,7 @@ impl Outlet for Delivery<'_> {
             probes.missing().iter().map(|(hook, why)| format!("{}: {why}", hook.name())).collect();
         self.status.privileges = status::privileges().unwrap_or_default();
         self.write_status(None);
+        self.supervisor.ready(&self.summary());
         Ok(())
     }
 
@@ -127,6 +150,19 @@ impl Outlet for Delivery<'_> {
             }
         }
         self.write_status(Some(engine));
+        let summary = self.summary();
+        if summary != self.told {
+            self.supervisor.status(&summary);
+            self.told = summary;
+        }
+    }
+
+    fn alive(&mut self, now: Instant) {
+        self.supervisor.alive(now);
+    }
+
+    fn stopping(&mut self) {
+        self.supervisor.stopping();
     }
 }
 
@@ -217,6 +253,8 @@ pub fn run(config: &Config) -> Result<(), Error> {
         generations_lost: 0,
         damaged_records: 0,
         complaint: RateLimit::new(COMPLAINT_INTERVAL),
+        supervisor: Supervisor::from_environment(Instant::now()),
+        told: String::new(),
     };
     watch(&Settings::new(config), identity, interruption, None, &stop, &mut delivery)?;
     if let Some(upload) = &delivery.upload {
