@@ -32,6 +32,8 @@ pub struct Config {
     pub kernel: Kernel,
     /// `[memory]`
     pub memory: Memory,
+    /// `[privacy]`
+    pub privacy: Privacy,
     /// `[status]`
     pub status: Status,
 }
@@ -111,6 +113,15 @@ pub struct Memory {
     pub text_bytes: usize,
 }
 
+/// What of a program's words is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Privacy {
+    /// Whether secrets among arguments are masked.
+    pub redact: bool,
+    /// Names of secrets beside the known ones.
+    pub redact_names: Vec<String>,
+}
+
 /// What the agent says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
@@ -135,6 +146,7 @@ impl Default for Config {
             frames: Frames { bytes_max: 64 * 1024, age_max_s: 5, generation_records_max: 10_000 },
             kernel: Kernel { ring_bytes: 512 * 1024, flow_entries: 4096, btf: None },
             memory: Memory { processes_max: 2048, text_bytes: 1 << 20 },
+            privacy: Privacy { redact: true, redact_names: Vec::new() },
             status: Status { file: "/run/sysflow/status.json".into() },
         }
     }
@@ -331,6 +343,9 @@ idle_timeout_s = \"60\"
 x = 1
 [memory]
 processes_max = 99999999999999999999999
+[privacy]
+redact = \"yes\"
+redact_names = 1
 ";
         assert_eq!(
             problems(text),
@@ -348,7 +363,17 @@ processes_max = 99999999999999999999999
                 "agent.toml: flow: no such section (line 13)",
                 "agent.toml: memory.processes_max = 99999999999999999999999: \
                  must be 64..=1048576 (line 16)",
+                "agent.toml: privacy.redact: must be true or false, not a string (line 18)",
+                "agent.toml: privacy.redact_names: must be a list of names, not an integer (line 19)",
             ]
+        );
+    }
+
+    #[test]
+    fn names_of_secrets_are_names() {
+        assert_eq!(
+            problems("collector.url = \"https://c\"\nprivacy.redact_names = [\"pin\", \"--\"]\n"),
+            ["agent.toml: privacy.redact_names = \"--\": must have a letter or digit (line 2)"]
         );
     }
 

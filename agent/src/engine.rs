@@ -17,6 +17,7 @@ use codec::{EndReason, FileId, ObjectState, Oid, Operation, Term, Volume, op};
 use crate::batch::Batch;
 use crate::entity::{Process, Processes};
 use crate::flow::{Flow, Object};
+use crate::privacy::Redaction;
 use flows::volume;
 pub use processes::container_id;
 
@@ -51,6 +52,7 @@ pub struct Engine {
     containers: HashMap<Vec<u8>, u32>,
     hasher: RandomState,
     timeouts: Timeouts,
+    redaction: Redaction,
 }
 
 /// Names of users and groups.
@@ -69,6 +71,7 @@ impl Engine {
         flows_max: usize,
         timeouts: Timeouts,
         users: Users,
+        redaction: Redaction,
         batch: Batch,
     ) -> Engine {
         Engine {
@@ -82,6 +85,7 @@ impl Engine {
             containers: HashMap::new(),
             hasher: RandomState::new(),
             timeouts,
+            redaction,
         }
     }
 

@@ -11,6 +11,7 @@ pub mod flow;
 pub mod logger;
 pub mod names;
 pub mod pipeline;
+pub mod privacy;
 pub mod privileges;
 pub mod procfs;
 pub mod run_state;

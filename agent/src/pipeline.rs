@@ -22,6 +22,7 @@ use smol::Timer;
 use crate::batch::{Batch, Identity, Limits};
 use crate::engine::{Counters, Engine, Timeouts};
 use crate::entity::Processes;
+use crate::privacy::Redaction;
 use crate::spool::SpoolError;
 use crate::{privileges, procfs, run_state};
 
@@ -185,6 +186,8 @@ pub struct Settings {
     pub processes_max: usize,
     /// Bytes of their paths and arguments.
     pub text_bytes_max: usize,
+    /// What is masked in arguments.
+    pub redaction: Redaction,
 }
 
 impl Default for Settings {
@@ -202,6 +205,7 @@ impl Default for Settings {
             frame_age_max: Duration::from_secs(5),
             processes_max: 2048,
             text_bytes_max: 1 << 20,
+            redaction: Redaction::default(),
         }
     }
 }
@@ -257,9 +261,10 @@ fn watch(
         settings.bounds.flow_entries as usize + 1024,
         settings.timeouts,
         procfs::users(),
+        settings.redaction.clone(),
         batch,
     );
-    for process in procfs::processes(&probes.processes()) {
+    for process in procfs::processes(&probes.processes(), &settings.redaction) {
         engine.processes.insert(process);
     }
     let kernel = Rc::new(Kernel(Rc::clone(&probes)));

@@ -11,19 +11,25 @@ use codec::{Oid, process};
 
 use crate::engine::{Users, container_id};
 use crate::entity::{Process, START_TICK_NS};
+use crate::privacy::Redaction;
 
 /// Arguments of a process are kept up to this length, as the kernel side does.
 const ARGS_BYTES_MAX: usize = 2048;
 
-/// All processes, those with exact starts from `exact` where it knows them.
-pub fn processes(exact: &[bpf::Task]) -> Vec<Process> {
+/// All processes, those with exact starts from `exact` where it knows them, and without the
+/// secrets that `redaction` finds in their arguments.
+pub fn processes(exact: &[bpf::Task], redaction: &Redaction) -> Vec<Process> {
     let exact: HashMap<u32, &bpf::Task> = exact.iter().map(|task| (task.tgid, task)).collect();
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let mut found: Vec<(Process, u32)> = entries
         .flatten()
         .filter_map(|entry| {
             let pid = entry.file_name().to_str()?.parse().ok()?;
-            read_process(&entry.path(), pid, exact.get(&pid).copied())
+            let (mut process, parent) = read_process(&entry.path(), pid, exact.get(&pid).copied())?;
+            if redaction.arguments(&process.exe, &mut process.args) {
+                process.flags |= process::REDACTED;
+            }
+            Some((process, parent))
         })
         .collect();
     let oids: HashMap<u32, Oid> = found.iter().map(|(p, _)| (p.oid.pid, p.oid)).collect();

@@ -14,6 +14,7 @@ use std::fmt::Write as _;
 use agent::batch::{Batch, Identity, Limits};
 use agent::engine::{Counters, Engine, Timeouts, Users};
 use agent::entity::Processes;
+use agent::privacy::Redaction;
 use bpf::{Event, FlowKey};
 use codec::{Capabilities, Clock, FileId, Frame, Record, Volume};
 
@@ -51,8 +52,14 @@ fn replay(limits: Limits) -> Vec<Vec<u8>> {
     let clock = Clock { offset_ns: 0, uncertainty_ns: 0, synchronized: false };
     let batch = Batch::new(identity, limits, capabilities, clock, None);
     let timeouts = Timeouts { idle_ns: 60_000_000_000, active_ns: 30_000_000_000 };
-    let mut engine =
-        Engine::new(Processes::new(256, 1 << 20), 256, timeouts, Users::default(), batch);
+    let mut engine = Engine::new(
+        Processes::new(256, 1 << 20),
+        256,
+        timeouts,
+        Users::default(),
+        Redaction::default(),
+        batch,
+    );
     let mut last_ns = 0;
     for event in events() {
         if let Event::Exit(exit) = &event {

@@ -199,6 +199,8 @@ pub mod process {
     pub const COMPAT: u32 = 1 << 5;
     /// The start was missed (its event was lost); fields were copied or left empty.
     pub const INCOMPLETE: u32 = 1 << 6;
+    /// Secrets among `args` or `env` are masked (`***`).
+    pub const REDACTED: u32 = 1 << 7;
 }
 
 /// A process.

@@ -224,6 +224,48 @@ fn a_process_from_before_the_agent_is_known() -> Result {
 }
 
 #[test]
+fn secrets_among_arguments_are_stored_nowhere() -> Result {
+    let test = "secrets_among_arguments_are_stored_nowhere";
+    let Some(machine) = Machine::claim(test, &[Need::Agent])? else { return Ok(()) };
+    // Put together here, so that no program's own text has them.
+    let secret = |which: &str| format!("{which}-{}", "0x5ec2e7".repeat(2));
+    let fleet = Fleet::new(&machine)?;
+    // It waits for a line.
+    let mut older = Command::new("sh")
+        .args(["-c", "read line", "--password", &secret("before")])
+        .stdin(Stdio::piped())
+        .spawn()?;
+    let mut collector = fleet.start_collector("127.0.0.1:0")?;
+    let mut agent = fleet.start_agent(&fleet.agent_settings("agent", collector.address))?;
+    let status = Command::new("true")
+        .args(["--token", &secret("next"), &format!("https://me:{}@host/", secret("url"))])
+        .arg(format!("--db-password={}", secret("joined")))
+        .status()?;
+    assert!(status.success());
+    drop(older.stdin.take());
+    older.wait()?;
+    agent.program.stop()?;
+    collector.program.stop()?;
+
+    let records = fleet.print(&fleet.store())?;
+    let of = |exe: &str, args: &str| {
+        let is_it = |r: &&Value| text(r, "proc.exe").ends_with(exe) && text(r, "proc.args") == args;
+        records.iter().find(is_it).ok_or_else(|| format!("no {exe} with {args:?}"))
+    };
+    let run = of("/true", "--token *** https://me:***@host/ --db-password=***")?;
+    assert!(run["proc.flags"].to_string().contains("redacted"), "{run}");
+    // What runs already when the agent starts is no exception.
+    let words = "-c read line --password ***";
+    assert!(records.iter().any(|r| text(r, "proc.args") == words), "no shell with {words:?}");
+    for frame in frames::find(&fleet.store())? {
+        let bytes = std::fs::read(&frame)?;
+        let found = bytes.windows(8).any(|window| window == b"0x5ec2e7");
+        assert!(!found, "{} has a secret", frame.display());
+    }
+    Ok(())
+}
+
+#[test]
 fn sysprint_says_the_same_of_the_sysflow_files() -> Result {
     let test = "sysprint_says_the_same_of_the_sysflow_files";
     let Some(machine) = Machine::claim(test, &[Need::Agent, Need::Sysprint])? else {

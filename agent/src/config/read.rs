@@ -38,8 +38,8 @@ pub(super) fn config(text: &str) -> Result<Config, Vec<Problem>> {
     reader.finish()
 }
 
-const SECTIONS: [&str; 8] =
-    ["agent", "collector", "spool", "flows", "frames", "kernel", "memory", "status"];
+const SECTIONS: [&str; 9] =
+    ["agent", "collector", "spool", "flows", "frames", "kernel", "memory", "privacy", "status"];
 
 struct Item<'a> {
     /// `section.key`
@@ -94,6 +94,11 @@ impl Reader<'_> {
             },
             "memory.processes_max" => self.number(item, &mut config.memory.processes_max),
             "memory.text_bytes" => self.number(item, &mut config.memory.text_bytes),
+            "privacy.redact" => match item.value {
+                DeValue::Boolean(value) => config.privacy.redact = *value,
+                _ => self.wrong_type(item, "true or false"),
+            },
+            "privacy.redact_names" => self.names(item, &mut config.privacy.redact_names),
             "status.file" => self.path(item, &mut config.status.file),
             name => self.problem(&item.key, format!("{name}: no such key")),
         }
@@ -133,6 +138,23 @@ impl Reader<'_> {
         } else {
             let name = item.name;
             self.problem(&item.key, format!("{name} = {text:?}: must be an absolute path"));
+        }
+    }
+
+    fn names(&mut self, item: &Item<'_>, target: &mut Vec<String>) {
+        let DeValue::Array(values) = item.value else {
+            return self.wrong_type(item, "a list of names");
+        };
+        for value in values {
+            let DeValue::String(name) = value.get_ref() else {
+                return self.wrong_type(item, "a list of names");
+            };
+            if name.bytes().any(|byte| byte.is_ascii_alphanumeric()) {
+                target.push(name.to_string());
+            } else {
+                let text = format!("{} = {name:?}: must have a letter or digit", item.name);
+                self.problem(&value.span(), text);
+            }
         }
     }
 

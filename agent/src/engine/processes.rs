@@ -61,6 +61,7 @@ impl Engine {
             process.cwd = names::walked(cwd);
             let rest = args.iter().position(|b| *b == 0).map_or(args.len(), |end| end + 1);
             process.args = args.get(rest..).unwrap_or_default().to_vec();
+            let is_redacted = self.redaction.arguments(&process.exe, &mut process.args);
             process.uid = exec.uid;
             process.gid = exec.gid;
             process.tty = exec.tty != 0;
@@ -74,6 +75,7 @@ impl Engine {
                 ((exe.flags | cwd.flags) & path::TRUNCATED != 0, process::PATH_TRUNCATED),
                 (exe.flags & (path::DELETED | path::DETACHED) != 0, process::EXE_DELETED),
                 (exec.header.flags & bpf::EVENT_COMPAT != 0, process::COMPAT),
+                (is_redacted, process::REDACTED),
             ] {
                 if set {
                     process.flags |= flag;

@@ -12,6 +12,7 @@ use crate::batch::{Identity, Limits};
 use crate::config::Config;
 use crate::engine::{Engine, Timeouts};
 use crate::logger::RateLimit;
+use crate::privacy::Redaction;
 use crate::run_state::RunState;
 use crate::spool::{self, Reader, Spool, Sync, Writer};
 use crate::status::{self, Status};
@@ -195,6 +196,7 @@ impl Settings {
             frame_age_max: Duration::from_secs(config.frames.age_max_s.into()),
             processes_max: config.memory.processes_max as usize,
             text_bytes_max: config.memory.text_bytes,
+            redaction: Redaction::new(config.privacy.redact, &config.privacy.redact_names),
         }
     }
 }

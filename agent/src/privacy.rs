@@ -1,0 +1,394 @@
+//! What must not leave a process: secrets among its arguments are masked before anything is
+//! stored. Arguments go in, the same arguments come out with `***` in place of each secret; how
+//! many there are, and where one ends, does not change. Pure.
+//!
+//! A secret is known by its surroundings, so this is a net with holes: a password that stands
+//! alone, behind an option that does not sound like one, is kept. It errs on the side of masking.
+
+/// What stands for a secret.
+const MASK: &[u8] = b"***";
+
+/// A name is that of a secret if it ends so, letters and digits only, in lower case.
+const ENDINGS: [&str; 14] = [
+    "password",
+    "passwd",
+    "passphrase",
+    "passcode",
+    "pwd",
+    "secret",
+    "token",
+    "apikey",
+    "accesskey",
+    "secretkey",
+    "privatekey",
+    "credential",
+    "credentials",
+    "authorization",
+];
+
+/// Or if it is just this: too short to look for at the end of longer names.
+const WHOLE: [&str; 3] = ["pass", "pw", "auth"];
+
+/// Options of well-known programs that take a secret and do not sound like it: the last part of
+/// the executable's path begins with the first, and the option, with the value behind it or in
+/// the next argument, is the second.
+const OPTIONS: [(&str, &str, Shape); 10] = [
+    ("curl", "-u", Shape::AfterColon),
+    ("curl", "--user", Shape::AfterColon),
+    ("curl", "-U", Shape::AfterColon),
+    ("curl", "--proxy-user", Shape::AfterColon),
+    ("sshpass", "-p", Shape::Whole),
+    ("mysql", "-p", Shape::Attached),
+    ("mariadb", "-p", Shape::Attached),
+    ("redis-cli", "-a", Shape::Whole),
+    ("ldap", "-w", Shape::Whole),
+    ("smbclient", "-U", Shape::AfterPercent),
+];
+
+/// Where in an option's value the secret is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shape {
+    /// All of it.
+    Whole,
+    /// All of it, and it is never in an argument of its own.
+    Attached,
+    /// `user:secret`.
+    AfterColon,
+    /// `user%secret`.
+    AfterPercent,
+}
+
+/// Beginnings of tokens that services hand out, and how many characters follow at least.
+const TOKENS: [(&str, usize); 14] = [
+    ("ghp_", 20),
+    ("gho_", 20),
+    ("ghu_", 20),
+    ("ghs_", 20),
+    ("github_pat_", 20),
+    ("glpat-", 16),
+    ("xoxb-", 16),
+    ("xoxp-", 16),
+    ("xoxa-", 16),
+    ("xoxs-", 16),
+    ("AKIA", 16),
+    ("ASIA", 16),
+    ("sk-", 20),
+    // A JSON web token: base64url of an object that begins with a name.
+    ("eyJ", 20),
+];
+
+/// How a private key in PEM begins.
+const PEM: &[u8] = b"-----BEGIN ";
+
+/// Finds and masks secrets.
+#[derive(Clone, Debug)]
+pub struct Redaction {
+    is_on: bool,
+    /// More endings of names, as [`ENDINGS`].
+    endings: Vec<Vec<u8>>,
+}
+
+impl Default for Redaction {
+    fn default() -> Redaction {
+        Redaction::new(true, &[])
+    }
+}
+
+impl Redaction {
+    /// Masks nothing unless `is_on`. `names` are names of secrets beside the known ones: a longer
+    /// name that ends like one of them is a secret's, too. Case and punctuation do not matter.
+    pub fn new(is_on: bool, names: &[String]) -> Redaction {
+        let endings = names.iter().map(|name| plain(name.as_bytes()));
+        Redaction { is_on, endings: endings.filter(|ending| !ending.is_empty()).collect() }
+    }
+
+    /// Masks the secrets in `args` (a NUL after each argument) of the program `exe`. Returns
+    /// whether there were any.
+    pub fn arguments(&self, exe: &[u8], args: &mut Vec<u8>) -> bool {
+        if !self.is_on || args.is_empty() {
+            return false;
+        }
+        let program = exe.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        let mut out = Vec::with_capacity(args.len());
+        let mut expected = None;
+        let whole = args.strip_suffix(b"\0").unwrap_or(args);
+        for (number, argument) in whole.split(|byte| *byte == 0).enumerate() {
+            if number > 0 {
+                out.push(0);
+            }
+            match expected.take() {
+                // Another option: the one before had no value.
+                Some(shape) if !argument.starts_with(b"-") => mask_value(argument, shape, &mut out),
+                _ => expected = self.argument(program, argument, &mut out),
+            }
+        }
+        if args.last() == Some(&0) {
+            out.push(0);
+        }
+        let found = out != *args;
+        *args = out;
+        found
+    }
+
+    /// Appends one argument. Returns where in the next one the secret is that this one announces.
+    fn argument(&self, program: &[u8], argument: &[u8], out: &mut Vec<u8>) -> Option<Shape> {
+        for (of, option, shape) in OPTIONS {
+            let Some(value) = argument.strip_prefix(option.as_bytes()) else { continue };
+            if !program.starts_with(of.as_bytes()) {
+                continue;
+            }
+            if value.is_empty() {
+                out.extend_from_slice(argument);
+                return (shape != Shape::Attached).then_some(shape);
+            }
+            let is_long = option.starts_with("--");
+            if let Some(value) = value.strip_prefix(b"=").or((!is_long).then_some(value)) {
+                out.extend_from_slice(&argument[..argument.len() - value.len()]);
+                mask_value(value, shape, out);
+                return None;
+            }
+        }
+        let name = argument.iter().position(|byte| *byte != b'-').unwrap_or(0);
+        let is_option = name > 0 && argument[name..].iter().all(|byte| is_name(*byte));
+        self.text(argument, out);
+        (is_option && self.is_secret(&argument[name..])).then_some(Shape::Whole)
+    }
+
+    /// Appends a text, masking `NAME=value`, `NAME: value`, `--name value`, the password in a
+    /// URL, and tokens, wherever in it they are.
+    fn text(&self, text: &[u8], out: &mut Vec<u8>) {
+        let mut at = 0;
+        while let Some(byte) = text.get(at) {
+            let rest = &text[at..];
+            let begins = at == 0 || !is_name(text[at - 1]);
+            if begins && let Some(length) = token(rest) {
+                out.extend_from_slice(MASK);
+                at += length;
+            } else if let Some(length) = url_user(rest) {
+                out.extend_from_slice(&rest[..length.0]);
+                out.extend_from_slice(MASK);
+                at += length.1;
+            } else if begins && is_name(*byte) {
+                let end = rest.iter().position(|b| !is_name(*b)).unwrap_or(rest.len());
+                let name = &rest[..end];
+                out.extend_from_slice(name);
+                at += end;
+                if self.is_secret(name)
+                    && let Some((before, after)) = value_of(&text[at..], name)
+                {
+                    out.extend_from_slice(&text[at..at + before]);
+                    out.extend_from_slice(MASK);
+                    at += after;
+                }
+            } else {
+                out.push(*byte);
+                at += 1;
+            }
+        }
+    }
+
+    fn is_secret(&self, name: &[u8]) -> bool {
+        let name = plain(name);
+        ENDINGS.iter().any(|ending| name.ends_with(ending.as_bytes()))
+            || WHOLE.iter().any(|whole| name == whole.as_bytes())
+            || self.endings.iter().any(|ending| name.ends_with(ending))
+    }
+}
+
+/// Letters and digits, in lower case.
+fn plain(name: &[u8]) -> Vec<u8> {
+    name.iter().filter(|b| b.is_ascii_alphanumeric()).map(u8::to_ascii_lowercase).collect()
+}
+
+fn is_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.')
+}
+
+/// Appends an option's value with its secret masked.
+fn mask_value(value: &[u8], shape: Shape, out: &mut Vec<u8>) {
+    let mark = match shape {
+        Shape::AfterColon => b':',
+        Shape::AfterPercent => b'%',
+        Shape::Whole | Shape::Attached => {
+            return out.extend_from_slice(if value.is_empty() { value } else { MASK });
+        }
+    };
+    match value.iter().position(|byte| *byte == mark) {
+        Some(at) if at + 1 < value.len() => {
+            out.extend_from_slice(&value[..=at]);
+            out.extend_from_slice(MASK);
+        }
+        _ => out.extend_from_slice(value),
+    }
+}
+
+/// Where behind a secret's name its value begins and ends; none if none follows.
+fn value_of(rest: &[u8], name: &[u8]) -> Option<(usize, usize)> {
+    let spaces = |from: usize| {
+        rest.get(from..).unwrap_or_default().iter().take_while(|b| **b == b' ').count()
+    };
+    // The quote that ends a name in JSON.
+    let mut at = usize::from(matches!(rest.first(), Some(b'"' | b'\'')));
+    let gap = spaces(at);
+    if matches!(rest.get(at + gap), Some(b'=' | b':')) {
+        at += gap + 1;
+        at += spaces(at);
+    } else if at == 0 && gap > 0 && name.starts_with(b"-") {
+        at = gap;
+    } else {
+        return None;
+    }
+    let quote = rest.get(at).copied().filter(|byte| matches!(byte, b'"' | b'\''));
+    at += usize::from(quote.is_some());
+    let value = rest.get(at..)?;
+    // A scheme and what it wants: `Authorization: Bearer …`.
+    let is_header = plain(name).ends_with(b"authorization");
+    let is_end = |byte: &u8| match quote {
+        Some(quote) => *byte == quote,
+        None if is_header => matches!(byte, b'"' | b'\'' | b'\n'),
+        None => matches!(byte, b'&' | b';' | b',' | b' ' | b'\t' | b'\n' | b'"' | b'\''),
+    };
+    let length = value.iter().position(is_end).unwrap_or(value.len());
+    // What follows `//` is a URL, and what follows a lone `-` another option.
+    let is_other = value.starts_with(b"//") || (name.starts_with(b"-") && value.starts_with(b"-"));
+    (length > 0 && !is_other).then_some((at, at + length))
+}
+
+/// The length of the token or private key that `text` begins with.
+fn token(text: &[u8]) -> Option<usize> {
+    if text.starts_with(PEM) {
+        let line = text.iter().position(|byte| *byte == b'\n').unwrap_or(text.len());
+        let is_key = text[..line].windows(11).any(|words| words == b"PRIVATE KEY");
+        return is_key.then_some(text.len());
+    }
+    let (prefix, least) = TOKENS.iter().find(|(prefix, _)| text.starts_with(prefix.as_bytes()))?;
+    let follows = &text[prefix.len()..];
+    let length = follows.iter().position(|byte| !is_name(*byte)).unwrap_or(follows.len());
+    (length >= *least).then_some(prefix.len() + length)
+}
+
+/// In `://user:secret@host`, which `text` begins with: where the secret begins and ends.
+fn url_user(text: &[u8]) -> Option<(usize, usize)> {
+    let rest = text.strip_prefix(b"://")?;
+    let authority = rest.iter().position(|b| matches!(b, b'/' | b'?' | b'#' | b' ' | b'"' | b'\''));
+    let authority = &rest[..authority.unwrap_or(rest.len())];
+    let at = authority.iter().rposition(|byte| *byte == b'@')?;
+    let colon = authority[..at].iter().position(|byte| *byte == b':')?;
+    (colon + 1 < at).then_some((3 + colon + 1, 3 + at))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn redacted(exe: &str, args: &str) -> String {
+        let mut bytes: Vec<u8> = args.bytes().map(|b| if b == b'|' { 0 } else { b }).collect();
+        let before = bytes.clone();
+        let found = Redaction::default().arguments(exe.as_bytes(), &mut bytes);
+        assert_eq!(found, bytes != before);
+        String::from_utf8(bytes).unwrap().replace('\0', "|")
+    }
+
+    #[test]
+    fn secrets_behind_their_names_are_masked() {
+        for (args, masked) in [
+            ("--password=hunter2|-v|", "--password=***|-v|"),
+            ("--password|hunter2|-v|", "--password|***|-v|"),
+            ("--db-password|a b c|", "--db-password|***|"),
+            ("DB_PASSWORD=x y|", "DB_PASSWORD=*** y|"),
+            ("-H|Authorization: Bearer abc.def|u|", "-H|Authorization: ***|u|"),
+            ("-H|X-Api-Key: 12345|", "-H|X-Api-Key: ***|"),
+            ("-c|mysql --password=abc -u me|", "-c|mysql --password=*** -u me|"),
+            ("-c|tool --token abc --next|", "-c|tool --token *** --next|"),
+            ("http://h/?user=a&token=b&c=d|", "http://h/?user=a&token=***&c=d|"),
+            ("Server=h;Password=p;Timeout=3|", "Server=h;Password=***;Timeout=3|"),
+            ("{\"password\": \"a b\", \"x\": 1}|", "{\"password\": \"***\", \"x\": 1}|"),
+            ("postgres://me:pa:ss@db:5432/x|", "postgres://me:***@db:5432/x|"),
+            ("AWS_SECRET_ACCESS_KEY=abc|", "AWS_SECRET_ACCESS_KEY=***|"),
+            ("--pass|x|", "--pass|***|"),
+        ] {
+            assert_eq!(redacted("/usr/bin/tool", args), masked);
+        }
+    }
+
+    #[test]
+    fn tokens_and_keys_are_masked_by_their_form() {
+        let token = format!("ghp_{}", "a1".repeat(18));
+        assert_eq!(redacted("/bin/t", &format!("push|{token}|")), "push|***|");
+        assert_eq!(redacted("/bin/t", &format!("x/{token}/y|")), "x/***/y|");
+        assert_eq!(redacted("/bin/t", "AKIAIOSFODNN7EXAMPLE|"), "***|");
+        assert_eq!(redacted("/bin/t", "-----BEGIN RSA PRIVATE KEY-----\nabc|"), "***|");
+        assert_eq!(redacted("/bin/t", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIx.abc|"), "***|");
+    }
+
+    #[test]
+    fn options_of_known_programs_are_masked_for_them_only() {
+        assert_eq!(redacted("/usr/bin/curl", "-u|me:pw|http://h|"), "-u|me:***|http://h|");
+        assert_eq!(redacted("/usr/bin/curl", "-ume:pw|"), "-ume:***|");
+        assert_eq!(redacted("/usr/bin/curl", "--user=me:pw|"), "--user=me:***|");
+        assert_eq!(redacted("/usr/bin/mysqldump", "-psecret|-p|db|"), "-p***|-p|db|");
+        assert_eq!(redacted("/usr/bin/sshpass", "-p|x|ssh|-p|22|"), "-p|***|ssh|-p|***|");
+        assert_eq!(redacted("/usr/bin/ssh", "-p|22|me:x|"), "-p|22|me:x|");
+    }
+
+    #[test]
+    fn other_words_are_kept() {
+        for args in [
+            "--password-file|/etc/x|",
+            "--tokenizer=fast|",
+            "--max-tokens|5|",
+            "--password|--next|",
+            "--password|",
+            "a|b||c|",
+            "http://host:80/path@x|",
+            "secret|store|",
+            "sk-short|",
+            "token://x|",
+            "",
+        ] {
+            assert_eq!(redacted("/usr/bin/tool", args), args);
+        }
+    }
+
+    #[test]
+    fn names_can_be_added_and_all_can_be_switched_off() {
+        let more = Redaction::new(true, &["PIN-code".into()]);
+        let mut args = b"--sim-pincode\x001234\0".to_vec();
+        assert!(more.arguments(b"/bin/modem", &mut args));
+        assert_eq!(args, b"--sim-pincode\0***\0");
+        let mut args = b"--password=x\0".to_vec();
+        assert!(!Redaction::new(false, &[]).arguments(b"/bin/modem", &mut args));
+        assert_eq!(args, b"--password=x\0");
+    }
+
+    proptest! {
+        #[test]
+        fn the_number_of_arguments_stays_and_a_second_look_changes_nothing(
+            parts in proptest::collection::vec(
+                prop_oneof![
+                    Just("--password".to_string()),
+                    Just("token=".to_string()),
+                    Just("://a:".to_string()),
+                    Just("@".to_string()),
+                    Just("\0".to_string()),
+                    "[ -~]{0,12}",
+                ],
+                0..20,
+            ),
+        ) {
+            let before = parts.concat().into_bytes();
+            let mut once = before.clone();
+            Redaction::default().arguments(b"/usr/bin/curl", &mut once);
+            let nuls = |bytes: &[u8]| bytes.iter().filter(|b| **b == 0).count();
+            prop_assert_eq!(nuls(&before), nuls(&once));
+            let mut twice = once.clone();
+            Redaction::default().arguments(b"/usr/bin/curl", &mut twice);
+            prop_assert_eq!(
+                String::from_utf8_lossy(&once).into_owned(),
+                String::from_utf8_lossy(&twice).into_owned()
+            );
+        }
+    }
+}
