@@ -120,6 +120,8 @@ pub struct Privacy {
     pub redact: bool,
     /// Names of secrets beside the known ones.
     pub redact_names: Vec<String>,
+    /// Names of the environment variables that are kept.
+    pub environment: Vec<String>,
 }
 
 /// What the agent says of itself.
@@ -146,7 +148,7 @@ impl Default for Config {
             frames: Frames { bytes_max: 64 * 1024, age_max_s: 5, generation_records_max: 10_000 },
             kernel: Kernel { ring_bytes: 512 * 1024, flow_entries: 4096, btf: None },
             memory: Memory { processes_max: 2048, text_bytes: 1 << 20 },
-            privacy: Privacy { redact: true, redact_names: Vec::new() },
+            privacy: Privacy { redact: true, redact_names: Vec::new(), environment: Vec::new() },
             status: Status { file: "/run/sysflow/status.json".into() },
         }
     }

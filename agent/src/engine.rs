@@ -17,7 +17,7 @@ use codec::{EndReason, FileId, ObjectState, Oid, Operation, Term, Volume, op};
 use crate::batch::Batch;
 use crate::entity::{Process, Processes};
 use crate::flow::{Flow, Object};
-use crate::privacy::Redaction;
+use crate::privacy::Privacy;
 use flows::volume;
 pub use processes::container_id;
 
@@ -52,7 +52,7 @@ pub struct Engine {
     containers: HashMap<Vec<u8>, u32>,
     hasher: RandomState,
     timeouts: Timeouts,
-    redaction: Redaction,
+    privacy: Privacy,
 }
 
 /// Names of users and groups.
@@ -71,7 +71,7 @@ impl Engine {
         flows_max: usize,
         timeouts: Timeouts,
         users: Users,
-        redaction: Redaction,
+        privacy: Privacy,
         batch: Batch,
     ) -> Engine {
         Engine {
@@ -85,7 +85,7 @@ impl Engine {
             containers: HashMap::new(),
             hasher: RandomState::new(),
             timeouts,
-            redaction,
+            privacy,
         }
     }
 
@@ -94,9 +94,7 @@ impl Engine {
         self.batch.between();
         match event {
             Event::Fork(fork) => self.fork(fork),
-            Event::Exec { exec, exe, cwd, args, cgroup } => {
-                self.exec(exec, exe, cwd, args, cgroup);
-            }
+            Event::Exec(started) => self.exec(started),
             Event::Exit(exit) => self.exit(exit, counters),
             Event::Clone(clone) => {
                 let Some(oid) = self.subject(&clone.header, Operation::Clone) else { return };

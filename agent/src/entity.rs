@@ -50,6 +50,14 @@ pub struct Process {
     pub container: Vec<u8>,
     /// Bits of [`codec::process`].
     pub flags: u32,
+    /// argv[0] as [`codec::Process::argv0`] shortens it.
+    pub argv0: Vec<u8>,
+    /// The script that `exe` interprets, if any.
+    pub script: Vec<u8>,
+    /// Allowed variables, `K=V`, a NUL after each.
+    pub env: Vec<u8>,
+    /// Inode number of its mount namespace, 0 if unknown.
+    pub mount_namespace: u32,
     /// Generation in which it was last written.
     pub written: Option<u32>,
     /// When it ended, boot clock, ns.
@@ -75,6 +83,10 @@ impl Process {
             entry: false,
             container: Vec::new(),
             flags: process::INCOMPLETE,
+            argv0: Vec::new(),
+            script: Vec::new(),
+            env: Vec::new(),
+            mount_namespace: 0,
             written: None,
             ended_ns: None,
             threads: Threads::default(),
@@ -82,8 +94,35 @@ impl Process {
         }
     }
 
+    /// Takes its arguments, argv[0] first, a NUL after each. `exe` is known already.
+    pub fn set_arguments(&mut self, argv: &[u8]) {
+        let end = argv.iter().position(|byte| *byte == 0);
+        let (first, rest) = match end {
+            Some(end) => (&argv[..end], &argv[end + 1..]),
+            None => (argv, &[][..]),
+        };
+        let last_part = self.exe.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        self.argv0 = if first == last_part {
+            Vec::new()
+        } else if first == self.exe {
+            b"/".to_vec()
+        } else {
+            first.to_vec()
+        };
+        self.args = rest.to_vec();
+    }
+
     fn text_bytes(&self) -> usize {
-        self.exe.len() + self.args.len() + self.cwd.len() + self.container.len()
+        let texts = [
+            &self.exe,
+            &self.args,
+            &self.cwd,
+            &self.container,
+            &self.argv0,
+            &self.script,
+            &self.env,
+        ];
+        texts.into_iter().map(Vec::len).sum()
     }
 
     /// The entity record.
@@ -110,8 +149,11 @@ impl Process {
             container,
             entry: self.entry,
             cwd: &self.cwd,
-            env: &[],
+            env: &self.env,
             flags: self.flags,
+            argv0: &self.argv0,
+            script: &self.script,
+            mount_namespace: self.mount_namespace,
         }
     }
 }
@@ -165,6 +207,10 @@ impl Processes {
         if others + process.text_bytes() > self.text_bytes_max && !process.args.is_empty() {
             process.args = Vec::new();
             process.flags |= process::ARGS_TRUNCATED;
+        }
+        if others + process.text_bytes() > self.text_bytes_max && !process.env.is_empty() {
+            process.env = Vec::new();
+            process.flags |= process::ENV_TRUNCATED;
         }
         process.counted_bytes = process.text_bytes();
         self.text_bytes = others + process.counted_bytes;

@@ -22,7 +22,7 @@ use smol::Timer;
 use crate::batch::{Batch, Identity, Limits};
 use crate::engine::{Counters, Engine, Timeouts};
 use crate::entity::Processes;
-use crate::privacy::Redaction;
+use crate::privacy::Privacy;
 use crate::spool::SpoolError;
 use crate::{privileges, procfs, run_state};
 
@@ -187,7 +187,7 @@ pub struct Settings {
     /// Bytes of their paths and arguments.
     pub text_bytes_max: usize,
     /// What is masked in arguments.
-    pub redaction: Redaction,
+    pub privacy: Privacy,
 }
 
 impl Default for Settings {
@@ -198,6 +198,7 @@ impl Default for Settings {
                 flow_entries: 4096,
                 peers_max: 64,
                 args_bytes_max: 2048,
+                env_bytes_max: 0,
                 btf: None,
             },
             timeouts: Timeouts { idle_ns: 60_000_000_000, active_ns: 30_000_000_000 },
@@ -205,7 +206,7 @@ impl Default for Settings {
             frame_age_max: Duration::from_secs(5),
             processes_max: 2048,
             text_bytes_max: 1 << 20,
-            redaction: Redaction::default(),
+            privacy: Privacy::default(),
         }
     }
 }
@@ -261,10 +262,10 @@ fn watch(
         settings.bounds.flow_entries as usize + 1024,
         settings.timeouts,
         procfs::users(),
-        settings.redaction.clone(),
+        settings.privacy.clone(),
         batch,
     );
-    for process in procfs::processes(&probes.processes(), &settings.redaction) {
+    for process in procfs::processes(&probes.processes(), &settings.privacy) {
         engine.processes.insert(process);
     }
     let kernel = Rc::new(Kernel(Rc::clone(&probes)));

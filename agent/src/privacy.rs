@@ -1,5 +1,5 @@
-//! What must not leave a process: secrets among its arguments are masked before anything is
-//! stored. Arguments go in, the same arguments come out with `***` in place of each secret; how
+//! What must not leave a process: of its environment only what is allowed by name is kept, and
+//! secrets in that and among its arguments are masked before anything is stored. Arguments go in, the same arguments come out with `***` in place of each secret; how
 //! many there are, and where one ends, does not change. Pure.
 //!
 //! A secret is known by its surroundings, so this is a net with holes: a password that stands
@@ -80,26 +80,53 @@ const TOKENS: [(&str, usize); 14] = [
 /// How a private key in PEM begins.
 const PEM: &[u8] = b"-----BEGIN ";
 
-/// Finds and masks secrets.
+/// What of a program's words is kept.
 #[derive(Clone, Debug)]
-pub struct Redaction {
+pub struct Privacy {
     is_on: bool,
+    /// Names of environment variables that are kept.
+    environment: Vec<Vec<u8>>,
     /// More endings of names, as [`ENDINGS`].
     endings: Vec<Vec<u8>>,
 }
 
-impl Default for Redaction {
-    fn default() -> Redaction {
-        Redaction::new(true, &[])
+impl Default for Privacy {
+    fn default() -> Privacy {
+        Privacy::new(true, &[], &[])
     }
 }
 
-impl Redaction {
+impl Privacy {
     /// Masks nothing unless `is_on`. `names` are names of secrets beside the known ones: a longer
     /// name that ends like one of them is a secret's, too. Case and punctuation do not matter.
-    pub fn new(is_on: bool, names: &[String]) -> Redaction {
+    /// `environment` are the names of the variables that are kept.
+    pub fn new(is_on: bool, names: &[String], environment: &[String]) -> Privacy {
         let endings = names.iter().map(|name| plain(name.as_bytes()));
-        Redaction { is_on, endings: endings.filter(|ending| !ending.is_empty()).collect() }
+        Privacy {
+            is_on,
+            environment: environment.iter().map(|name| name.as_bytes().to_vec()).collect(),
+            endings: endings.filter(|ending| !ending.is_empty()).collect(),
+        }
+    }
+
+    /// Whether any variable of an environment is kept.
+    pub fn keeps_environment(&self) -> bool {
+        !self.environment.is_empty()
+    }
+
+    /// Of an environment (a NUL after each variable) what is kept, and whether secrets in it were
+    /// masked. A last variable without its NUL was cut off, and is left out.
+    pub fn environment(&self, env: &[u8]) -> (Vec<u8>, bool) {
+        let mut kept = Vec::new();
+        let whole = env.iter().rposition(|byte| *byte == 0).map_or(0, |end| end + 1);
+        for variable in env[..whole].split_inclusive(|byte| *byte == 0) {
+            let name = variable.split(|byte| *byte == b'=').next().unwrap_or_default();
+            if self.environment.iter().any(|allowed| allowed == name) {
+                kept.extend_from_slice(variable);
+            }
+        }
+        let is_redacted = self.arguments(b"", &mut kept);
+        (kept, is_redacted)
     }
 
     /// Masks the secrets in `args` (a NUL after each argument) of the program `exe`. Returns
@@ -286,7 +313,7 @@ mod tests {
     fn redacted(exe: &str, args: &str) -> String {
         let mut bytes: Vec<u8> = args.bytes().map(|b| if b == b'|' { 0 } else { b }).collect();
         let before = bytes.clone();
-        let found = Redaction::default().arguments(exe.as_bytes(), &mut bytes);
+        let found = Privacy::default().arguments(exe.as_bytes(), &mut bytes);
         assert_eq!(found, bytes != before);
         String::from_utf8(bytes).unwrap().replace('\0', "|")
     }
@@ -354,13 +381,23 @@ mod tests {
 
     #[test]
     fn names_can_be_added_and_all_can_be_switched_off() {
-        let more = Redaction::new(true, &["PIN-code".into()]);
+        let more = Privacy::new(true, &["PIN-code".into()], &[]);
         let mut args = b"--sim-pincode\x001234\0".to_vec();
         assert!(more.arguments(b"/bin/modem", &mut args));
         assert_eq!(args, b"--sim-pincode\0***\0");
         let mut args = b"--password=x\0".to_vec();
-        assert!(!Redaction::new(false, &[]).arguments(b"/bin/modem", &mut args));
+        assert!(!Privacy::new(false, &[], &[]).arguments(b"/bin/modem", &mut args));
         assert_eq!(args, b"--password=x\0");
+    }
+
+    #[test]
+    fn of_an_environment_only_allowed_variables_are_kept() {
+        let names = ["LANG".to_string(), "DB_PASSWORD".to_string(), "CUT".to_string()];
+        let privacy = Privacy::new(true, &[], &names);
+        let env = b"PATH=/bin\0LANG=C\0LANGUAGE=de\0DB_PASSWORD=x\0CUT=of";
+        let (kept, is_redacted) = privacy.environment(env);
+        assert_eq!((kept.as_slice(), is_redacted), (&b"LANG=C\0DB_PASSWORD=***\0"[..], true));
+        assert_eq!(Privacy::default().environment(env), (Vec::new(), false));
     }
 
     proptest! {
@@ -380,11 +417,11 @@ mod tests {
         ) {
             let before = parts.concat().into_bytes();
             let mut once = before.clone();
-            Redaction::default().arguments(b"/usr/bin/curl", &mut once);
+            Privacy::default().arguments(b"/usr/bin/curl", &mut once);
             let nuls = |bytes: &[u8]| bytes.iter().filter(|b| **b == 0).count();
             prop_assert_eq!(nuls(&before), nuls(&once));
             let mut twice = once.clone();
-            Redaction::default().arguments(b"/usr/bin/curl", &mut twice);
+            Privacy::default().arguments(b"/usr/bin/curl", &mut twice);
             prop_assert_eq!(
                 String::from_utf8_lossy(&once).into_owned(),
                 String::from_utf8_lossy(&twice).into_owned()

@@ -11,14 +11,14 @@ use codec::{Oid, process};
 
 use crate::engine::{Users, container_id};
 use crate::entity::{Process, START_TICK_NS};
-use crate::privacy::Redaction;
+use crate::privacy::Privacy;
 
 /// Arguments of a process are kept up to this length, as the kernel side does.
 const ARGS_BYTES_MAX: usize = 2048;
 
 /// All processes, those with exact starts from `exact` where it knows them, and without the
-/// secrets that `redaction` finds in their arguments.
-pub fn processes(exact: &[bpf::Task], redaction: &Redaction) -> Vec<Process> {
+/// secrets that `privacy` finds in their arguments.
+pub fn processes(exact: &[bpf::Task], privacy: &Privacy) -> Vec<Process> {
     let exact: HashMap<u32, &bpf::Task> = exact.iter().map(|task| (task.tgid, task)).collect();
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let mut found: Vec<(Process, u32)> = entries
@@ -26,7 +26,15 @@ pub fn processes(exact: &[bpf::Task], redaction: &Redaction) -> Vec<Process> {
         .filter_map(|entry| {
             let pid = entry.file_name().to_str()?.parse().ok()?;
             let (mut process, parent) = read_process(&entry.path(), pid, exact.get(&pid).copied())?;
-            if redaction.arguments(&process.exe, &mut process.args) {
+            let mut masked = privacy.arguments(&process.exe, &mut process.args);
+            if privacy.keeps_environment()
+                && let Ok(env) = fs::read(entry.path().join("environ"))
+            {
+                let (kept, hidden) = privacy.environment(&env);
+                process.env = kept;
+                masked |= hidden;
+            }
+            if masked {
                 process.flags |= process::REDACTED;
             }
             Some((process, parent))
@@ -68,7 +76,10 @@ fn read_process(folder: &Path, pid: u32, exact: Option<&bpf::Task>) -> Option<(P
             let exe = exe.into_os_string().into_vec();
             process.exe = match exe.strip_suffix(b" (deleted)") {
                 Some(name) => {
-                    process.flags |= process::EXE_DELETED;
+                    // As the kernel side has it: a memfd never was in the tree.
+                    let is_memfd = name.starts_with(b"/memfd:");
+                    process.flags |=
+                        if is_memfd { process::EXE_DETACHED } else { process::EXE_DELETED };
                     name.to_vec()
                 }
                 None => exe,
@@ -88,8 +99,13 @@ fn read_process(folder: &Path, pid: u32, exact: Option<&bpf::Task>) -> Option<(P
             args.truncate(ARGS_BYTES_MAX);
             process.flags |= process::ARGS_TRUNCATED;
         }
-        let rest = args.iter().position(|b| *b == 0).map_or(args.len(), |end| end + 1);
-        process.args = args.split_off(rest);
+        process.set_arguments(&args);
+    }
+    if let Ok(namespace) = fs::read_link(folder.join("ns/mnt")) {
+        let number = namespace
+            .to_str()
+            .and_then(|text| text.strip_prefix("mnt:[")?.strip_suffix(']')?.parse().ok());
+        process.mount_namespace = number.unwrap_or(0);
     }
     if let Ok(groups) = fs::read(folder.join("cgroup"))
         && let Some(id) = container_id(&groups)

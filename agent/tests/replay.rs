@@ -14,7 +14,7 @@ use std::fmt::Write as _;
 use agent::batch::{Batch, Identity, Limits};
 use agent::engine::{Counters, Engine, Timeouts, Users};
 use agent::entity::Processes;
-use agent::privacy::Redaction;
+use agent::privacy::Privacy;
 use bpf::{Event, FlowKey};
 use codec::{Capabilities, Clock, FileId, Frame, Record, Volume};
 
@@ -57,7 +57,7 @@ fn replay(limits: Limits) -> Vec<Vec<u8>> {
         256,
         timeouts,
         Users::default(),
-        Redaction::default(),
+        Privacy::default(),
         batch,
     );
     let mut last_ns = 0;

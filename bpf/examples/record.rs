@@ -20,6 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         flow_entries: 4096,
         peers_max: 64,
         args_bytes_max: 2048,
+        env_bytes_max: 0,
         btf: None,
     })?;
     let mut failed = Ok(());

@@ -64,6 +64,7 @@ struct settings {
 	__u32 peers_max;      /* flows by peer that hang on one descriptor */
 	__u32 args_bytes_max; /* of a program's arguments, at most 4096 */
 	__u32 wake_bytes;     /* ring fill at which the agent is woken */
+	__u32 env_bytes_max;  /* of a program's environment, at most 4096; 0: none of it */
 };
 
 /* What became of an operation in the kernel. */
@@ -194,7 +195,9 @@ struct event_fork {
 #define PATH_UNKNOWN 32	 /* no such directory, or the name could not be read */
 
 /* A process began a program. Text: exe (walked), cwd (walked), arguments (argv[0] first, a NUL
- * after each), name of the innermost control group. */
+ * after each), name of the innermost control group, the script as the program that started it
+ * named it (empty where exe is no interpreter), the beginning of the environment (a NUL after
+ * each variable). */
 struct event_exec {
 	struct event_header header;
 	__u64 parent_start_ns;
@@ -211,7 +214,11 @@ struct event_exec {
 	__u8 exe_flags;
 	__u8 cwd_flags;
 	__u8 tty;
-	__u8 zero[5];
+	__u8 zero;
+	__u16 script_bytes;
+	__u16 env_bytes;
+	__u32 env_total;       /* length of the environment before it was cut */
+	__u32 mount_namespace; /* inode number of its mount namespace */
 };
 
 /* A thread ended. */
@@ -328,7 +335,7 @@ struct task_entry {
 
 _Static_assert(sizeof(struct event_header) == 32, "event_header");
 _Static_assert(sizeof(struct event_fork) == 64, "event_fork");
-_Static_assert(sizeof(struct event_exec) == 80, "event_exec");
+_Static_assert(sizeof(struct event_exec) == 88, "event_exec");
 _Static_assert(sizeof(struct event_exit) == 40, "event_exit");
 _Static_assert(sizeof(struct event_clone) == 40, "event_clone");
 _Static_assert(sizeof(struct event_exec_failed) == 40, "event_exec_failed");

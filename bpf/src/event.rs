@@ -73,12 +73,31 @@ pub struct Named<'a> {
     pub name: &'a [u8],
 }
 
+/// A program that a process began.
+#[derive(Clone, Copy, Debug)]
+pub struct Started<'a> {
+    /// Numbers.
+    pub exec: Exec,
+    /// The executable; of a script its interpreter.
+    pub exe: Walked<'a>,
+    /// The working directory.
+    pub cwd: Walked<'a>,
+    /// argv from its first on, a NUL after each.
+    pub args: &'a [u8],
+    /// Name of the innermost control group.
+    pub cgroup: &'a [u8],
+    /// The script as it was named; empty where `exe` is no interpreter.
+    pub script: &'a [u8],
+    /// The beginning of the environment, a NUL after each variable.
+    pub env: &'a [u8],
+}
+
 /// One observation from the kernel.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
 pub enum Event<'a> {
     Fork(Fork),
-    Exec { exec: Exec, exe: Walked<'a>, cwd: Walked<'a>, args: &'a [u8], cgroup: &'a [u8] },
+    Exec(Started<'a>),
     Exit(Exit),
     Clone(Clone_),
     ExecFailed { failed: ExecFailed, path: &'a [u8] },
@@ -100,14 +119,18 @@ impl<'a> Event<'a> {
                 let (exe, text) = text.split_at_checked(exec.exe_bytes.into())?;
                 let (cwd, text) = text.split_at_checked(exec.cwd_bytes.into())?;
                 let (args, text) = text.split_at_checked(exec.args_bytes.into())?;
-                let (cgroup, _) = text.split_at_checked(exec.cgroup_bytes.into())?;
-                Event::Exec {
+                let (cgroup, text) = text.split_at_checked(exec.cgroup_bytes.into())?;
+                let (script, text) = text.split_at_checked(exec.script_bytes.into())?;
+                let (env, _) = text.split_at_checked(exec.env_bytes.into())?;
+                Event::Exec(Started {
                     exe: Walked { names: exe, flags: exec.exe_flags },
                     cwd: Walked { names: cwd, flags: exec.cwd_flags },
                     args,
                     cgroup,
+                    script,
+                    env,
                     exec,
-                }
+                })
             }
             3 => Event::Exit(Exit::read(bytes)?.0),
             4 => Event::Clone(Clone_::read(bytes)?.0),

@@ -163,7 +163,9 @@ pub(crate) const VOLUME_SLOTS: usize = if cfg!(target_arch = "arm") { 8 } else {
 
 plain! {
     struct CallEntry ("call_entry", 4) { call: u8, operation: u8, compat_call: u8, compat_operation: u8, }
-    struct Settings ("settings", 12) { peers_max: u32, args_bytes_max: u32, wake_bytes: u32, }
+    struct Settings ("settings", 16) {
+        peers_max: u32, args_bytes_max: u32, wake_bytes: u32, env_bytes_max: u32,
+    }
     /// What became of the operations of one kind in the kernel.
     struct Tally ("tally", 48) {
         observed: u64, filtered: u64, own: u64, lost_ring: u64, lost_map: u64,
@@ -188,10 +190,11 @@ plain! {
         header: Header, child_start_ns: u64, parent_start_ns: u64, child_tgid: u32,
         child_tid: u32, parent_tgid: u32, child_namespace_pid: u32,
     }
-    struct Exec ("event_exec", 80) {
+    struct Exec ("event_exec", 88) {
         header: Header, parent_start_ns: u64, parent_tgid: u32, uid: u32, euid: u32, gid: u32,
         namespace_pid: u32, args_total: u32, exe_bytes: u16, cwd_bytes: u16, args_bytes: u16,
-        cgroup_bytes: u16, exe_flags: u8, cwd_flags: u8, tty: u8, zero: [u8; 5],
+        cgroup_bytes: u16, exe_flags: u8, cwd_flags: u8, tty: u8, zero: u8, script_bytes: u16,
+        env_bytes: u16, env_total: u32, mount_namespace: u32,
     }
     struct Exit ("event_exit", 40) { header: Header, status: i32, last: u32, }
     struct Clone_ ("event_clone", 40) { header: Header, ret: i32, thread: u32, }

@@ -15,7 +15,7 @@ mod probes;
 mod types;
 
 pub use error::Error;
-pub use event::{EVENT_COMPAT, Event, Named, Walked, flow, path};
+pub use event::{EVENT_COMPAT, Event, Named, Started, Walked, flow, path};
 pub use kernel::{
     Clone_, Exec, ExecFailed, Exit, FlowEnd, FlowKey, FlowStart, Fork, Header, Operation,
     PathEvent, Setuid, SocketState, Tally, Task, Volume,

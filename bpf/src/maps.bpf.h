@@ -76,6 +76,7 @@ const volatile struct settings settings = {
 	.peers_max = 64,
 	.args_bytes_max = 2048,
 	.wake_bytes = 128 * 1024,
+	.env_bytes_max = 0,
 };
 
 /* The agent's process id in the initial pid namespace; see `learn_own`. */

@@ -30,6 +30,8 @@ pub struct Bounds {
     pub peers_max: u32,
     /// Bytes of a program's arguments that are kept, at most 4096.
     pub args_bytes_max: u32,
+    /// Bytes at the beginning of a program's environment that are told, at most 4096; 0: none.
+    pub env_bytes_max: u32,
     /// A file with the types of the running kernel; none: what [`Types::find`] finds.
     pub btf: Option<PathBuf>,
 }
@@ -156,6 +158,7 @@ impl Probes {
                         peers_max: bounds.peers_max,
                         args_bytes_max: bounds.args_bytes_max.min(4096),
                         wake_bytes: bounds.ring_bytes / 4,
+                        env_bytes_max: bounds.env_bytes_max.min(4096),
                     };
                     map.initial_value_mut()
                         .and_then(|value| value.get_mut(..size_of::<Settings>()))

@@ -155,12 +155,46 @@ inline_always __u32 append_cgroup(struct scratch *scratch, __u64 task)
 	return bytes - 1;
 }
 
+/* Appends what lies between two addresses of the program's memory, at most `bytes_max`; returns
+ * how much. Less than a page may be missing, then it is nothing. */
+inline_always __u32 append_user_range(struct scratch *scratch, __u64 start, __u64 end,
+				      __u32 bytes_max)
+{
+	__u64 bytes = end - start;
+
+	if (bytes > bytes_max)
+		bytes = bytes_max;
+	BOUND(bytes, USER_PATH_BYTES);
+	if (!bytes || bpf_probe_read_user(scratch->text + (scratch->at & (TEXT_BYTES - 1)), bytes,
+					  (void *)start))
+		return 0;
+	scratch->at += bytes;
+	return bytes;
+}
+
+/* Appends the script's name where a script was started: the kernel then goes on to the
+ * interpreter, and keeps both. */
+inline_always __u32 append_script(struct scratch *scratch, __u64 bprm)
+{
+	__u64 filename = READ(struct linux_binprm, bprm, filename);
+	long bytes;
+
+	if (filename == READ(struct linux_binprm, bprm, interp))
+		return 0;
+	bytes = bpf_probe_read_kernel_str(scratch->text + (scratch->at & (TEXT_BYTES - 1)),
+					  USER_PATH_BYTES, (void *)filename);
+	if (bytes <= 1)
+		return 0;
+	scratch->at += bytes - 1;
+	return bytes - 1;
+}
+
 /* void trace_sched_process_exec(struct task_struct *task, pid_t old_pid,
  *                               struct linux_binprm *bprm) */
 SEC("raw_tp/sched_process_exec")
 int process_exec(struct bpf_raw_tracepoint_args *ctx)
 {
-	__u64 task = ctx->args[0], mm, exe, parent, cred, start, bytes;
+	__u64 task = ctx->args[0], mm, exe, parent, cred, start, end;
 	struct tally *tally = tally_of(OPERATION_EXEC);
 	struct scratch *scratch = scratch_begin();
 	struct event_exec *event;
@@ -183,18 +217,21 @@ int process_exec(struct bpf_raw_tracepoint_args *ctx)
 	event->cwd_flags = scratch->flags;
 
 	start = READ(struct mm_struct, mm, arg_start);
-	bytes = READ(struct mm_struct, mm, arg_end) - start;
-	event->args_total = bytes;
-	if (bytes > settings.args_bytes_max)
-		bytes = settings.args_bytes_max;
-	BOUND(bytes, USER_PATH_BYTES);
-	if (bytes &&
-	    !bpf_probe_read_user(scratch->text + (scratch->at & (TEXT_BYTES - 1)), bytes,
-				 (void *)start)) {
-		event->args_bytes = bytes;
-		scratch->at += bytes;
-	}
+	end = READ(struct mm_struct, mm, arg_end);
+	event->args_total = end - start;
+	event->args_bytes = append_user_range(scratch, start, end, settings.args_bytes_max);
 	event->cgroup_bytes = append_cgroup(scratch, task);
+	event->script_bytes = append_script(scratch, ctx->args[2]);
+	if (settings.env_bytes_max) {
+		start = READ(struct mm_struct, mm, env_start);
+		end = READ(struct mm_struct, mm, env_end);
+		event->env_total = end - start;
+		event->env_bytes =
+			append_user_range(scratch, start, end, settings.env_bytes_max);
+	}
+	event->mount_namespace =
+		READ(struct mnt_namespace,
+		     READ(struct nsproxy, READ(struct task_struct, task, nsproxy), mnt_ns), ns.inum);
 
 	parent = READ(struct task_struct, task, real_parent);
 	event->parent_start_ns = process_start(parent);

@@ -201,6 +201,10 @@ pub mod process {
     pub const INCOMPLETE: u32 = 1 << 6;
     /// Secrets among `args` or `env` are masked (`***`).
     pub const REDACTED: u32 = 1 << 7;
+    /// The executable was in no file tree: a memfd, or a detached mount.
+    pub const EXE_DETACHED: u32 = 1 << 9;
+    /// The environment was longer than what was looked through: `env` may lack variables.
+    pub const ENV_TRUNCATED: u32 = 1 << 10;
 }
 
 /// A process.
@@ -214,7 +218,7 @@ pub struct Process<'a> {
     pub parent: Option<Oid>,
     /// When this record was caused, boot clock, ns (not the start: that is in `oid`).
     pub time_ns: u64,
-    /// Absolute path of the executable.
+    /// Absolute path of the executable; of a script its interpreter.
     pub exe: &'a [u8],
     /// argv\[1..\], a NUL after each.
     pub args: &'a [u8],
@@ -238,6 +242,14 @@ pub struct Process<'a> {
     pub env: &'a [u8],
     /// Bits of [`process`].
     pub flags: u32,
+    /// argv\[0\]: empty where it is the last part of `exe`, `/` where it is all of it.
+    pub argv0: &'a [u8],
+    /// Absolute path of the script that was started, as it was named; empty where `exe` is no
+    /// script's interpreter.
+    pub script: &'a [u8],
+    /// Inode number of its mount namespace when it was last looked up (exec or first look):
+    /// paths mean files within it; 0 if unknown.
+    pub mount_namespace: u32,
 }
 
 /// Bits of [`File::flags`].

@@ -40,6 +40,9 @@ impl Made {
                 cwd: b"/",
                 env: b"",
                 flags: 0,
+                argv0: b"",
+                script: b"",
+                mount_namespace: 0,
             }),
             Made::Event { oid, time_ns, ops, args, ret } => Record::ProcessEvent(ProcessEvent {
                 process: *oid,

@@ -299,6 +299,9 @@ impl Stream {
             cwd: text(r.cwd),
             env: list(r.env),
             flags: r.flags,
+            argv: std::iter::once(argv0(r)).chain(list(r.args)).collect(),
+            script: text(r.script),
+            mount_namespace: r.mount_namespace,
         })
     }
 
@@ -343,6 +346,15 @@ fn state(state: codec::ObjectState) -> u8 {
         codec::ObjectState::Created => 0,
         codec::ObjectState::Modified => 1,
         codec::ObjectState::Reup => 2,
+    }
+}
+
+/// argv\[0\] as the program got it.
+fn argv0(r: &codec::Process<'_>) -> String {
+    match r.argv0 {
+        b"" => text(r.exe.rsplit(|byte| *byte == b'/').next().unwrap_or_default()),
+        b"/" => text(r.exe),
+        other => text(other),
     }
 }
 

@@ -94,6 +94,9 @@ fn process(start_ns: u64, time_ns: u64) -> codec::Record<'static> {
         cwd: b"/",
         env: b"",
         flags: 0,
+        argv0: b"",
+        script: b"",
+        mount_namespace: 0,
     })
 }
 

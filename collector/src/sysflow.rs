@@ -117,6 +117,12 @@ pub(crate) struct Process {
     pub(crate) env: Vec<String>,
     /// Bits of [`codec::process`]; beyond version 5.
     pub(crate) flags: u32,
+    /// All arguments one by one, argv\[0\] first; beyond version 5.
+    pub(crate) argv: Vec<String>,
+    /// The script that `exe` interprets, or empty; beyond version 5.
+    pub(crate) script: String,
+    /// Inode number of the mount namespace, 0 if unknown; beyond version 5.
+    pub(crate) mount_namespace: u32,
 }
 
 /// A file, directory, pipe or unix socket.

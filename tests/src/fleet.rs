@@ -108,6 +108,7 @@ impl<'m> Fleet<'m> {
             spool_bytes_max: 16 << 20,
             status: self.path(&format!("{name}/status.json")),
             environment: Vec::new(),
+            sections: String::new(),
         }
     }
 
@@ -237,6 +238,8 @@ pub struct AgentSettings {
     pub spool_bytes_max: u64,
     pub status: PathBuf,
     pub environment: Vec<(OsString, OsString)>,
+    /// More sections of the configuration file, as text.
+    pub sections: String,
 }
 
 impl AgentSettings {
@@ -249,7 +252,7 @@ impl AgentSettings {
              [flows]\nactive_timeout_s = {}\n\n\
              [frames]\nage_max_s = {}\n\n\
              [kernel]\nring_bytes = {}\nflow_entries = {}\n\n\
-             [status]\nfile = {:?}\n",
+             [status]\nfile = {:?}\n\n{}",
             self.url,
             self.ca,
             self.certificate,
@@ -262,6 +265,7 @@ impl AgentSettings {
             self.ring_bytes,
             self.flow_entries,
             self.status,
+            self.sections,
         )
     }
 }

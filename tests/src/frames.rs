@@ -187,6 +187,9 @@ pub fn sample(agent_id: &str, run_id: [u8; 16], sequence: u64) -> Result<Vec<u8>
         cwd: b"/",
         env: b"",
         flags: 0,
+        argv0: b"",
+        script: b"",
+        mount_namespace: 0,
     }))?;
     let mut run_tag = [0; 8];
     run_tag.iter_mut().zip(run_id).for_each(|(tag, id)| *tag = id);

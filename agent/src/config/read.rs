@@ -99,6 +99,7 @@ impl Reader<'_> {
                 _ => self.wrong_type(item, "true or false"),
             },
             "privacy.redact_names" => self.names(item, &mut config.privacy.redact_names),
+            "privacy.environment" => self.names(item, &mut config.privacy.environment),
             "status.file" => self.path(item, &mut config.status.file),
             name => self.problem(&item.key, format!("{name}: no such key")),
         }

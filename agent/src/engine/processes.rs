@@ -1,6 +1,6 @@
 //! Processes: creation, programs, ends, and the threads that come and go between.
 
-use bpf::{Header, Walked, path};
+use bpf::{Header, Named, Started, Walked, path};
 use codec::{EndReason, ObjectState, Oid, Operation, ProcessFlow, Record, Term, op, process};
 
 use super::{Counters, Engine};
@@ -39,14 +39,8 @@ impl Engine {
         self.process_event(oid, &header, op::CLONE, &[], 0);
     }
 
-    pub(super) fn exec(
-        &mut self,
-        exec: &bpf::Exec,
-        exe: &Walked<'_>,
-        cwd: &Walked<'_>,
-        args: &[u8],
-        cgroup: &[u8],
-    ) {
+    pub(super) fn exec(&mut self, started: &Started<'_>) {
+        let exec = &started.exec;
         let oid = self.processes.resolve(exec.header.tgid, exec.header.start_ns);
         let state = match self.processes.get(oid) {
             Some(_) => ObjectState::Modified,
@@ -57,30 +51,34 @@ impl Engine {
             .then(|| self.processes.resolve(exec.parent_tgid, exec.parent_start_ns));
         if let Some(process) = self.processes.get_mut(oid) {
             process.parent = process.parent.or(parent);
-            process.exe = names::walked(exe);
-            process.cwd = names::walked(cwd);
-            let rest = args.iter().position(|b| *b == 0).map_or(args.len(), |end| end + 1);
-            process.args = args.get(rest..).unwrap_or_default().to_vec();
-            let is_redacted = self.redaction.arguments(&process.exe, &mut process.args);
+            process.exe = names::walked(&started.exe);
+            process.cwd = names::walked(&started.cwd);
+            process.script = script(started);
+            process.set_arguments(started.args);
+            let (env, hidden) = self.privacy.environment(started.env);
+            process.env = env;
+            let masked = self.privacy.arguments(&process.exe, &mut process.args) || hidden;
             process.uid = exec.uid;
             process.gid = exec.gid;
             process.tty = exec.tty != 0;
             process.entry = exec.namespace_pid == 1;
-            if let Some(id) = container_id(cgroup) {
+            process.mount_namespace = exec.mount_namespace;
+            if let Some(id) = container_id(started.cgroup) {
                 process.container = id.to_vec();
             }
-            process.flags = 0;
-            for (set, flag) in [
-                (exec.args_total > args.len() as u32, process::ARGS_TRUNCATED),
-                ((exe.flags | cwd.flags) & path::TRUNCATED != 0, process::PATH_TRUNCATED),
-                (exe.flags & (path::DELETED | path::DETACHED) != 0, process::EXE_DELETED),
+            let walks = started.exe.flags | started.cwd.flags;
+            process.flags = [
+                (exec.args_total > started.args.len() as u32, process::ARGS_TRUNCATED),
+                (exec.env_total > started.env.len() as u32, process::ENV_TRUNCATED),
+                (walks & path::TRUNCATED != 0, process::PATH_TRUNCATED),
+                (started.exe.flags & path::DELETED != 0, process::EXE_DELETED),
+                (started.exe.flags & path::DETACHED != 0, process::EXE_DETACHED),
                 (exec.header.flags & bpf::EVENT_COMPAT != 0, process::COMPAT),
-                (is_redacted, process::REDACTED),
-            ] {
-                if set {
-                    process.flags |= flag;
-                }
-            }
+                (masked, process::REDACTED),
+            ]
+            .into_iter()
+            .filter(|(is_set, _)| *is_set)
+            .fold(0, |flags, (_, flag)| flags | flag);
             process.written = None;
         }
         self.processes.settle(oid);
@@ -156,4 +154,17 @@ impl Engine {
 /// there, with or without a prefix and a suffix.
 pub fn container_id(cgroup: &[u8]) -> Option<&[u8]> {
     cgroup.split(|byte| !byte.is_ascii_hexdigit()).find(|part| part.len() == 64)
+}
+
+/// The absolute path of the script that was started; empty if none was.
+fn script(started: &Started<'_>) -> Vec<u8> {
+    let base = if started.script.starts_with(b"/") {
+        Walked { names: b"", flags: 0 }
+    } else {
+        started.cwd
+    };
+    match started.script {
+        b"" => Vec::new(),
+        name => names::named(&Named { base, root_bytes: 0, name }),
+    }
 }

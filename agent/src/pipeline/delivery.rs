@@ -12,7 +12,7 @@ use crate::batch::{Identity, Limits};
 use crate::config::Config;
 use crate::engine::{Engine, Timeouts};
 use crate::logger::RateLimit;
-use crate::privacy::Redaction;
+use crate::privacy::Privacy;
 use crate::run_state::RunState;
 use crate::spool::{self, Reader, Spool, Sync, Writer};
 use crate::status::{self, Status};
@@ -183,6 +183,7 @@ impl Settings {
                 ring_bytes: config.kernel.ring_bytes,
                 flow_entries: config.kernel.flow_entries,
                 btf: config.kernel.btf.clone(),
+                env_bytes_max: if config.privacy.environment.is_empty() { 0 } else { 4096 },
                 ..Settings::default().bounds
             },
             timeouts: Timeouts {
@@ -196,7 +197,11 @@ impl Settings {
             frame_age_max: Duration::from_secs(config.frames.age_max_s.into()),
             processes_max: config.memory.processes_max as usize,
             text_bytes_max: config.memory.text_bytes,
-            redaction: Redaction::new(config.privacy.redact, &config.privacy.redact_names),
+            privacy: Privacy::new(
+                config.privacy.redact,
+                &config.privacy.redact_names,
+                &config.privacy.environment,
+            ),
         }
     }
 }

@@ -41,6 +41,9 @@ pub(crate) fn records() -> Vec<Record<'static>> {
             cwd: b"/srv",
             env: b"LANG=C\0",
             flags: process::COMPAT | process::ARGS_TRUNCATED,
+            argv0: b"sh",
+            script: b"/srv/run",
+            mount_namespace: 4_026_531_841,
         }),
         Record::File(File {
             state: ObjectState::Reup,

@@ -188,7 +188,7 @@ impl<'a> Cursor<'a> {
                 entry: self.bool()?,
                 cwd: self.text()?,
                 env: self.array(Self::text)?,
-                flags: 0,
+                ..Process::default()
             }),
             3 => Record::File(File {
                 state: self.enumeration(&OBJECT_STATES)?,

@@ -194,6 +194,13 @@ fn put_extensions(out: &mut Object, row: &Row<'_>, origin: Option<&Origin>) {
     }
     out.put("proc.flags", row.process.map(|p| names(p.flags, &PROCESS_FLAGS)));
     out.put("pproc.flags", row.parent.map(|p| names(p.flags, &PROCESS_FLAGS)));
+    for (whose, process) in [("proc", row.process), ("pproc", row.parent)] {
+        out.put(&format!("{whose}.argv"), process.map(|p| json!(p.argv)));
+        let script = process.map(|p| p.script.as_str()).filter(|script| !script.is_empty());
+        out.put(&format!("{whose}.script"), script);
+        let namespace = process.map(|p| p.mount_namespace).filter(|number| *number != 0);
+        out.put(&format!("{whose}.mount_namespace"), namespace);
+    }
     out.put("container.full_id", row.container.map(|c| c.full_id.as_str()));
     out.put("stream.boot", origin.map(|o| o.boot.as_str()));
     out.put("stream.run", origin.map(|o| o.run.as_str()));
@@ -214,7 +221,7 @@ const FILE_FLAGS: [(u32, &str); 6] = [
     (file::OUTSIDE_ROOT, "outside_root"),
     (file::CHANGED_ROOT, "changed_root"),
 ];
-const PROCESS_FLAGS: [(u32, &str); 8] = [
+const PROCESS_FLAGS: [(u32, &str); 10] = [
     (process::PRE_EXISTING, "pre_existing"),
     (process::START_COARSE, "start_coarse"),
     (process::ARGS_TRUNCATED, "args_truncated"),
@@ -223,6 +230,8 @@ const PROCESS_FLAGS: [(u32, &str); 8] = [
     (process::COMPAT, "compat"),
     (process::INCOMPLETE, "incomplete"),
     (process::REDACTED, "redacted"),
+    (process::EXE_DETACHED, "exe_detached"),
+    (process::ENV_TRUNCATED, "env_truncated"),
 ];
 
 /// The names of the bits that are set. A bit without a name, of a later agent, is written as

@@ -140,6 +140,9 @@ fn shell() -> Record<'static> {
         cwd: b"/home/me/",
         env: b"A=1\0B=2\0",
         flags: codec::process::ARGS_TRUNCATED,
+        argv0: b"",
+        script: b"",
+        mount_namespace: 0,
     })
 }
 
@@ -274,6 +277,9 @@ pub(crate) fn every_kind() -> Vec<Record<'static>> {
             cwd: b"/",
             env: b"",
             flags: codec::process::PRE_EXISTING,
+            argv0: b"",
+            script: b"",
+            mount_namespace: 0,
         }),
         shell(),
         file(1, b'f', b"/etc/ld.so.cache", 0),
