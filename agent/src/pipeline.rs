@@ -23,8 +23,9 @@ use crate::batch::{Batch, Identity, Limits};
 use crate::engine::{Counters, Engine, Timeouts};
 use crate::entity::Processes;
 use crate::privacy::Privacy;
+use crate::procfs::{self, UserFiles};
 use crate::spool::SpoolError;
-use crate::{privileges, procfs, run_state};
+use crate::{privileges, run_state};
 
 /// How often the ring is looked into when it does not wake the agent itself.
 const TICK: Duration = Duration::from_millis(100);
@@ -257,11 +258,12 @@ fn watch(
     };
     let mut offset = clock();
     let batch = Batch::new(identity, settings.limits, capabilities, offset, interruption);
+    let mut user_files = UserFiles::default();
     let mut engine = Engine::new(
         Processes::new(settings.processes_max, settings.text_bytes_max),
         settings.bounds.flow_entries as usize + 1024,
         settings.timeouts,
-        procfs::users(),
+        user_files.changed().unwrap_or_default(),
         settings.privacy.clone(),
         batch,
     );
@@ -312,6 +314,9 @@ fn watch(
                         .each_flow(|entry| engine.sweep(&entry, now_ns, kernel.as_ref()))
                         .map_err(Error::Probes)?;
                     engine.expire(now_ns);
+                    if let Some(users) = user_files.changed() {
+                        engine.users = users;
+                    }
                     let moved = clock();
                     if moved.offset_ns.abs_diff(offset.offset_ns) > CLOCK_MOVED_NS {
                         offset = moved;

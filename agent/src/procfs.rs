@@ -1,11 +1,12 @@
 //! The first look at the system: processes that were there before the agent, and the names of
-//! users and groups. Reads /proc and /etc once, at start. A process that ends meanwhile is
-//! passed over.
+//! users and groups. Reads /proc once, at start, and the names when they change. A process that
+//! ends meanwhile is passed over.
 
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use codec::{Oid, process};
 
@@ -115,12 +116,47 @@ fn read_process(folder: &Path, pid: u32, exact: Option<&bpf::Task>) -> Option<(P
     Some((process, parent))
 }
 
-/// Names from /etc/passwd and /etc/group.
-pub fn users() -> Users {
-    Users { users: names("/etc/passwd"), groups: names("/etc/group") }
+/// The files that name users and groups, read again when they change.
+#[derive(Debug)]
+pub struct UserFiles {
+    users: PathBuf,
+    groups: PathBuf,
+    /// Of both files, as they were when they were read.
+    stamps: [Option<Stamp>; 2],
 }
 
-fn names(file: &str) -> HashMap<u32, Vec<u8>> {
+/// What tells that a file is another, or has been changed: inode, change time, size.
+type Stamp = (u64, i64, i64, u64);
+
+impl UserFiles {
+    /// These two files, in the form of /etc/passwd and /etc/group; nothing is read yet.
+    pub fn new(users: PathBuf, groups: PathBuf) -> UserFiles {
+        UserFiles { users, groups, stamps: [None; 2] }
+    }
+
+    /// The names, if the files are not as they were when this was last asked.
+    pub fn changed(&mut self) -> Option<Users> {
+        let stamps = [stamp(&self.users), stamp(&self.groups)];
+        if stamps == self.stamps {
+            return None;
+        }
+        self.stamps = stamps;
+        Some(Users { users: names(&self.users), groups: names(&self.groups) })
+    }
+}
+
+impl Default for UserFiles {
+    fn default() -> UserFiles {
+        UserFiles::new("/etc/passwd".into(), "/etc/group".into())
+    }
+}
+
+fn stamp(file: &Path) -> Option<Stamp> {
+    let found = fs::metadata(file).ok()?;
+    Some((found.ino(), found.ctime(), found.ctime_nsec(), found.size()))
+}
+
+fn names(file: &Path) -> HashMap<u32, Vec<u8>> {
     let text = fs::read_to_string(file).unwrap_or_default();
     text.lines()
         .filter_map(|line| {
@@ -130,4 +166,27 @@ fn names(file: &str) -> HashMap<u32, Vec<u8>> {
             Some((id, name.as_bytes().to_vec()))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_again_when_their_files_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let [users, groups] = ["passwd", "group"].map(|name| folder.path().join(name));
+        fs::write(&users, "root:x:0:0::/:/bin/sh\nbroken\n").unwrap();
+        let mut files = UserFiles::new(users.clone(), groups);
+        let first = files.changed().unwrap();
+        assert_eq!(first.users.get(&0).map(Vec::as_slice), Some(&b"root"[..]));
+        assert!(first.groups.is_empty() && files.changed().is_none());
+        // As useradd does it: a new file takes the place of the old one.
+        let new = folder.path().join("new");
+        fs::write(&new, "root:x:0:0::/:/bin/sh\nbroker:x:7:7::/:/bin/sh\n").unwrap();
+        fs::rename(new, users).unwrap();
+        let second = files.changed().unwrap();
+        assert_eq!(second.users.get(&7).map(Vec::as_slice), Some(&b"broker"[..]));
+        assert!(files.changed().is_none());
+    }
 }
