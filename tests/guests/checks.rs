@@ -1,11 +1,13 @@
 //! What must be true of a guest's run: each check is one test.
 
+use std::collections::BTreeSet;
+
 use codec::Term;
 use serde_json::Value;
 use tests::Result;
 use tests::frames::Summary;
-use tests::records::{differences, path_faults};
-use tests::truth::Truth;
+use tests::records::{differences, number, path_faults, text};
+use tests::truth::{Spawner, Truth};
 
 use crate::guest::{Guest, Told};
 
@@ -31,7 +33,7 @@ const fn always(name: &'static str, judge: fn(&Run<'_>) -> Result<String>) -> Ch
 }
 
 /// The checks, in the order of the table's columns.
-pub(crate) const CHECKS: [Check; 11] = [
+pub(crate) const CHECKS: [Check; 12] = [
     always("attach", attach),
     always("types", types),
     Check { name: "no-types", applies: lacks_types, judge: no_types },
@@ -40,6 +42,7 @@ pub(crate) const CHECKS: [Check; 11] = [
     always("network", network),
     always("path", path),
     always("exact", exact),
+    always("pids", pids),
     Check { name: "compat", applies: |guest| guest.compat, judge: compat },
     always("delivery", delivery),
     always("privilege", privilege),
@@ -148,6 +151,48 @@ fn exact(run: &Run<'_>) -> Result<String> {
     let truth = run.truth("exact")?;
     run.expect(&Truth { files: truth.files, network: truth.network, ..Truth::default() })?;
     Ok(format!("{} calls", truth.calls.values().sum::<u64>()))
+}
+
+/// Process ids come round several times: each program keeps an identity of its own, and the
+/// parent that started it.
+fn pids(run: &Run<'_>) -> Result<String> {
+    let code = run.told.one("code-pids");
+    if code != "0" {
+        let log = run.told.all("log-pids").join("\n");
+        return Err(format!("the workload ended with {code:?}: {log}").into());
+    }
+    let spawners: Vec<Spawner> = serde_json::from_str(run.told.one("truth-pids"))?;
+    let execs: Vec<&Value> =
+        run.records.iter().filter(|record| text(record, "opflags") == "EXEC").collect();
+    let (mut faults, mut identities, mut ids) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
+    let mut programs = 0;
+    for spawner in &spawners {
+        for program in &spawner.programs {
+            programs += 1;
+            ids.insert(program.pid);
+            let args = format!("--program {}", program.number);
+            let found: Vec<_> =
+                execs.iter().filter(|exec| text(exec, "proc.args") == args).collect();
+            let [exec] = found.as_slice() else {
+                faults.push(format!("{args}: {} records of its exec", found.len()));
+                continue;
+            };
+            let pair = (number(exec, "proc.pid"), number(exec, "pproc.pid"));
+            if pair != (Some(program.pid.into()), Some(spawner.pid.into())) {
+                faults.push(format!("{args}: {program:?} of {}, but {pair:?}", spawner.pid));
+            }
+            if !identities.insert((pair.0, number(exec, "proc.createts"))) {
+                faults.push(format!("{args}: an identity that another had before: {pair:?}"));
+            }
+        }
+    }
+    none(&faults)?;
+    if programs < 3 * ids.len() {
+        return Err(
+            format!("{programs} programs had {} ids: they did not come round", ids.len()).into()
+        );
+    }
+    Ok(format!("{programs} programs, {} ids", ids.len()))
 }
 
 fn compat(run: &Run<'_>) -> Result<String> {

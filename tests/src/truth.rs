@@ -161,3 +161,21 @@ impl Truth {
         }
     }
 }
+
+/// A program that a spawner started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spawned {
+    /// Its number, which is in its arguments and nobody else's.
+    pub number: u32,
+    /// Its process id, which others may have had before.
+    pub pid: u32,
+}
+
+/// A process that started programs one after the other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spawner {
+    /// Its process id.
+    pub pid: u32,
+    /// What it started, in order.
+    pub programs: Vec<Spawned>,
+}

@@ -74,7 +74,8 @@ pub fn agent(target: &Target) -> Result<Built> {
 /// # Errors
 /// As [`agent`].
 pub fn workloads(target: &Target) -> Result<PathBuf> {
-    let binaries = ["--bin", "workload-volume", "--bin", "workload-paths"];
+    let binaries =
+        ["--bin", "workload-volume", "--bin", "workload-paths", "--bin", "workload-pids"];
     Ok(cargo(target, &[&["-p", "tests"], binaries.as_slice()].concat())?.0)
 }
 
