@@ -154,17 +154,14 @@ pub fn environment(config: &Config) -> Vec<Finding> {
     credentials(&files, config, &mut findings);
     spool(config, &mut findings);
     directory("status.file", config.status.file.parent(), &mut findings);
-    if let Some(btf) = &config.kernel.btf
-        && let Err(error) = fs::File::open(btf)
-    {
-        let remedy = "provide the file, or leave kernel.btf empty";
-        findings.push(Finding::of_io(btf.display().to_string(), &error, remedy));
-    }
     findings
 }
 
 /// Loads and attaches the probes, looks at what the kernel let them do, and takes them away.
 pub fn kernel(config: &Config) -> Vec<Finding> {
+    const OF_THIS_KERNEL: &str = "give a BTF file of this very kernel, made with `cargo xtask btf`, \
+                                  or none where the kernel has its own types";
+    let has_file = bpf::Types::find(config.kernel.btf.as_deref()).file().is_some();
     let probes = match Probes::load(&Settings::new(config).bounds) {
         Ok(probes) => probes,
         Err(error) => {
@@ -172,9 +169,20 @@ pub fn kernel(config: &Config) -> Vec<Finding> {
                 bpf::Error::NotPermitted => {
                     (Level::Denied, "run as root, or with CAP_BPF and CAP_PERFMON")
                 }
+                bpf::Error::TypesUnreadable(..) | bpf::Error::WrongTypes(..) => {
+                    (Level::Problem, OF_THIS_KERNEL)
+                }
+                // With a file, that is the first suspect.
+                bpf::Error::Refused(..) if has_file => (Level::Problem, OF_THIS_KERNEL),
                 _ => (Level::Problem, "Linux 5.10 or later is needed, with CONFIG_DEBUG_INFO_BTF"),
             };
-            return vec![Finding::new(level, "kernel", error.to_string(), remedy)];
+            let mut text = error.to_string();
+            let mut cause = std::error::Error::source(&error);
+            while let Some(error) = cause {
+                text = format!("{text}: {error}");
+                cause = error.source();
+            }
+            return vec![Finding::new(level, "kernel", text, remedy)];
         }
     };
     let mut findings = vec![Finding::good("kernel: types", probes.types().to_string())];

@@ -55,7 +55,10 @@ impl Error {
         match self {
             Error::Probes(bpf::Error::NotPermitted) => 77,
             Error::Probes(
-                bpf::Error::NoTypes(_) | bpf::Error::TypesUnreadable(..) | bpf::Error::NoBpf,
+                bpf::Error::NoTypes(_)
+                | bpf::Error::TypesUnreadable(..)
+                | bpf::Error::WrongTypes(..)
+                | bpf::Error::NoBpf,
             ) => 78,
             Error::Probes(_) | Error::System(..) => 70,
             Error::File(_, error) if error.kind() == std::io::ErrorKind::PermissionDenied => 77,

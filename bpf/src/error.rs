@@ -18,6 +18,10 @@ pub enum Error {
     NoTypes(PathBuf),
     /// The file with type information cannot be read.
     TypesUnreadable(Types, std::io::Error),
+    /// The types are not the running kernel's: what they make the probes see wrongly.
+    WrongTypes(Types, &'static str),
+    /// Something that must be known of this machine is not.
+    Unknown(&'static str, std::io::Error),
     /// The kernel has no BPF system call.
     NoBpf,
     /// The process may not load programs.
@@ -39,6 +43,13 @@ impl fmt::Display for Error {
                 wanted.display()
             ),
             Error::TypesUnreadable(types, _) => write!(f, "types of the kernel: {types}"),
+            Error::WrongTypes(types, what) => write!(
+                f,
+                "types of the kernel: {types}: are not those of the running kernel: {what} is \
+                 read wrongly with them (make them of this very kernel with `cargo xtask btf`, \
+                 or take them away where the kernel has its own)"
+            ),
+            Error::Unknown(what, _) => f.write_str(what),
             Error::NoBpf => f.write_str(
                 "loading probes: the kernel has no bpf system call (enable CONFIG_BPF_SYSCALL \
                  and CONFIG_BPF_EVENTS)",
@@ -56,7 +67,7 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Error::TypesUnreadable(_, error) => Some(error),
+            Error::TypesUnreadable(_, error) | Error::Unknown(_, error) => Some(error),
             Error::Refused(_, error) => Some(error),
             _ => None,
         }

@@ -325,6 +325,22 @@ struct event_socket_state {
 	__u32 zero;
 };
 
+/* The agent as the probes see it, once before they are attached. The agent says which descriptor
+ * to look at, and compares the rest with what it knows of itself: types of another kernel would
+ * read something else. */
+struct own_view {
+	__u64 start_ns; /* of the process */
+	__u64 inode;	/* behind the descriptor */
+	__u32 fd;
+	__u32 tgid; /* as the types lead to it, less what it is */
+	__u32 mode; /* of the inode */
+	__u32 machine; /* MACHINE_* */
+};
+
+#define MACHINE_X86 1
+#define MACHINE_ARM64 2
+#define MACHINE_ARM 3
+
 /* One process as the task iterator sees it. */
 struct task_entry {
 	__u64 start_ns;
@@ -346,5 +362,6 @@ _Static_assert(sizeof(struct event_flow_start) == 184, "event_flow_start");
 _Static_assert(sizeof(struct event_flow_end) == 120, "event_flow_end");
 _Static_assert(sizeof(struct event_path) == 56, "event_path");
 _Static_assert(sizeof(struct event_socket_state) == 48, "event_socket_state");
+_Static_assert(sizeof(struct own_view) == 32, "own_view");
 
 #endif

@@ -190,6 +190,7 @@ plain! {
         header: Header, child_start_ns: u64, parent_start_ns: u64, child_tgid: u32,
         child_tid: u32, parent_tgid: u32, child_namespace_pid: u32,
     }
+    struct OwnView ("own_view", 32) { start_ns: u64, inode: u64, fd: u32, tgid: u32, mode: u32, machine: u32, }
     struct Exec ("event_exec", 88) {
         header: Header, parent_start_ns: u64, parent_tgid: u32, uid: u32, euid: u32, gid: u32,
         namespace_pid: u32, args_total: u32, exe_bytes: u16, cwd_bytes: u16, args_bytes: u16,

@@ -11,6 +11,7 @@ mod error;
 mod event;
 mod kernel;
 mod open;
+mod own;
 mod probes;
 mod types;
 

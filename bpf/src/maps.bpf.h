@@ -39,6 +39,13 @@ struct {
 	__type(value, struct tally);
 } tallies SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct own_view);
+} own_views SEC(".maps");
+
 #define HEAD_BYTES 256	     /* room for the largest event without its text */
 #define TEXT_BYTES 16384     /* the longest text: two names of 4,095 bytes and their bases */
 #define NAME_BYTES 256	     /* NAME_MAX and a NUL */

@@ -22,6 +22,7 @@ const union {
 	struct event_path path;
 	struct event_socket_state socket_state;
 	struct task_entry task;
+	struct own_view own;
 } *types;
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -69,10 +70,24 @@ int socket_state(struct bpf_raw_tracepoint_args *ctx)
 }
 
 /* Run once by the agent itself: learns the agent's id in the initial pid namespace, which the
- * agent cannot know where it runs in another one. */
+ * agent cannot know where it runs in another one, and shows what the types make of the agent. */
 SEC("raw_tp/sys_exit")
 int learn_own(struct bpf_raw_tracepoint_args *ctx)
 {
+	__u64 task = bpf_get_current_task(), file, inode;
+	__u32 zero = 0;
+	struct own_view *view = bpf_map_lookup_elem(&own_views, &zero);
+
 	own_tgid = bpf_get_current_pid_tgid() >> 32;
+	if (!view)
+		return 0;
+	view->machine = ON_X86 ? MACHINE_X86 : ON_ARM64 ? MACHINE_ARM64 : MACHINE_ARM;
+	view->start_ns = process_start(task);
+	/* Zero if it is as the helper has it, whatever pid namespace the agent is in. */
+	view->tgid = (__u32)READ(struct task_struct, task, tgid) - own_tgid;
+	file = task_file(task, view->fd);
+	inode = READ(struct file, file, f_inode);
+	view->mode = READ(struct inode, inode, i_mode);
+	view->inode = READ(struct inode, inode, i_ino);
 	return 0;
 }

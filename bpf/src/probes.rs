@@ -12,7 +12,10 @@ use libbpf_rs::{
 };
 
 use crate::error::{Error, log_line, refused};
-use crate::kernel::{CallEntry, Flow, FlowKey, Operation, Plain, Settings, Tally, Task, Volume};
+use crate::kernel::{
+    CallEntry, Flow, FlowKey, Operation, OwnView, Plain, Settings, Tally, Task, Volume,
+};
+use crate::own::OwnPipe;
 use crate::types::Types;
 use crate::{calls, open};
 
@@ -143,6 +146,10 @@ impl Probes {
             None => None,
             Some(path) => {
                 let named = |error| Error::TypesUnreadable(types.clone(), error);
+                // A pipe there would be waited for.
+                if !std::fs::metadata(path).map_err(named)?.is_file() {
+                    return Err(named(std::io::Error::other("is no regular file")));
+                }
                 std::fs::File::open(path).map_err(named)?;
                 Some(CString::new(path.as_os_str().as_bytes()).map_err(|e| named(e.into()))?)
             }
@@ -176,7 +183,15 @@ impl Probes {
                 program.set_autoload(types == Types::Kernel);
             }
         }
-        let object = open.load().map_err(refused("loading the probes"))?;
+        let object = open.load().map_err(|error| {
+            match (types.file(), refused("loading the probes")(error)) {
+                // A kernel that takes the probes with its own types is not to blame.
+                (Some(_), Error::Refused(what, error)) => {
+                    Error::Refused(format!("{what} with the types in {types}"), error)
+                }
+                (_, error) => error,
+            }
+        })?;
         let flows = map_handle(&object, "flows")?;
         let tallies = map_handle(&object, "tallies")?;
         let mut probes = Probes {
@@ -216,8 +231,17 @@ impl Probes {
     }
 
     /// Has the kernel side note the agent's own process before anything is attached, so that
-    /// the agent's doing is left out from the first event.
+    /// the agent's doing is left out from the first event; and holds what it sees of the agent
+    /// against what the agent knows. With types of another kernel the probes load all the same,
+    /// and read something else.
     fn learn_own(&self) -> Result<(), Error> {
+        let views = map_handle(&self.object, "own_views")?;
+        let key = 0_u32.to_ne_bytes();
+        let own = OwnPipe::new().map_err(|e| Error::Unknown("the agent's own process", e))?;
+        let asked = OwnView { fd: own.fd(), start_ns: 0, inode: 0, tgid: 0, mode: 0, machine: 0 };
+        views
+            .update(&key, asked.bytes(), MapFlags::ANY)
+            .map_err(refused("asking for the agent's own process"))?;
         let program = self
             .object
             .progs_mut()
@@ -226,7 +250,12 @@ impl Probes {
         program
             .test_run(libbpf_rs::ProgramInput::default())
             .map_err(refused("learning the agent's own process id"))?;
-        Ok(())
+        let seen = views.lookup(&key, MapFlags::ANY).map_err(refused("reading what was learnt"))?;
+        let seen = seen.as_deref().and_then(OwnView::read).ok_or(Error::Incomplete("own view"))?;
+        match own.difference(&seen.0) {
+            None => Ok(()),
+            Some(what) => Err(Error::WrongTypes(self.types.clone(), what)),
+        }
     }
 
     fn attach(&mut self) -> Result<(), Error> {

@@ -47,7 +47,7 @@ impl Types {
     }
 
     /// The file, where it is one.
-    pub(crate) fn file(&self) -> Option<&Path> {
+    pub fn file(&self) -> Option<&Path> {
         match self {
             Types::Named(path) | Types::Installed(path) => Some(path),
             Types::Kernel | Types::Nowhere { .. } => None,

@@ -6,13 +6,15 @@ use std::process::Command;
 
 use crate::Result;
 use crate::build::{self, grouped};
-use crate::workspace::{self, show};
+use crate::workspace::show;
 use crate::{setup, targets};
 
 /// First bytes of BTF, little endian: magic, version 1, no flags, header of 24 bytes.
 const BTF_HEAD: [u8; 8] = [0x9f, 0xeb, 1, 0, 24, 0, 0, 0];
 /// Bytes of the header, behind which types and strings lie at the offsets that it names.
 const HEADER_BYTES: usize = 24;
+/// Structures of the kernel without which the probes see nothing.
+const NEEDED: [&str; 5] = ["task_struct", "files_struct", "dentry", "sock_common", "pt_regs"];
 /// Smaller ones are a module's, or chance.
 const KERNEL_TYPES_BYTES_MIN: usize = 100_000;
 
@@ -36,18 +38,40 @@ pub fn run(triple: &str, kernel: &Path, out: &Path) -> Result {
 /// If bpftool is missing, or `kernel` holds no types.
 pub fn minimise(probes: &Path, kernel: &Path, out: &Path) -> Result<(u64, u64)> {
     setup::btf()?;
-    let plain = out.with_extension("types");
+    let folder = tempfile::tempdir()?;
+    let (plain, small) = (folder.path().join("kernel.btf"), folder.path().join("out.btf"));
     let bytes = read(kernel)?;
     // bpftool reads ELF itself: the types may lie in a section that is not loaded.
     let types = if bytes.starts_with(b"\x7fELF") { &bytes } else { find(kernel, &bytes)? };
     std::fs::write(&plain, types).map_err(|e| format!("write {}: {e}", plain.display()))?;
     let before = types.len() as u64;
     let mut command = Command::new(program());
-    command.args(["gen", "min_core_btf"]).arg(&plain).arg(out).arg(probes);
-    let done = workspace::run(&mut command);
-    std::fs::remove_file(&plain)?;
-    done?;
-    Ok((before, std::fs::metadata(out)?.len()))
+    command.args(["gen", "min_core_btf"]).arg(&plain).arg(&small).arg(probes);
+    let made = command.output().map_err(|e| format!("start {}: {e}", show(&command)))?;
+    if !made.status.success() {
+        let said = String::from_utf8_lossy(&made.stderr);
+        let said = said.replace(&*plain.to_string_lossy(), &kernel.to_string_lossy());
+        return Err(
+            format!("{}: bpftool reads no types in it: {}", kernel.display(), said.trim()).into()
+        );
+    }
+    let small = std::fs::read(&small)?;
+    if let Some(missing) = NEEDED.into_iter().find(|name| !has_name(&small, name)) {
+        return Err(format!(
+            "{}: these are no types of a whole kernel, they lack {missing} (give the vmlinux, or \
+             the /sys/kernel/btf/vmlinux of the device)",
+            kernel.display()
+        )
+        .into());
+    }
+    std::fs::write(out, &small).map_err(|e| format!("write {}: {e}", out.display()))?;
+    Ok((before, small.len() as u64))
+}
+
+/// Whether the strings of this BTF have such a name.
+fn has_name(types: &[u8], name: &str) -> bool {
+    let wanted = [b"\0", name.as_bytes(), b"\0"].concat();
+    types.windows(wanted.len()).any(|bytes| bytes == wanted)
 }
 
 /// Debian keeps it where only the superuser's shell looks.
@@ -93,9 +117,10 @@ fn find<'b>(path: &Path, bytes: &'b [u8]) -> Result<&'b [u8]> {
     let heads = bytes.windows(BTF_HEAD.len()).enumerate();
     heads.filter(|(_, head)| *head == BTF_HEAD).find_map(|(start, _)| at(start)).ok_or_else(|| {
         format!(
-            "{}: holds no types (BTF): give a vmlinux or a kernel image built with \
-                 CONFIG_DEBUG_INFO_BTF, or a BTF file that pahole made of a vmlinux with debug \
-                 information",
+            "{}: holds no types (BTF) that lie open in it: a compressed image hides them, and a \
+                 kernel without CONFIG_DEBUG_INFO_BTF has none (give the vmlinux, the \
+                 /sys/kernel/btf/vmlinux of the device, or a BTF file that pahole made of a \
+                 vmlinux with debug information)",
             path.display()
         )
         .into()

@@ -19,13 +19,16 @@ pub const ALWAYS: &str = "aarch64-unknown-linux-musl";
 /// Compares the builds for these targets, or for all of them.
 ///
 /// # Errors
-/// If a target is unknown, a build fails, or two builds differ; every target is tried.
+/// If a target is unknown, a build fails, or two builds differ.
 pub fn run(triples: &[String]) -> Result {
-    setup::run()?;
     let triples: Vec<String> = match triples {
         [] => targets::all()?.into_keys().collect(),
         named => named.to_vec(),
     };
+    for triple in &triples {
+        targets::find(triple)?;
+    }
+    setup::run()?;
     let copy = Copy::new()?;
     let mut differing = Vec::new();
     for triple in &triples {

@@ -216,6 +216,11 @@ fn install_sysprint() -> Result {
 /// # Errors
 /// If it cannot be made, or a package cannot be had.
 pub fn python_environment(folder: &Path, packages: &[&str]) -> Result {
+    // Another of these tools may be at it; it goes with the process.
+    let parent = folder.parent().unwrap_or(folder);
+    std::fs::create_dir_all(parent)?;
+    let lock = std::fs::File::create(folder.with_extension("lock"))?;
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
     let marker = folder.join("installed");
     let wanted = packages.join(" ");
     if std::fs::read_to_string(&marker).is_ok_and(|text| text == wanted) {

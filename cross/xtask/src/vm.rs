@@ -26,7 +26,6 @@ const TYPES_FOLDER: &str = "tests/btf";
 /// # Errors
 /// If a name is unknown, a guest cannot be laid out, or a test fails.
 pub fn run(names: &[String]) -> Result {
-    setup::run()?;
     let mut kernels = kernels::all()?;
     if !names.is_empty() {
         if let Some(unknown) = names.iter().find(|name| !kernels.contains_key(*name)) {
@@ -35,6 +34,7 @@ pub fn run(names: &[String]) -> Result {
         }
         kernels.retain(|name, _| names.contains(name));
     }
+    setup::run()?;
     let guests = prepare(&kernels)?;
     suite::build_collector()?;
     let mut command = Workspace::Device.cargo("test");
