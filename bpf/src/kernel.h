@@ -44,6 +44,7 @@ struct bpf_raw_tracepoint_args {
 #define EBADF 9
 #define EEXIST 17
 #define ERESTARTSYS 512
+#define ERROR_MAX 4095
 #define ERESTART_RESTARTBLOCK 516
 
 #define S_IFMT 0170000
@@ -70,6 +71,11 @@ struct bpf_raw_tracepoint_args {
 #define SIGNAL_GROUP_EXIT 4
 #define CLOSE_RANGE_CLOEXEC 4
 #define AT_REMOVEDIR 0x200
+#define CLOSE_RANGE_UNSHARE 2
+#define O_ACCMODE 3
+#define O_RDONLY 0
+#define MAP_ANONYMOUS 0x20
+#define NSFS_MAGIC 0x6e736673
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -118,12 +124,22 @@ struct path {
 
 struct super_block {
 	__u32 s_dev;
+	unsigned long s_magic;
 };
 
 struct inode {
 	__u16 i_mode;
 	unsigned long i_ino;
 	struct super_block *i_sb;
+	void *i_private;
+};
+
+struct proc_ns_operations {
+	const char *name;
+};
+
+struct ns_common {
+	const struct proc_ns_operations *ops;
 };
 
 struct file {

@@ -21,6 +21,7 @@ const union {
 	struct event_flow_end flow_end;
 	struct event_path path;
 	struct event_socket_state socket_state;
+	struct event_closed_range closed_range;
 	struct task_entry task;
 } *types;
 

@@ -136,11 +136,13 @@ pub enum Operation {
     Link,
     Symlink,
     SocketState,
+    Mmap,
+    Setns,
 }
 
 impl Operation {
     /// All kinds, in the order of their numbers.
-    pub const ALL: [Operation; 20] = [
+    pub const ALL: [Operation; 22] = [
         Operation::Clone,
         Operation::Exec,
         Operation::Exit,
@@ -161,6 +163,8 @@ impl Operation {
         Operation::Link,
         Operation::Symlink,
         Operation::SocketState,
+        Operation::Mmap,
+        Operation::Setns,
     ];
 
     /// The name that reports print.
@@ -186,6 +190,8 @@ impl Operation {
             Operation::Link => "link",
             Operation::Symlink => "symlink",
             Operation::SocketState => "socket_state",
+            Operation::Mmap => "mmap",
+            Operation::Setns => "setns",
         }
     }
 }
@@ -278,7 +284,7 @@ pub struct Counter {
 
 /// Most counters that one frame can carry: every kind with every term, and the losses that
 /// have no kind.
-pub const LEDGER_COUNTERS_MAX: usize = 288;
+pub const LEDGER_COUNTERS_MAX: usize = (Operation::ALL.len() + 1) * Term::ALL.len();
 
 /// The counters of one frame.
 pub type Ledger = Vec<Counter, LEDGER_COUNTERS_MAX>;

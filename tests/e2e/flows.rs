@@ -1,0 +1,88 @@
+//! Every way to move bytes through a descriptor, held against the program that moved them.
+
+use std::process::Command;
+
+use serde_json::Value;
+use tests::Result;
+use tests::fleet::Fleet;
+use tests::frames::Summary;
+use tests::machine::{Machine, Need};
+use tests::records::{brief, number, of_process, text, total};
+use tests::truth::Volume;
+
+/// Whether a record is of the flow that `wanted` describes.
+fn fits(record: &Value, wanted: &Value) -> bool {
+    let same = |key: &str, field: &str| match wanted[key].as_i64() {
+        Some(expected) => number(record, field) == Some(expected),
+        None => true,
+    };
+    let kind = text(record, "type");
+    let port = wanted["port"].as_i64();
+    let at_port = ["net.sport", "net.dport"].map(|field| number(record, field));
+    ["FF", "NF"].contains(&kind)
+        && same("fd", "file.fd")
+        && wanted["path"].as_str().is_none_or(|path| text(record, "file.path") == path)
+        && port.is_none_or(|port| at_port.contains(&Some(port)))
+}
+
+/// What is wrong with the records of one flow.
+fn fault(records: &[Value], pid: u32, wanted: &Value) -> Option<String> {
+    let pid = wanted["pid"].as_u64().map_or(pid, |pid| pid as u32);
+    let own: Vec<&Value> = of_process(records, pid).collect();
+    let found: Vec<&Value> = own.iter().filter(|record| fits(record, wanted)).copied().collect();
+    let near = || {
+        let flows = own.iter().filter(|r| ["FF", "NF"].contains(&text(r, "type")));
+        flows.take(8).map(|r| brief(r)).collect::<Vec<_>>().join("\n    ")
+    };
+    let volume: Vec<u64> = wanted["volume"].as_array()?.iter().filter_map(Value::as_u64).collect();
+    let [read_ops, read_bytes, write_ops, write_bytes] = volume[..] else {
+        return Some(format!("{wanted}: is no volume"));
+    };
+    let expected = Volume { read_ops, write_ops, read_bytes, write_bytes };
+    let sum = total(found.iter().copied());
+    if found.is_empty() || sum != expected {
+        return Some(format!("{wanted}: found {sum:?}; its process has\n    {}", near()));
+    }
+    let all = |key: &str| found.iter().map(|r| text(r, key)).collect::<Vec<_>>().join(" ");
+    for (key, field) in [("ops", "opflags"), ("kind", "file.type"), ("address", "net.dip")] {
+        let wanted_text = wanted[key].as_str().unwrap_or_default();
+        if !all(field).contains(wanted_text) {
+            return Some(format!("{wanted}: {field} is {:?}", all(field)));
+        }
+    }
+    None
+}
+
+#[test]
+fn every_way_to_move_bytes_is_counted() -> Result {
+    let test = "every_way_to_move_bytes_is_counted";
+    let Some(machine) = Machine::claim(test, &[Need::Agent])? else { return Ok(()) };
+    let fleet = Fleet::new(&machine)?;
+    let mut collector = fleet.start_collector("127.0.0.1:0")?;
+    let mut agent = fleet.start_agent(&fleet.agent_settings("agent", collector.address))?;
+    let folder = fleet.path("flows");
+    std::fs::create_dir(&folder)?;
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/workloads/flows.py");
+    let output = Command::new("/usr/bin/python3").arg("-I").arg(script).arg(&folder).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.is_empty(), "{}: {said}", output.status);
+    let acts: Value = serde_json::from_slice(&output.stdout)?;
+    agent.program.stop()?;
+    collector.program.stop()?;
+    let records = fleet.print(&fleet.store())?;
+    let mut faults = Vec::new();
+    let mut compared = 0;
+    for (name, act) in acts.as_object().into_iter().flatten() {
+        let pid = act["pid"].as_u64().ok_or("an act without a process")? as u32;
+        let flows = act["truth"].as_array().ok_or_else(|| format!("{name} was not done"))?;
+        compared += flows.len();
+        let found = flows.iter().filter_map(|flow| fault(&records, pid, flow));
+        faults.extend(found.map(|fault| format!("{name}: {fault}")));
+    }
+    let summary = Summary::of(&fleet.store())?;
+    faults.extend(summary.unbalanced());
+    let losses = summary.ledger.iter().filter(|((_, term), count)| term.is_loss() && **count > 0);
+    faults.extend(losses.map(|loss| format!("{loss:?}")));
+    assert!(compared > 0);
+    if faults.is_empty() { Ok(()) } else { Err(faults.join("\n").into()) }
+}
