@@ -134,6 +134,7 @@ impl Engine {
             Event::Path { path, operation, first, second } => {
                 self.file_event(&path.header, path.ret, *operation, first, second.as_ref());
             }
+            Event::IoUring(event) => self.io_uring(&event.header),
             Event::SocketState(state) => {
                 self.count(Operation::SocketState, Term::Aggregated, 1);
                 let failed = self.flows.values_mut().find(|flow| {

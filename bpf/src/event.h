@@ -33,6 +33,7 @@ enum event_kind {
 	EVENT_PATH,
 	EVENT_SOCKET_STATE,
 	EVENT_CLOSED_RANGE,
+	EVENT_IO_URING,
 };
 
 /* Kinds of operations, as the ledger counts them. */
@@ -59,6 +60,7 @@ enum operation {
 	OPERATION_SOCKET_STATE,
 	OPERATION_MMAP,
 	OPERATION_SETNS,
+	OPERATION_IO_URING,
 	OPERATION_COUNT,
 };
 
@@ -108,6 +110,7 @@ enum call {
 	CALL_EXECVEAT,
 	CALL_SETUID,	/* setuid, setfsuid: the user in the first argument */
 	CALL_SETREUID,	/* setreuid, setresuid: the effective user in the second */
+	CALL_IO_URING_SETUP,
 	CALL_MKDIR,
 	CALL_MKDIRAT,
 	CALL_RMDIR,
@@ -341,6 +344,11 @@ struct event_closed_range {
 	__u32 last;
 };
 
+/* The process has set up an io_uring: what it does through it passes no system call. */
+struct event_io_uring {
+	struct event_header header;
+};
+
 /* One process as the task iterator sees it. */
 struct task_entry {
 	__u64 start_ns;
@@ -362,6 +370,7 @@ _Static_assert(sizeof(struct event_flow_start) == 184, "event_flow_start");
 _Static_assert(sizeof(struct event_flow_end) == 128, "event_flow_end");
 _Static_assert(sizeof(struct event_path) == 56, "event_path");
 _Static_assert(sizeof(struct event_socket_state) == 48, "event_socket_state");
+_Static_assert(sizeof(struct event_io_uring) == 32, "event_io_uring");
 _Static_assert(sizeof(struct event_closed_range) == 40, "event_closed_range");
 
 #endif

@@ -3,8 +3,8 @@
 //! caller counts it.
 
 use crate::kernel::{
-    Clone_, ClosedRange, Exec, ExecFailed, Exit, FlowEnd, FlowStart, Fork, Header, Operation,
-    PathEvent, Plain, Setuid, SocketState,
+    Clone_, ClosedRange, Exec, ExecFailed, Exit, FlowEnd, FlowStart, Fork, Header, IoUring,
+    Operation, PathEvent, Plain, Setuid, SocketState,
 };
 
 /// `EVENT_COMPAT` of `event.h`: a 32-bit task on a 64-bit kernel.
@@ -92,6 +92,7 @@ pub enum Event<'a> {
     Path { path: PathEvent, operation: Operation, first: Named<'a>, second: Option<Named<'a>> },
     SocketState(SocketState),
     ClosedRange(ClosedRange),
+    IoUring(IoUring),
 }
 
 impl<'a> Event<'a> {
@@ -151,6 +152,7 @@ impl<'a> Event<'a> {
             }
             10 => Event::SocketState(SocketState::read(bytes)?.0),
             11 => Event::ClosedRange(ClosedRange::read(bytes)?.0),
+            12 => Event::IoUring(IoUring::read(bytes)?.0),
             _ => return None,
         })
     }

@@ -109,12 +109,16 @@ inline_always __u32 open_flags(struct ending *ending)
 	return 0;
 }
 
-/* Fills in what the inode says. */
+/* Fills in what the inode says. From 6.16 on an event counter, an epoll set and their like call
+ * themselves regular files, where they had no type before. */
 inline_always void describe_inode(struct event_flow_start *event, __u64 file)
 {
 	__u64 inode = READ(struct file, file, f_inode);
 
 	event->mode = READ(struct inode, inode, i_mode);
+	if (bpf_core_field_exists(((struct inode *)0)->i_flags) &&
+	    READ(struct inode, inode, i_flags) & S_ANON_INODE)
+		event->mode &= ~S_IFMT;
 	event->inode = READ(struct inode, inode, i_ino);
 	event->device = READ(struct super_block, READ(struct inode, inode, i_sb), s_dev);
 }

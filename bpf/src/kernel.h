@@ -47,6 +47,9 @@ struct bpf_raw_tracepoint_args {
 #define ERROR_MAX 4095
 #define ERESTART_RESTARTBLOCK 516
 
+/* include/linux/fs.h */
+#define S_ANON_INODE (1 << 19)
+
 #define S_IFMT 0170000
 #define S_IFSOCK 0140000
 #define S_IFREG 0100000
@@ -63,11 +66,13 @@ struct bpf_raw_tracepoint_args {
 #define IPPROTO_TCP 6
 #define TCP_SYN_SENT 2
 #define TCP_CLOSE 7
+#define TCP_ESTABLISHED 1
 
 #define AT_FDCWD (-100)
 #define O_CREAT_WRONLY_TRUNC 01101 /* what creat opens with, on every architecture */
 #define CLONE_THREAD 0x10000
 #define PF_KTHREAD 0x200000
+#define PF_IO_WORKER 0x10
 #define SIGNAL_GROUP_EXIT 4
 #define CLOSE_RANGE_CLOEXEC 4
 #define AT_REMOVEDIR 0x200
@@ -129,6 +134,7 @@ struct super_block {
 
 struct inode {
 	__u16 i_mode;
+	unsigned int i_flags;
 	unsigned long i_ino;
 	struct super_block *i_sb;
 	void *i_private;
@@ -240,6 +246,7 @@ struct task_struct {
 	struct fs_struct *fs;
 	struct files_struct *files;
 	struct signal_struct *signal;
+	void *io_uring;
 	const struct cred *cred;
 	struct css_set *cgroups;
 };

@@ -29,14 +29,16 @@ pub enum Operation {
     SocketState,
     Mmap,
     Setns,
+    IoUring,
 }
 
 impl Operation {
     /// All kinds, in the order of their numbers.
-    pub const ALL: [Operation; 22] = {
+    pub const ALL: [Operation; 23] = {
         use Operation::{
-            Accept, Clone, Close, Connect, Exec, Exit, Link, Mkdir, Mmap, Open, Read, Receive,
-            Rename, Rmdir, Send, Setns, Setuid, Shutdown, SocketState, Symlink, Unlink, Write,
+            Accept, Clone, Close, Connect, Exec, Exit, IoUring, Link, Mkdir, Mmap, Open, Read,
+            Receive, Rename, Rmdir, Send, Setns, Setuid, Shutdown, SocketState, Symlink, Unlink,
+            Write,
         };
         [
             Clone,
@@ -61,6 +63,7 @@ impl Operation {
             SocketState,
             Mmap,
             Setns,
+            IoUring,
         ]
     };
 
@@ -100,6 +103,7 @@ pub(crate) enum Call {
     ExecveAt,
     Setuid,
     Setreuid,
+    IoUringSetup,
     Mkdir,
     MkdirAt,
     Rmdir,
@@ -225,6 +229,7 @@ plain! {
         root_bytes: [u16; 2], base_flags: [u8; 2], operation: u8, names: u8, zero: u16,
     }
     struct SocketState ("event_socket_state", 48) { header: Header, file: u64, error: i32, zero: u32, }
+    struct IoUring ("event_io_uring", 32) { header: Header, }
     struct ClosedRange ("event_closed_range", 40) { header: Header, first: u32, last: u32, }
     /// One process as the task iterator sees it.
     struct Task ("task_entry", 24) { start_ns: u64, parent_start_ns: u64, tgid: u32, parent_tgid: u32, }

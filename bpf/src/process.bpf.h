@@ -25,7 +25,7 @@ inline_always __u64 process_start(__u64 task)
 }
 
 /* What the calls of the process kind leave to say: the creator's side of clone, failed execs,
- * and the setuid family. */
+ * the setuid family, and io_uring_setup. */
 SEC("raw_tp/sys_exit")
 int process_call(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -76,6 +76,16 @@ int process_call(struct bpf_raw_tracepoint_args *ctx)
 						       ending.first_argument,
 			&flags);
 		fill_header(&event->header, ending.task, EVENT_EXEC_FAILED, ending.compat);
+		if (scratch_output(scratch, sizeof(*event)))
+			tally->lost_ring++;
+	} else if (ending.operation == OPERATION_IO_URING) {
+		struct event_io_uring *event = SCRATCH_EVENT(scratch, struct event_io_uring);
+
+		if (ending.ret < 0) {
+			tally->filtered++;
+			return 0;
+		}
+		fill_header(&event->header, ending.task, EVENT_IO_URING, ending.compat);
 		if (scratch_output(scratch, sizeof(*event)))
 			tally->lost_ring++;
 	} else {

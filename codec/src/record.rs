@@ -199,6 +199,9 @@ pub mod process {
     pub const COMPAT: u32 = 1 << 5;
     /// The start was missed (its event was lost); fields were copied or left empty.
     pub const INCOMPLETE: u32 = 1 << 6;
+    /// It, or the process that it is a fork of, has set up an io_uring since its last exec: what
+    /// it reads and writes through that is not seen.
+    pub const IO_URING: u32 = 1 << 8;
 }
 
 /// A process.

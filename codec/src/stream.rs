@@ -138,11 +138,12 @@ pub enum Operation {
     SocketState,
     Mmap,
     Setns,
+    IoUring,
 }
 
 impl Operation {
     /// All kinds, in the order of their numbers.
-    pub const ALL: [Operation; 22] = [
+    pub const ALL: [Operation; 23] = [
         Operation::Clone,
         Operation::Exec,
         Operation::Exit,
@@ -165,6 +166,7 @@ impl Operation {
         Operation::SocketState,
         Operation::Mmap,
         Operation::Setns,
+        Operation::IoUring,
     ];
 
     /// The name that reports print.
@@ -192,6 +194,7 @@ impl Operation {
             Operation::SocketState => "socket_state",
             Operation::Mmap => "mmap",
             Operation::Setns => "setns",
+            Operation::IoUring => "io_uring",
         }
     }
 }

@@ -7,8 +7,8 @@ use tests::Result;
 use tests::fleet::Fleet;
 use tests::frames::Summary;
 use tests::machine::{Machine, Need};
-use tests::records::{brief, number, of_process, text, total};
-use tests::truth::Volume;
+use tests::records::{brief, differences, number, of_process, text, total};
+use tests::truth::{Truth, Volume};
 
 /// Whether a record is of the flow that `wanted` describes.
 fn fits(record: &Value, wanted: &Value) -> bool {
@@ -34,6 +34,9 @@ fn fault(records: &[Value], pid: u32, wanted: &Value) -> Option<String> {
         let flows = own.iter().filter(|r| ["FF", "NF"].contains(&text(r, "type")));
         flows.take(8).map(|r| brief(r)).collect::<Vec<_>>().join("\n    ")
     };
+    if wanted["volume"].is_null() {
+        return (!found.is_empty()).then(|| format!("{wanted}: found\n    {}", near()));
+    }
     let volume: Vec<u64> = wanted["volume"].as_array()?.iter().filter_map(Value::as_u64).collect();
     let [read_ops, read_bytes, write_ops, write_bytes] = volume[..] else {
         return Some(format!("{wanted}: is no volume"));
@@ -42,6 +45,13 @@ fn fault(records: &[Value], pid: u32, wanted: &Value) -> Option<String> {
     let sum = total(found.iter().copied());
     if found.is_empty() || sum != expected {
         return Some(format!("{wanted}: found {sum:?}; its process has\n    {}", near()));
+    }
+    if wanted["records"].as_u64().is_some_and(|records| found.len() as u64 != records) {
+        return Some(format!("{wanted}: found {} records:\n    {}", found.len(), near()));
+    }
+    let error = wanted["error"].as_i64();
+    if error.is_some() && !found.iter().any(|record| number(record, "net.error") == error) {
+        return Some(format!("{wanted}: no such error in\n    {}", near()));
     }
     let all = |key: &str| found.iter().map(|r| text(r, key)).collect::<Vec<_>>().join(" ");
     for (key, field) in [("ops", "opflags"), ("kind", "file.type"), ("address", "net.dip")] {
@@ -67,10 +77,16 @@ fn every_way_to_move_bytes_is_counted() -> Result {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.is_empty(), "{}: {said}", output.status);
     let acts: Value = serde_json::from_slice(&output.stdout)?;
+    let folder = fleet.path("transfer");
+    std::fs::create_dir(&folder)?;
+    let transfer = env!("CARGO_BIN_EXE_workload-transfer");
+    let output = Command::new(transfer).arg("--dir").arg(&folder).output()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let transfers: Truth = serde_json::from_slice(&output.stdout)?;
     agent.program.stop()?;
     collector.program.stop()?;
     let records = fleet.print(&fleet.store())?;
-    let mut faults = Vec::new();
+    let mut faults = differences(&records, &transfers);
     let mut compared = 0;
     for (name, act) in acts.as_object().into_iter().flatten() {
         let pid = act["pid"].as_u64().ok_or("an act without a process")? as u32;
@@ -78,6 +94,15 @@ fn every_way_to_move_bytes_is_counted() -> Result {
         compared += flows.len();
         let found = flows.iter().filter_map(|flow| fault(&records, pid, flow));
         faults.extend(found.map(|fault| format!("{name}: {fault}")));
+    }
+    // What goes through io_uring is not seen, but that a process has one is.
+    if let Some(pid) = acts["a_connection_is_made_by_io_uring"]["pid"].as_u64() {
+        let says = |r: &&Value| r["proc.flags"].to_string().contains("io_uring");
+        if of_process(&records, pid as u32).find(says).is_none() {
+            faults.push("a process with an io_uring is not marked".to_string());
+        }
+    } else {
+        tests::machine::skip("a_connection_is_made_by_io_uring", "the kernel refuses io_uring")?;
     }
     let summary = Summary::of(&fleet.store())?;
     faults.extend(summary.unbalanced());

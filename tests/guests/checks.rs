@@ -31,7 +31,7 @@ const fn always(name: &'static str, judge: fn(&Run<'_>) -> Result<String>) -> Ch
 }
 
 /// The checks, in the order of the table's columns.
-pub(crate) const CHECKS: [Check; 11] = [
+pub(crate) const CHECKS: [Check; 12] = [
     always("attach", attach),
     always("types", types),
     Check { name: "no-types", applies: lacks_types, judge: no_types },
@@ -40,6 +40,7 @@ pub(crate) const CHECKS: [Check; 11] = [
     always("network", network),
     always("path", path),
     always("exact", exact),
+    always("volume-paths", volume_paths),
     Check { name: "compat", applies: |guest| guest.compat, judge: compat },
     always("delivery", delivery),
     always("privilege", privilege),
@@ -147,6 +148,16 @@ fn path(run: &Run<'_>) -> Result<String> {
 fn exact(run: &Run<'_>) -> Result<String> {
     let truth = run.truth("exact")?;
     run.expect(&Truth { files: truth.files, network: truth.network, ..Truth::default() })?;
+    Ok(format!("{} calls", truth.calls.values().sum::<u64>()))
+}
+
+/// Calls on two descriptors, of many messages, and on copies of descriptors.
+fn volume_paths(run: &Run<'_>) -> Result<String> {
+    let mut truth = run.truth("transfer")?;
+    if run.guest.compat {
+        truth.merge(run.truth("compat-transfer")?);
+    }
+    run.expect(&truth)?;
     Ok(format!("{} calls", truth.calls.values().sum::<u64>()))
 }
 

@@ -2,7 +2,8 @@
 each act the process that did it and the flows that have to be recorded. Usage: flows.py FOLDER
 
 A flow is {"fd", "path" or "port", "volume": [reads, bytes read, writes, bytes written], "ops"}; what
-is left out is not compared. Its volume is the sum over all records that fit."""
+is left out is not compared. Its volume is the sum over all records that fit; one without a volume
+must not be recorded."""
 
 import ctypes
 import fcntl
@@ -389,6 +390,88 @@ def a_descriptor_is_passed():
         flow([0, 0, 1, 9], pid=pid, path=path("passed")),
         flow([1, 1, 0, 0], pid=pid, fd=right.fileno()),
     ]
+
+
+@act
+def what_is_no_file_is_not_recorded():
+    counter = os.eventfd(0)
+    os.eventfd_write(counter, 1)
+    os.eventfd_read(counter)
+    return [{"fd": counter}]
+
+
+class Ring:
+    """An io_uring that one operation after the other goes through."""
+
+    def __init__(self):
+        setup = ctypes.create_string_buffer(120)
+        self.descriptor = LIBC.syscall(425, 4, setup)
+        assert self.descriptor >= 0, os.strerror(ctypes.get_errno())
+        words = struct.unpack_from("30I", setup)
+        _, self.tail, self.mask, _, _, _, self.order = words[10:17]
+        self.head, self.done, self.done_mask, _, _, self.results = words[20:26]
+        self.submissions, self.completions, self.entries = (
+            self._map(offset) for offset in (0, 0x8000000, 0x10000000)
+        )
+
+    def _map(self, offset):
+        at = LIBC.mmap(None, 4096, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED,
+                       self.descriptor, offset)
+        return (ctypes.c_ubyte * 4096).from_address(at)
+
+    def do(self, operation, descriptor, address, length, place):
+        """One operation, waited for; its result."""
+        word = lambda area, at: struct.unpack_from("I", area, at)[0]
+        tail = word(self.submissions, self.tail)
+        index = tail & word(self.submissions, self.mask)
+        struct.pack_into("BBHiQQIIQ24x", self.entries, 64 * index, operation, 0, 0, descriptor,
+                         place, address, length, 0, 1)
+        struct.pack_into("I", self.submissions, self.order + 4 * index, index)
+        struct.pack_into("I", self.submissions, self.tail, tail + 1)
+        assert LIBC.syscall(426, self.descriptor, 1, 1, 1, None, 0) == 1
+        head = word(self.completions, self.head)
+        at = self.results + 16 * (head & word(self.completions, self.done_mask))
+        result = struct.unpack_from("i", self.completions, at + 8)[0]
+        struct.pack_into("I", self.completions, self.head, head + 1)
+        return result
+
+
+def connect_by(ring, one, port):
+    address = ctypes.create_string_buffer(inet(port), 16)
+    return ring.do(16, one.fileno(), ctypes.addressof(address), 0, 16)
+
+
+def a_connection_is_made_by_io_uring():
+    server = socket.create_server(("127.0.0.1", 0))
+    closed = socket.socket()
+    closed.bind(("127.0.0.1", 0))
+    port, nobody = server.getsockname()[1], closed.getsockname()[1]
+    client, refused, known = (socket.socket() for _ in range(3))
+    ring = Ring()
+    assert connect_by(ring, client, port) == 0
+    assert connect_by(ring, refused, nobody) == -111
+    # A system call on the connection joins its flow.
+    client.send(b"x" * 8)
+    known.connect(("127.0.0.1", port))
+    known.send(b"y" * 3)
+    number = client.fileno()
+    client.close()
+    return [
+        flow([0, 0, 1, 8], port=port, fd=number, ops="CW", records=1),
+        flow([0, 0, 0, 0], port=nobody, fd=refused.fileno(), ops="C", error=-111),
+        flow([0, 0, 1, 3], port=port, fd=known.fileno(), ops="CW", records=1),
+    ]
+
+
+def permits_io_uring():
+    descriptor = LIBC.syscall(425, 4, ctypes.create_string_buffer(120))
+    if descriptor >= 0:
+        os.close(descriptor)
+    return descriptor >= 0
+
+
+if permits_io_uring():
+    act(a_connection_is_made_by_io_uring)
 
 
 @act

@@ -22,6 +22,8 @@ impl Engine {
             bpf::Operation::Open => (op::OPEN, Some(Operation::Open)),
             bpf::Operation::Accept => (op::ACCEPT, Some(Operation::Accept)),
             bpf::Operation::Connect => (op::CONNECT, Some(Operation::Connect)),
+            // A connection made through io_uring.
+            bpf::Operation::SocketState => (op::CONNECT, Some(Operation::SocketState)),
             bpf::Operation::Setns => (op::SETNS, Some(Operation::Setns)),
             // What the flow's counters tell.
             _ => (0, None),

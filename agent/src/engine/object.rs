@@ -55,7 +55,7 @@ fn network(start: &FlowStart, operation: bpf::Operation) -> Object {
     let local = (address(&start.local), start.local_port);
     let remote = (address(&start.remote), start.remote_port);
     let (is_client, assumed) = match operation {
-        bpf::Operation::Connect => (true, false),
+        bpf::Operation::Connect | bpf::Operation::SocketState => (true, false),
         bpf::Operation::Accept => (false, false),
         // Who speaks first on a datagram socket is taken for the client.
         bpf::Operation::Send | bpf::Operation::Write if start.key.peer_family != 0 => (true, true),

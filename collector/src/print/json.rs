@@ -214,7 +214,7 @@ const FILE_FLAGS: [(u32, &str); 6] = [
     (file::OUTSIDE_ROOT, "outside_root"),
     (file::CHANGED_ROOT, "changed_root"),
 ];
-const PROCESS_FLAGS: [(u32, &str); 7] = [
+const PROCESS_FLAGS: [(u32, &str); 8] = [
     (process::PRE_EXISTING, "pre_existing"),
     (process::START_COARSE, "start_coarse"),
     (process::ARGS_TRUNCATED, "args_truncated"),
@@ -222,6 +222,7 @@ const PROCESS_FLAGS: [(u32, &str); 7] = [
     (process::EXE_DELETED, "exe_deleted"),
     (process::COMPAT, "compat"),
     (process::INCOMPLETE, "incomplete"),
+    (process::IO_URING, "io_uring"),
 ];
 
 /// The names of the bits that are set. A bit without a name, of a later agent, is written as
