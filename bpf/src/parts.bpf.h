@@ -84,7 +84,9 @@ inline_always void take_part(struct ending *ending, __u32 part)
 			ending->first_argument = argument(regs, compat, 1);
 		break;
 	case CALL_VMSPLICE:
-		part = (READ(struct file, task_file(ending->task, ending->first_argument),
+		/* Where a file with the kernel's types lacks the flags, it is taken for a write. */
+		part = !bpf_core_field_exists(((struct file *)0)->f_flags) ||
+		       (READ(struct file, task_file(ending->task, ending->first_argument),
 			     f_flags) & O_ACCMODE) != O_RDONLY;
 		break;
 	}
