@@ -63,29 +63,63 @@ fn fault(records: &[Value], pid: u32, wanted: &Value) -> Option<String> {
     None
 }
 
+/// What the workloads say that they did, and the records of their run.
+struct Run {
+    acts: Value,
+    transfers: Truth,
+    records: Vec<Value>,
+    summary: Summary,
+}
+
+impl Run {
+    /// Runs the workloads under an agent that keeps so many flows in the kernel.
+    fn with(machine: &Machine, flow_entries: u32) -> Result<Run> {
+        let fleet = Fleet::new(machine)?;
+        let mut collector = fleet.start_collector("127.0.0.1:0")?;
+        let mut settings = fleet.agent_settings("agent", collector.address);
+        settings.flow_entries = flow_entries;
+        let mut agent = fleet.start_agent(&settings)?;
+        let said = |name: &str, command: &mut Command| -> Result<Vec<u8>> {
+            let folder = fleet.path(name);
+            std::fs::create_dir(&folder)?;
+            let output = command.arg(&folder).output()?;
+            let error = String::from_utf8_lossy(&output.stderr);
+            if output.status.success() && error.is_empty() {
+                return Ok(output.stdout);
+            }
+            Err(format!("{name}: {}: {error}", output.status).into())
+        };
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/workloads/flows.py");
+        let acts = said("flows", Command::new("/usr/bin/python3").arg("-I").arg(script))?;
+        let transfer = env!("CARGO_BIN_EXE_workload-transfer");
+        let transfers = said("transfer", Command::new(transfer).arg("--dir"))?;
+        agent.program.stop()?;
+        collector.program.stop()?;
+        Ok(Run {
+            acts: serde_json::from_slice(&acts)?,
+            transfers: serde_json::from_slice(&transfers)?,
+            records: fleet.print(&fleet.store())?,
+            summary: Summary::of(&fleet.store())?,
+        })
+    }
+}
+
+#[test]
+fn a_full_table_of_flows_still_balances() -> Result {
+    let test = "a_full_table_of_flows_still_balances";
+    let Some(machine) = Machine::claim(test, &[Need::Agent])? else { return Ok(()) };
+    let run = Run::with(&machine, 64)?;
+    let cut = |record: &&Value| text(record, "endreason") == "lack_of_resources";
+    assert!(run.records.iter().any(|record| cut(&record)), "the table was never full");
+    assert_eq!(run.summary.unbalanced(), Vec::<String>::new());
+    Ok(())
+}
+
 #[test]
 fn every_way_to_move_bytes_is_counted() -> Result {
     let test = "every_way_to_move_bytes_is_counted";
     let Some(machine) = Machine::claim(test, &[Need::Agent])? else { return Ok(()) };
-    let fleet = Fleet::new(&machine)?;
-    let mut collector = fleet.start_collector("127.0.0.1:0")?;
-    let mut agent = fleet.start_agent(&fleet.agent_settings("agent", collector.address))?;
-    let folder = fleet.path("flows");
-    std::fs::create_dir(&folder)?;
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/workloads/flows.py");
-    let output = Command::new("/usr/bin/python3").arg("-I").arg(script).arg(&folder).output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.is_empty(), "{}: {said}", output.status);
-    let acts: Value = serde_json::from_slice(&output.stdout)?;
-    let folder = fleet.path("transfer");
-    std::fs::create_dir(&folder)?;
-    let transfer = env!("CARGO_BIN_EXE_workload-transfer");
-    let output = Command::new(transfer).arg("--dir").arg(&folder).output()?;
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let transfers: Truth = serde_json::from_slice(&output.stdout)?;
-    agent.program.stop()?;
-    collector.program.stop()?;
-    let records = fleet.print(&fleet.store())?;
+    let Run { acts, transfers, records, summary } = Run::with(&machine, 16_384)?;
     let mut faults = differences(&records, &transfers);
     let mut compared = 0;
     for (name, act) in acts.as_object().into_iter().flatten() {
@@ -104,7 +138,6 @@ fn every_way_to_move_bytes_is_counted() -> Result {
     } else {
         tests::machine::skip("a_connection_is_made_by_io_uring", "the kernel refuses io_uring")?;
     }
-    let summary = Summary::of(&fleet.store())?;
     faults.extend(summary.unbalanced());
     let losses = summary.ledger.iter().filter(|((_, term), count)| term.is_loss() && **count > 0);
     faults.extend(losses.map(|loss| format!("{loss:?}")));
