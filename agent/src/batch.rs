@@ -81,7 +81,7 @@ impl Books {
             for term in Term::ALL {
                 let total = self.total(operation, term);
                 if total != told.total(operation, term) {
-                    // 20 kinds times 13 terms and 13 more fit into the ledger's 288.
+                    // The ledger has room for every kind with every term.
                     let _ = ledger.push(Counter { operation: Some(operation), term, total });
                 }
             }

@@ -12,19 +12,18 @@ use std::collections::HashMap;
 use std::hash::RandomState;
 
 use bpf::{Event, FlowKey, Header};
-use codec::{EndReason, FileId, ObjectState, Oid, Operation, Term, Volume, op};
+use codec::{EndReason, FileId, ObjectState, Oid, Operation, Term, op};
 
 use crate::batch::Batch;
 use crate::entity::{Process, Processes};
-use crate::flow::{Flow, Object};
+use crate::flow::{Flow, Object, Totals};
 use crate::privacy::Privacy;
-use flows::volume;
 pub use processes::container_id;
 
 /// The kernel's flow counters, as far as the engine needs them.
 pub trait Counters {
-    /// Removes a flow and returns its totals and its calls of shutdown, if it is still there.
-    fn take(&self, key: &FlowKey, flow_ns: u64) -> Option<(Volume, u32)>;
+    /// Removes a flow and returns its totals, if it is still there.
+    fn take(&self, key: &FlowKey, flow_ns: u64) -> Option<Totals>;
 }
 
 /// Timeouts, ns.
@@ -133,9 +132,11 @@ impl Engine {
                 self.flow_start(start, *operation, path);
             }
             Event::FlowEnd(end) => self.flow_end(end, counters),
+            Event::ClosedRange(range) => self.closed_range(range, counters),
             Event::Path { path, operation, first, second } => {
                 self.file_event(&path.header, path.ret, *operation, first, second.as_ref());
             }
+            Event::IoUring(event) => self.io_uring(&event.header),
             Event::SocketState(state) => {
                 self.count(Operation::SocketState, Term::Aggregated, 1);
                 let failed = self.flows.values_mut().find(|flow| {
@@ -154,11 +155,10 @@ impl Engine {
         // An entry whose start is still in the ring is looked at when it has been told.
         let known = self.flows.get_mut(&entry.key).filter(|f| f.flow_ns == entry.flow_ns);
         let Some(flow) = known else { return };
-        flow.note(volume(&entry.volume), now_ns);
-        flow.shutdowns = entry.shutdown;
+        flow.note(Totals::new(&entry.volume, entry.shutdown, entry.mmaps), now_ns);
         if entry.ended != 0 {
             let _ = counters.take(&entry.key, entry.flow_ns);
-            self.end_flow(&entry.key, entry.ended, entry.shutdown, now_ns);
+            self.end_flow(&entry.key, entry.ended, now_ns);
         }
     }
 
@@ -187,9 +187,7 @@ impl Engine {
     /// Exports everything at the end of the run.
     pub fn close(&mut self, now_ns: u64) {
         for key in self.keys_of(|_, _| true) {
-            let shutdowns = self.flows.get(&key).map_or(0, |flow| flow.shutdowns);
-            let bits = op::TRUNCATE | self.shutdown_bit(shutdowns);
-            self.export(&key, now_ns, bits, EndReason::ForcedEnd);
+            self.export(&key, now_ns, op::TRUNCATE, EndReason::ForcedEnd);
         }
         for oid in self.processes.with_threads_since(u64::MAX) {
             self.export_threads(oid, now_ns, EndReason::ForcedEnd);

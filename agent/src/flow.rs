@@ -57,16 +57,53 @@ pub struct Flow {
     /// Last time that something was seen to happen, boot clock, ns.
     pub active_ns: u64,
     /// Totals as last seen.
-    pub seen: Volume,
+    pub seen: Totals,
     /// Totals exported.
-    pub exported: Volume,
-    /// Calls of shutdown as last seen; they are counted when the flow ends.
+    pub exported: Totals,
+}
+
+/// What the kernel has counted in a flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Calls that moved bytes.
+    pub volume: Volume,
+    /// Calls of shutdown.
     pub shutdowns: u32,
+    /// Calls of mmap.
+    pub mmaps: u32,
+}
+
+impl Totals {
+    /// Totals from the kernel's words.
+    pub fn new(volume: &bpf::Volume, shutdowns: u32, mmaps: u32) -> Totals {
+        let volume = Volume {
+            read_ops: volume.read_ops,
+            write_ops: volume.write_ops,
+            read_bytes: volume.read_bytes,
+            write_bytes: volume.write_bytes,
+        };
+        Totals { volume, shutdowns, mmaps }
+    }
+
+    /// What has been added since `earlier`.
+    fn since(&self, earlier: &Totals) -> Totals {
+        let (new, old) = (&self.volume, &earlier.volume);
+        Totals {
+            volume: Volume {
+                read_ops: new.read_ops.saturating_sub(old.read_ops),
+                write_ops: new.write_ops.saturating_sub(old.write_ops),
+                read_bytes: new.read_bytes.saturating_sub(old.read_bytes),
+                write_bytes: new.write_bytes.saturating_sub(old.write_bytes),
+            },
+            shutdowns: self.shutdowns.saturating_sub(earlier.shutdowns),
+            mmaps: self.mmaps.saturating_sub(earlier.mmaps),
+        }
+    }
 }
 
 impl Flow {
     /// Notes the kernel's totals.
-    pub fn note(&mut self, total: Volume, now_ns: u64) {
+    pub fn note(&mut self, total: Totals, now_ns: u64) {
         if total != self.seen {
             self.seen = total;
             self.active_ns = now_ns;
@@ -74,22 +111,19 @@ impl Flow {
     }
 
     /// What has not been exported yet, with its operation bits; none if there is nothing.
-    pub fn take(&mut self) -> Option<(Volume, u32)> {
-        let volume = Volume {
-            read_ops: self.seen.read_ops.saturating_sub(self.exported.read_ops),
-            write_ops: self.seen.write_ops.saturating_sub(self.exported.write_ops),
-            read_bytes: self.seen.read_bytes.saturating_sub(self.exported.read_bytes),
-            write_bytes: self.seen.write_bytes.saturating_sub(self.exported.write_bytes),
-        };
-        let mut ops = std::mem::take(&mut self.ops);
-        if volume.read_ops > 0 {
-            ops |= op::READ_RECV;
-        }
-        if volume.write_ops > 0 {
-            ops |= op::WRITE_SEND;
-        }
+    pub fn take(&mut self) -> Option<(Totals, u32)> {
+        let done = self.seen.since(&self.exported);
+        let ops = [
+            (done.volume.read_ops, op::READ_RECV),
+            (done.volume.write_ops, op::WRITE_SEND),
+            (done.shutdowns.into(), op::SHUTDOWN),
+            (done.mmaps.into(), op::MMAP),
+        ]
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .fold(std::mem::take(&mut self.ops), |ops, (_, bit)| ops | bit);
         self.exported = self.seen;
-        (ops != 0).then_some((volume, ops))
+        (ops != 0).then_some((done, ops))
     }
 }
 

@@ -15,13 +15,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bpf::{Bounds, Event, FlowKey, Hook, Probes};
-use codec::{Capabilities, Clock, Interruption, Operation, Term, Volume, hook};
+use codec::{Capabilities, Clock, Interruption, Operation, Term, hook};
 use rustix::time::{ClockId, clock_gettime};
 use smol::Timer;
 
 use crate::batch::{Batch, Identity, Limits};
 use crate::engine::{Counters, Engine, Timeouts};
 use crate::entity::Processes;
+use crate::flow::Totals;
 use crate::privacy::Privacy;
 use crate::procfs::{self, UserFiles};
 use crate::spool::SpoolError;
@@ -146,10 +147,10 @@ fn hook_bit(hook: Hook) -> u32 {
     }
 }
 
-const OPERATIONS: [(bpf::Operation, Operation); 20] = {
-    let mut pairs = [(bpf::Operation::Clone, Operation::Clone); 20];
+const OPERATIONS: [(bpf::Operation, Operation); Operation::ALL.len()] = {
+    let mut pairs = [(bpf::Operation::Clone, Operation::Clone); Operation::ALL.len()];
     let mut i = 0;
-    while i < 20 {
+    while i < pairs.len() {
         pairs[i] = (bpf::Operation::ALL[i], Operation::ALL[i]);
         i += 1;
     }
@@ -159,19 +160,13 @@ const OPERATIONS: [(bpf::Operation, Operation); 20] = {
 struct Kernel(Rc<Probes>);
 
 impl Counters for Kernel {
-    fn take(&self, key: &FlowKey, flow_ns: u64) -> Option<(Volume, u32)> {
+    fn take(&self, key: &FlowKey, flow_ns: u64) -> Option<Totals> {
         let entry = self.0.flow(key)?;
         if entry.flow_ns != flow_ns {
             return None;
         }
         let entry = self.0.take_flow(key)?;
-        let total = Volume {
-            read_ops: entry.volume.read_ops,
-            write_ops: entry.volume.write_ops,
-            read_bytes: entry.volume.read_bytes,
-            write_bytes: entry.volume.write_bytes,
-        };
-        Some((total, entry.shutdown))
+        Some(Totals::new(&entry.volume, entry.shutdown, entry.mmaps))
     }
 }
 

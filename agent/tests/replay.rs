@@ -14,6 +14,7 @@ use std::fmt::Write as _;
 use agent::batch::{Batch, Identity, Limits};
 use agent::engine::{Counters, Engine, Timeouts, Users};
 use agent::entity::Processes;
+use agent::flow::Totals;
 use agent::privacy::Privacy;
 use bpf::{Event, FlowKey};
 use codec::{Capabilities, Clock, FileId, Frame, Record, Volume};
@@ -25,7 +26,7 @@ const RECORDS: &str = include_str!("replay/scene.records");
 struct NoMaps;
 
 impl Counters for NoMaps {
-    fn take(&self, _: &FlowKey, _: u64) -> Option<(Volume, u32)> {
+    fn take(&self, _: &FlowKey, _: u64) -> Option<Totals> {
         None
     }
 }

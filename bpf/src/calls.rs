@@ -25,11 +25,15 @@ pub(crate) const NATIVE: &[Row] = table![
     88 Symlink Symlink, 105 Setuid Setuid, 113 Setreuid Setuid, 117 Setreuid Setuid,
     257 OpenAt Open, 258 MkdirAt Mkdir, 263 UnlinkAt Unlink, 264 RenameAt Rename,
     265 LinkAt Link, 266 SymlinkAt Symlink, 288 Accept Accept, 295 Read Read, 296 Write Write,
-    316 RenameAt Rename, 322 ExecveAt Exec, 327 Read Read, 328 Write Write, 435 Clone3 Clone, 436 CloseRange Close,
+    316 RenameAt Rename, 322 ExecveAt Exec, 327 Read Read, 328 Write Write, 425 IoUringSetup IoUring, 435 Clone3 Clone, 436 CloseRange Close,
     437 OpenAt2 Open,
+    9 Mmap Mmap, 33 Dup2 Close, 40 Sendfile Read, 275 Splice Read, 276 Tee Read,
+    278 Vmsplice Write, 292 Dup2 Close, 299 RecvMmsg Receive, 307 SendMmsg Send, 308 Setns Setns,
+    326 Splice Read,
 ];
 
-/// i386. Programs that still use the multiplexer socketcall (102) are not seen on sockets.
+/// i386. Programs that still use the multiplexer socketcall (102) are not seen on sockets, nor
+/// is the first mmap (90), whose arguments lie in memory.
 #[cfg(target_arch = "x86_64")]
 pub(crate) const COMPAT: &[Row] = table![
     2 Fork Clone, 3 Read Read, 4 Write Write, 5 Open Open, 6 Close Close, 8 Creat Open,
@@ -41,7 +45,10 @@ pub(crate) const COMPAT: &[Row] = table![
     303 LinkAt Link, 304 SymlinkAt Symlink, 333 Read Read, 334 Write Write,
     353 RenameAt Rename, 358 ExecveAt Exec, 362 Connect Connect, 364 Accept Accept,
     369 SendTo Send, 370 SendMsg Send, 371 RecvFrom Receive, 372 RecvMsg Receive,
-    373 Shutdown Shutdown, 378 Read Read, 379 Write Write, 435 Clone3 Clone, 436 CloseRange Close, 437 OpenAt2 Open,
+    373 Shutdown Shutdown, 378 Read Read, 379 Write Write, 425 IoUringSetup IoUring, 435 Clone3 Clone, 436 CloseRange Close, 437 OpenAt2 Open,
+    63 Dup2 Close, 187 Sendfile Read, 192 Mmap Mmap, 239 Sendfile Read, 313 Splice Read,
+    315 Tee Read, 316 Vmsplice Write, 330 Dup2 Close, 337 RecvMmsg Receive, 345 SendMmsg Send,
+    346 Setns Setns, 377 Splice Read, 417 RecvMmsg Receive,
 ];
 
 #[cfg(target_arch = "aarch64")]
@@ -53,7 +60,9 @@ pub(crate) const NATIVE: &[Row] = table![
     203 Connect Connect, 206 SendTo Send, 207 RecvFrom Receive, 210 Shutdown Shutdown,
     211 SendMsg Send, 212 RecvMsg Receive, 220 Clone Clone, 221 Execve Exec,
     242 Accept Accept, 276 RenameAt Rename, 281 ExecveAt Exec, 286 Read Read, 287 Write Write,
-    435 Clone3 Clone, 436 CloseRange Close, 437 OpenAt2 Open,
+    425 IoUringSetup IoUring, 435 Clone3 Clone, 436 CloseRange Close, 437 OpenAt2 Open,
+    24 Dup2 Close, 71 Sendfile Read, 75 Vmsplice Write, 76 Splice Read, 77 Tee Read,
+    222 Mmap Mmap, 243 RecvMmsg Receive, 268 Setns Setns, 269 SendMmsg Send, 285 Splice Read,
 ];
 
 /// ARM EABI: native on arm32, compat on arm64.
@@ -69,7 +78,10 @@ const ARM: &[Row] = table![
     297 RecvMsg Receive, 322 OpenAt Open, 323 MkdirAt Mkdir, 328 UnlinkAt Unlink,
     329 RenameAt Rename, 330 LinkAt Link, 331 SymlinkAt Symlink, 361 Read Read,
     362 Write Write, 366 Accept Accept, 382 RenameAt Rename, 387 ExecveAt Exec,
-    392 Read Read, 393 Write Write, 435 Clone3 Clone, 436 CloseRange Close, 437 OpenAt2 Open,
+    392 Read Read, 393 Write Write, 425 IoUringSetup IoUring, 435 Clone3 Clone, 436 CloseRange Close, 437 OpenAt2 Open,
+    63 Dup2 Close, 187 Sendfile Read, 192 Mmap Mmap, 239 Sendfile Read, 340 Splice Read,
+    342 Tee Read, 343 Vmsplice Write, 358 Dup2 Close, 365 RecvMmsg Receive, 374 SendMmsg Send,
+    375 Setns Setns, 391 Splice Read, 417 RecvMmsg Receive,
 ];
 
 #[cfg(target_arch = "aarch64")]

@@ -32,6 +32,8 @@ enum event_kind {
 	EVENT_FLOW_END,
 	EVENT_PATH,
 	EVENT_SOCKET_STATE,
+	EVENT_CLOSED_RANGE,
+	EVENT_IO_URING,
 };
 
 /* Kinds of operations, as the ledger counts them. */
@@ -56,6 +58,9 @@ enum operation {
 	OPERATION_LINK,
 	OPERATION_SYMLINK,
 	OPERATION_SOCKET_STATE,
+	OPERATION_MMAP,
+	OPERATION_SETNS,
+	OPERATION_IO_URING,
 	OPERATION_COUNT,
 };
 
@@ -87,6 +92,7 @@ enum call {
 	CALL_CREAT,
 	CALL_CLOSE,
 	CALL_CLOSE_RANGE,
+	CALL_DUP2,  /* dup2, dup3: the number in the second argument belongs to another file now */
 	CALL_READ,  /* any call that reads from the descriptor in its first argument */
 	CALL_WRITE, /* any that writes */
 	CALL_RECVFROM,
@@ -96,6 +102,8 @@ enum call {
 	CALL_CONNECT,
 	CALL_ACCEPT,
 	CALL_SHUTDOWN,
+	CALL_MMAP, /* mmap, mmap2: flags in the fourth argument, descriptor in the fifth */
+	CALL_SETNS,
 	CALL_CLONE,
 	CALL_CLONE3,
 	CALL_FORK,
@@ -103,6 +111,7 @@ enum call {
 	CALL_EXECVEAT,
 	CALL_SETUID,	/* setuid, setfsuid: the user in the first argument */
 	CALL_SETREUID,	/* setreuid, setresuid: the effective user in the second */
+	CALL_IO_URING_SETUP,
 	CALL_MKDIR,
 	CALL_MKDIRAT,
 	CALL_RMDIR,
@@ -114,6 +123,12 @@ enum call {
 	CALL_LINKAT,
 	CALL_SYMLINK,
 	CALL_SYMLINKAT,
+	CALL_SENDFILE, /* to the first descriptor, from the second */
+	CALL_SPLICE,   /* splice, copy_file_range: from the first argument, to the third */
+	CALL_TEE,      /* from the first argument, to the second */
+	CALL_VMSPLICE, /* to or from the first, as it was opened */
+	CALL_RECVMMSG,
+	CALL_SENDMMSG,
 };
 
 /* One entry of the table of system calls: how to read it for a native task, and for a 32-bit
@@ -154,7 +169,7 @@ struct flow {
 	__u8 ended;	/* enum flow_end_reason if its end found no room in the ring, else 0 */
 	__u8 socket;	/* SOCKET_* */
 	__u32 remote;	/* a digest of the peer that the socket was connected to, 0: none */
-	__u32 zero;
+	__u32 mmaps;	/* calls of mmap */
 };
 
 /* Kinds of sockets, for the way in which a flow's peer is found. */
@@ -193,6 +208,7 @@ struct event_fork {
 #define PATH_CHROOT 8	 /* the process's root is not the root of its mount namespace */
 #define PATH_OUTSIDE 16	 /* not below the process's root */
 #define PATH_UNKNOWN 32	 /* no such directory, or the name could not be read */
+#define PATH_NAMESPACE 64 /* no path: the kind of a namespace, "net" */
 
 /* A process began a program. Text: exe (walked), cwd (walked), arguments (argv[0] first, a NUL
  * after each), name of the innermost control group, the script as the program that started it
@@ -289,6 +305,7 @@ enum flow_end_reason {
 	FLOW_EXEC,	 /* closed by exec */
 	FLOW_EXIT,	 /* the process ended */
 	FLOW_CLOSED_RANGE, /* close_range */
+	FLOW_CLOSED_DUP, /* dup2 and dup3 have closed it for another file */
 };
 
 /* A flow ended; its map entry is gone. */
@@ -299,8 +316,9 @@ struct event_flow_end {
 	struct flow_key key;
 	struct volume volume;
 	__u32 shutdown; /* calls of shutdown */
+	__u32 mmaps;	/* calls of mmap */
 	__u8 reason;	/* enum flow_end_reason */
-	__u8 zero[3];
+	__u8 zero[7];
 };
 
 /* An operation on names. Text for each of one or two names: where it starts (walked; empty for
@@ -340,6 +358,18 @@ struct own_view {
 #define MACHINE_X86 1
 #define MACHINE_ARM64 2
 #define MACHINE_ARM 3
+/* close_range has closed more descriptors than the kernel side goes through: their flows are
+ * the agent's to end. */
+struct event_closed_range {
+	struct event_header header;
+	__u32 first;
+	__u32 last;
+};
+
+/* The process has set up an io_uring: what it does through it passes no system call. */
+struct event_io_uring {
+	struct event_header header;
+};
 
 /* One process as the task iterator sees it. */
 struct task_entry {
@@ -359,9 +389,11 @@ _Static_assert(sizeof(struct event_setuid) == 48, "event_setuid");
 _Static_assert(sizeof(struct flow_key) == 32, "flow_key");
 _Static_assert(sizeof(struct flow) == 32 * VOLUME_SLOTS + 32, "flow");
 _Static_assert(sizeof(struct event_flow_start) == 184, "event_flow_start");
-_Static_assert(sizeof(struct event_flow_end) == 120, "event_flow_end");
+_Static_assert(sizeof(struct event_flow_end) == 128, "event_flow_end");
 _Static_assert(sizeof(struct event_path) == 56, "event_path");
 _Static_assert(sizeof(struct event_socket_state) == 48, "event_socket_state");
 _Static_assert(sizeof(struct own_view) == 32, "own_view");
+_Static_assert(sizeof(struct event_io_uring) == 32, "event_io_uring");
+_Static_assert(sizeof(struct event_closed_range) == 40, "event_closed_range");
 
 #endif

@@ -3,8 +3,8 @@
 //! caller counts it.
 
 use crate::kernel::{
-    Clone_, Exec, ExecFailed, Exit, FlowEnd, FlowStart, Fork, Header, Operation, PathEvent, Plain,
-    Setuid, SocketState,
+    Clone_, ClosedRange, Exec, ExecFailed, Exit, FlowEnd, FlowStart, Fork, Header, IoUring,
+    Operation, PathEvent, Plain, Setuid, SocketState,
 };
 
 /// `EVENT_COMPAT` of `event.h`: a 32-bit task on a 64-bit kernel.
@@ -24,6 +24,8 @@ pub mod path {
     pub const OUTSIDE: u8 = 16;
     /// There is no such directory, or the name could not be read.
     pub const UNKNOWN: u8 = 32;
+    /// No path: the kind of a namespace, as `net`.
+    pub const NAMESPACE: u8 = 64;
 }
 
 /// Flags of [`FlowStart`] (`FLOW_*` of `event.h`).
@@ -32,12 +34,14 @@ pub mod flow {
     pub const UNTRACKED: u8 = 1;
     /// The peer is what the program passed, not the socket's.
     pub const PEER_FROM_PROGRAM: u8 = 2;
-    /// connect on a flow that exists.
+    /// connect or setns on a flow that exists.
     pub const CONTINUED: u8 = 4;
     /// [`FlowEnd`](super::FlowEnd) by close.
     pub const CLOSED: u8 = 1;
     /// [`FlowEnd`](super::FlowEnd) by close_range, which is no operation of its own.
     pub const CLOSED_RANGE: u8 = 5;
+    /// [`FlowEnd`](super::FlowEnd) by dup2 or dup3, which are no operations of their own.
+    pub const CLOSED_DUP: u8 = 6;
 }
 
 /// A path as the kernel side walked it: names, leaf first, a NUL after each.
@@ -106,6 +110,8 @@ pub enum Event<'a> {
     FlowEnd(FlowEnd),
     Path { path: PathEvent, operation: Operation, first: Named<'a>, second: Option<Named<'a>> },
     SocketState(SocketState),
+    ClosedRange(ClosedRange),
+    IoUring(IoUring),
 }
 
 impl<'a> Event<'a> {
@@ -168,6 +174,8 @@ impl<'a> Event<'a> {
                 }
             }
             10 => Event::SocketState(SocketState::read(bytes)?.0),
+            11 => Event::ClosedRange(ClosedRange::read(bytes)?.0),
+            12 => Event::IoUring(IoUring::read(bytes)?.0),
             _ => return None,
         })
     }

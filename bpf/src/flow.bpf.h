@@ -8,7 +8,7 @@
 
 #include "network.bpf.h"
 
-#define SWEEP_DESCRIPTORS 256 /* the agent sweeps those beyond, from its own table */
+#define SWEEP_DESCRIPTORS 256 /* that one pass looks at */
 
 inline_always __u32 is_reading(__u8 operation)
 {
@@ -34,7 +34,9 @@ inline_always void flow_add(struct flow *flow, __u8 operation, __s64 ret)
 		if (ret > 0)
 			ADD(volume->write_bytes, ret);
 	} else if (operation == OPERATION_SHUTDOWN) {
-		flow->shutdown++;
+		ADD(flow->shutdown, 1);
+	} else if (operation == OPERATION_MMAP) {
+		ADD(flow->mmaps, 1);
 	}
 }
 
@@ -68,6 +70,7 @@ inline_always void flow_end(struct flow_key *key, struct flow *flow, __u64 task,
 	}
 	event->reason = reason;
 	event->shutdown = flow->shutdown;
+	event->mmaps = flow->mmaps;
 	/* Two threads may end one flow at once; only the one that deletes it reports it. */
 	if (bpf_map_delete_elem(&flows, key))
 		bpf_ringbuf_discard(event, BPF_RB_NO_WAKEUP);
@@ -106,12 +109,16 @@ inline_always __u32 open_flags(struct ending *ending)
 	return 0;
 }
 
-/* Fills in what the inode says. */
+/* Fills in what the inode says. From 6.16 on an event counter, an epoll set and their like call
+ * themselves regular files, where they had no type before. */
 inline_always void describe_inode(struct event_flow_start *event, __u64 file)
 {
 	__u64 inode = READ(struct file, file, f_inode);
 
 	event->mode = READ(struct inode, inode, i_mode);
+	if (bpf_core_field_exists(((struct inode *)0)->i_flags) &&
+	    READ(struct inode, inode, i_flags) & S_ANON_INODE)
+		event->mode &= ~S_IFMT;
 	event->inode = READ(struct inode, inode, i_ino);
 	event->device = READ(struct super_block, READ(struct inode, inode, i_sb), s_dev);
 }
@@ -139,9 +146,11 @@ inline_always void flow_begin(struct scratch *scratch, struct event_flow_start *
 			ADD(volume->write_ops, flow->volume[0].write_ops);
 			ADD(volume->read_bytes, flow->volume[0].read_bytes);
 			ADD(volume->write_bytes, flow->volume[0].write_bytes);
-			other->shutdown += flow->shutdown;
+			ADD(other->shutdown, flow->shutdown);
+			ADD(other->mmaps, flow->mmaps);
 			if (is_reading(event->operation) || is_writing(event->operation) ||
-			    event->operation == OPERATION_SHUTDOWN)
+			    event->operation == OPERATION_SHUTDOWN ||
+			    event->operation == OPERATION_MMAP)
 				return;
 			event->flags |= FLOW_CONTINUED;
 			event->flow_ns = other->start_ns;

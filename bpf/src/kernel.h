@@ -44,7 +44,11 @@ struct bpf_raw_tracepoint_args {
 #define EBADF 9
 #define EEXIST 17
 #define ERESTARTSYS 512
+#define ERROR_MAX 4095
 #define ERESTART_RESTARTBLOCK 516
+
+/* include/linux/fs.h */
+#define S_ANON_INODE (1 << 19)
 
 #define S_IFMT 0170000
 #define S_IFSOCK 0140000
@@ -62,14 +66,21 @@ struct bpf_raw_tracepoint_args {
 #define IPPROTO_TCP 6
 #define TCP_SYN_SENT 2
 #define TCP_CLOSE 7
+#define TCP_ESTABLISHED 1
 
 #define AT_FDCWD (-100)
 #define O_CREAT_WRONLY_TRUNC 01101 /* what creat opens with, on every architecture */
 #define CLONE_THREAD 0x10000
 #define PF_KTHREAD 0x200000
+#define PF_IO_WORKER 0x10
 #define SIGNAL_GROUP_EXIT 4
 #define CLOSE_RANGE_CLOEXEC 4
 #define AT_REMOVEDIR 0x200
+#define CLOSE_RANGE_UNSHARE 2
+#define O_ACCMODE 3
+#define O_RDONLY 0
+#define MAP_ANONYMOUS 0x20
+#define NSFS_MAGIC 0x6e736673
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -118,12 +129,24 @@ struct path {
 
 struct super_block {
 	__u32 s_dev;
+	unsigned long s_magic;
 };
 
 struct inode {
 	__u16 i_mode;
+	unsigned int i_flags;
 	unsigned long i_ino;
 	struct super_block *i_sb;
+	void *i_private;
+};
+
+struct proc_ns_operations {
+	const char *name;
+};
+
+struct ns_common {
+	const struct proc_ns_operations *ops;
+	unsigned int inum;
 };
 
 struct file {
@@ -188,10 +211,6 @@ struct linux_binprm {
 	const char *interp;
 };
 
-struct ns_common {
-	unsigned int inum;
-};
-
 struct mnt_namespace {
 	struct ns_common ns;
 };
@@ -243,6 +262,7 @@ struct task_struct {
 	struct fs_struct *fs;
 	struct files_struct *files;
 	struct signal_struct *signal;
+	void *io_uring;
 	const struct cred *cred;
 	struct css_set *cgroups;
 	struct nsproxy *nsproxy;

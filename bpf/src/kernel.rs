@@ -27,14 +27,18 @@ pub enum Operation {
     Link,
     Symlink,
     SocketState,
+    Mmap,
+    Setns,
+    IoUring,
 }
 
 impl Operation {
     /// All kinds, in the order of their numbers.
-    pub const ALL: [Operation; 20] = {
+    pub const ALL: [Operation; 23] = {
         use Operation::{
-            Accept, Clone, Close, Connect, Exec, Exit, Link, Mkdir, Open, Read, Receive, Rename,
-            Rmdir, Send, Setuid, Shutdown, SocketState, Symlink, Unlink, Write,
+            Accept, Clone, Close, Connect, Exec, Exit, IoUring, Link, Mkdir, Mmap, Open, Read,
+            Receive, Rename, Rmdir, Send, Setns, Setuid, Shutdown, SocketState, Symlink, Unlink,
+            Write,
         };
         [
             Clone,
@@ -57,6 +61,9 @@ impl Operation {
             Link,
             Symlink,
             SocketState,
+            Mmap,
+            Setns,
+            IoUring,
         ]
     };
 
@@ -77,6 +84,7 @@ pub(crate) enum Call {
     Creat,
     Close,
     CloseRange,
+    Dup2,
     Read,
     Write,
     RecvFrom,
@@ -86,6 +94,8 @@ pub(crate) enum Call {
     Connect,
     Accept,
     Shutdown,
+    Mmap,
+    Setns,
     Clone,
     Clone3,
     Fork,
@@ -93,6 +103,7 @@ pub(crate) enum Call {
     ExecveAt,
     Setuid,
     Setreuid,
+    IoUringSetup,
     Mkdir,
     MkdirAt,
     Rmdir,
@@ -104,6 +115,12 @@ pub(crate) enum Call {
     LinkAt,
     Symlink,
     SymlinkAt,
+    Sendfile,
+    Splice,
+    Tee,
+    Vmsplice,
+    RecvMmsg,
+    SendMmsg,
 }
 
 /// A type that any bytes are a value of.
@@ -180,7 +197,7 @@ plain! {
     }
     struct Flow ("flow", 32 * VOLUME_SLOTS + 32) {
         volume: [Volume; VOLUME_SLOTS], file: u64, start_ns: u64, shutdown: u32, peers: u16,
-        ended: u8, socket: u8, remote: u32, zero: u32,
+        ended: u8, socket: u8, remote: u32, mmaps: u32,
     }
     /// What every event begins with.
     struct Header ("event_header", 32) {
@@ -207,15 +224,17 @@ plain! {
         local_port: u16, remote_port: u16, mode: u16, family: u16, protocol: u16,
         path_bytes: u16, path_flags: u8, operation: u8, flags: u8, zero: [u8; 5],
     }
-    struct FlowEnd ("event_flow_end", 120) {
+    struct FlowEnd ("event_flow_end", 128) {
         header: Header, file: u64, flow_ns: u64, key: FlowKey, volume: Volume, shutdown: u32,
-        reason: u8, zero: [u8; 3],
+        mmaps: u32, reason: u8, zero: [u8; 7],
     }
     struct PathEvent ("event_path", 56) {
         header: Header, ret: i32, base_bytes: [u16; 2], name_bytes: [u16; 2],
         root_bytes: [u16; 2], base_flags: [u8; 2], operation: u8, names: u8, zero: u16,
     }
     struct SocketState ("event_socket_state", 48) { header: Header, file: u64, error: i32, zero: u32, }
+    struct IoUring ("event_io_uring", 32) { header: Header, }
+    struct ClosedRange ("event_closed_range", 40) { header: Header, first: u32, last: u32, }
     /// One process as the task iterator sees it.
     struct Task ("task_entry", 24) { start_ns: u64, parent_start_ns: u64, tgid: u32, parent_tgid: u32, }
 }
@@ -282,8 +301,9 @@ mod tests {
         assert_eq!(header, [operations, vec!["count".into()]].concat());
 
         let calls = enumerators("call", "CALL_");
-        assert_eq!(calls.len(), Call::SymlinkAt as usize + 1);
-        for call in [Call::Creat, Call::CloseRange, Call::Clone, Call::Mkdir, Call::SymlinkAt] {
+        assert_eq!(calls.len(), Call::SendMmsg as usize + 1);
+        let some = [Call::Creat, Call::CloseRange, Call::Setns, Call::Clone, Call::Mkdir];
+        for call in some.into_iter().chain([Call::SymlinkAt, Call::SendMmsg]) {
             assert_eq!(calls[call as usize], format!("{call:?}").to_lowercase());
         }
     }

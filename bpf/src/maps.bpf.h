@@ -66,6 +66,13 @@ struct scratch {
 	__u32 root_at;	  /* where in the text the walk met the process's root */
 	__u32 root_bytes; /* how much of the path, at its end, leads to the process's root */
 	__u32 flags;	  /* PATH_* of the path being walked */
+	__u32 part;	  /* of a call of several parts: which is at hand */
+	__u32 parts;	  /* how many it has */
+	__u32 detours;	  /* taken so far to begin flows of its parts */
+	__u32 stride;	  /* of its list of messages, bytes */
+	__u64 list;	  /* where that list is */
+	__u8 operation;	  /* enum operation of its messages */
+	__u8 failed;	  /* whether the call failed */
 	struct flow flow; /* a map entry being made: too large for the stack with slots */
 };
 
@@ -159,11 +166,13 @@ struct ending {
 	__u64 regs;
 	__u64 task;
 	__u64 first_argument;
+	__u64 message; /* address of the message header that is a part of the call, else 0 */
 	__s64 ret;
 	__u32 tgid;
 	__u32 compat;
 	__u8 call;
 	__u8 operation;
+	__u8 whole; /* enum call of the call that this is a part of, else 0 */
 };
 
 /* Whether the call that ends is one that is recorded; reads what all probes need of it. */
@@ -196,6 +205,14 @@ inline_always __u32 read_ending(struct bpf_raw_tracepoint_args *ctx, struct endi
 					 argument(ending->regs, 1, 0) :
 					 number.first_argument;
 	ending->tgid = bpf_get_current_pid_tgid() >> 32;
+	if (ending->call == CALL_MMAP) {
+		/* Memory without a file is nobody's flow. The result is an address, or an error. */
+		if (argument(ending->regs, ending->compat, 3) & MAP_ANONYMOUS)
+			return 0;
+		ending->first_argument = argument(ending->regs, ending->compat, 4);
+		if (ending->ret < -ERROR_MAX || ending->ret > 0)
+			ending->ret = 0;
+	}
 	return 1;
 }
 

@@ -116,18 +116,26 @@ inline_always __u32 read_user_address(__u64 pointer, __u8 *address, __u16 *port,
 	return 1;
 }
 
-/* Where the program's memory has the peer of this call, 0 if the call names none. */
-inline_always __u64 call_peer(struct ending *ending)
+/* Where a message header of the program's (struct msghdr) says that its peer lies. */
+inline_always __u64 message_peer(__u64 message, __u32 compat)
 {
 	__u64 pointer = 0;
 
+	/* msg_name is its first member. */
+	bpf_probe_read_user(&pointer, user_pointer_bytes(compat) == 8 ? 8 : 4, (void *)message);
+	return pointer;
+}
+
+/* Where the program's memory has the peer of this call, 0 if the call names none. */
+inline_always __u64 call_peer(struct ending *ending)
+{
 	if (ending->call == CALL_SENDTO || ending->call == CALL_RECVFROM)
 		return argument(ending->regs, ending->compat, 4);
 	if (ending->call == CALL_SENDMSG || ending->call == CALL_RECVMSG)
-		/* msg_name is the first member of struct msghdr. */
-		bpf_probe_read_user(&pointer, user_pointer_bytes(ending->compat) == 8 ? 8 : 4,
-				    (void *)argument(ending->regs, ending->compat, 1));
-	return pointer;
+		return message_peer(ending->message ? ending->message :
+						      argument(ending->regs, ending->compat, 1),
+				    ending->compat);
+	return 0;
 }
 
 #endif

@@ -107,11 +107,39 @@ top:
 	return length;
 }
 
+/* Appends the kind of a namespace, if the file is one: its dentry has no name. */
+inline_always __u32 append_namespace(struct scratch *scratch, __u64 file)
+{
+	__u64 inode = READ(struct file, file, f_inode), operations;
+	long bytes;
+
+	/* Files with a kernel's types may have been made before these were asked for. */
+	if (!bpf_core_field_exists(((struct super_block *)0)->s_magic) ||
+	    !bpf_core_field_exists(((struct inode *)0)->i_private) ||
+	    !bpf_core_field_exists(((struct ns_common *)0)->ops) ||
+	    !bpf_core_field_exists(((struct proc_ns_operations *)0)->name))
+		return 0;
+	if (READ(struct super_block, READ(struct inode, inode, i_sb), s_magic) != NSFS_MAGIC)
+		return 0;
+	operations = READ(struct ns_common, READ(struct inode, inode, i_private), ops);
+	bytes = bpf_probe_read_kernel_str(scratch->text + (scratch->at & (TEXT_BYTES - 1)),
+					  NAME_BYTES,
+					  (void *)READ(struct proc_ns_operations, operations, name));
+	if (bytes <= 0)
+		return 0;
+	scratch->at += bytes;
+	scratch->flags = PATH_NAMESPACE | PATH_DETACHED;
+	return bytes;
+}
+
 /* Appends the path of an open file. */
 inline_always __u32 append_file_path(struct scratch *scratch, __u64 task, __u64 file)
 {
 	struct place place, root;
+	__u32 length = append_namespace(scratch, file);
 
+	if (length)
+		return length;
 	read_place(ADDRESS(struct file, file, f_path), &place);
 	read_root(task, &root);
 	return append_walk(scratch, &place, &root);
@@ -132,6 +160,14 @@ inline_always __u32 append_user_string(struct scratch *scratch, __u64 string, __
 		return 0;
 	scratch->at += bytes - 1;
 	return bytes - 1;
+}
+
+/* How many descriptors the task's table has room for. */
+inline_always __u32 descriptors(__u64 task)
+{
+	__u64 files = READ(struct task_struct, task, files);
+
+	return READ(struct fdtable, READ(struct files_struct, files, fdt), max_fds);
 }
 
 /* The struct file behind a descriptor of the task, 0 if it is not open. */

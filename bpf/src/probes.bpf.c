@@ -6,6 +6,7 @@
  * A probe has five beats: guard, reserve, header, fill, submit. Whatever goes wrong is counted
  * by kind of operation and reason.
  */
+#include "io_uring.bpf.h"
 #include "process.bpf.h"
 
 /* Never set. It puts every type of event.h into the object's BTF, against which the Rust types
@@ -21,6 +22,8 @@ const union {
 	struct event_flow_end flow_end;
 	struct event_path path;
 	struct event_socket_state socket_state;
+	struct event_closed_range closed_range;
+	struct event_io_uring io_uring;
 	struct task_entry task;
 	struct own_view own;
 } *types;
@@ -30,8 +33,8 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 /*
  * void trace_inet_sock_set_state(const struct sock *sk, const int oldstate, const int newstate)
  *
- * Tells of connection attempts that fail after connect returned EINPROGRESS. May interrupt a
- * probe on the same CPU, so it does not use the scratch space.
+ * Tells of connection attempts that fail after connect returned EINPROGRESS, and of those made
+ * through io_uring. May interrupt a probe on the same CPU, so it does not use the scratch space.
  */
 SEC("raw_tp/inet_sock_set_state")
 int socket_state(struct bpf_raw_tracepoint_args *ctx)
@@ -39,9 +42,15 @@ int socket_state(struct bpf_raw_tracepoint_args *ctx)
 	__u64 sock = ctx->args[0], socket, file;
 	struct event_socket_state *event;
 	struct tally *tally;
-	__s32 error;
+	__s32 error, before = (__s32)ctx->args[1], after = (__s32)ctx->args[2];
 
-	if ((__s32)ctx->args[1] != TCP_SYN_SENT || (__s32)ctx->args[2] != TCP_CLOSE)
+	if (before == TCP_CLOSE && after == TCP_SYN_SENT) {
+		attempt_begin(sock);
+		return 0;
+	}
+	if (before != TCP_SYN_SENT || (after != TCP_CLOSE && after != TCP_ESTABLISHED))
+		return 0;
+	if (attempt_end(sock) || after != TCP_CLOSE)
 		return 0;
 	tally = tally_of(OPERATION_SOCKET_STATE);
 	if (!tally)

@@ -94,6 +94,8 @@ pub struct Entry {
     pub volume: Volume,
     /// Calls of shutdown.
     pub shutdown: u32,
+    /// Calls of mmap.
+    pub mmaps: u32,
     /// Why it ended, if the ring had no room to say so (as [`crate::FlowEnd::reason`]); 0: it
     /// goes on.
     pub ended: u8,
@@ -106,6 +108,7 @@ impl Entry {
             flow_ns: flow.start_ns,
             volume: flow.total(),
             shutdown: flow.shutdown,
+            mmaps: flow.mmaps,
             ended: flow.ended,
         }
     }

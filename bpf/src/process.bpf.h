@@ -3,7 +3,7 @@
 #ifndef SYSFLOW_PROCESS_H
 #define SYSFLOW_PROCESS_H
 
-#include "syscall.bpf.h"
+#include "transfer.bpf.h"
 
 /* The task's number in its own (innermost) pid namespace. */
 inline_always __u32 namespace_pid(__u64 task)
@@ -25,7 +25,7 @@ inline_always __u64 process_start(__u64 task)
 }
 
 /* What the calls of the process kind leave to say: the creator's side of clone, failed execs,
- * and the setuid family. */
+ * the setuid family, and io_uring_setup. */
 SEC("raw_tp/sys_exit")
 int process_call(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -76,6 +76,16 @@ int process_call(struct bpf_raw_tracepoint_args *ctx)
 						       ending.first_argument,
 			&flags);
 		fill_header(&event->header, ending.task, EVENT_EXEC_FAILED, ending.compat);
+		if (scratch_output(scratch, sizeof(*event)))
+			tally->lost_ring++;
+	} else if (ending.operation == OPERATION_IO_URING) {
+		struct event_io_uring *event = SCRATCH_EVENT(scratch, struct event_io_uring);
+
+		if (ending.ret < 0) {
+			tally->filtered++;
+			return 0;
+		}
+		fill_header(&event->header, ending.task, EVENT_IO_URING, ending.compat);
 		if (scratch_output(scratch, sizeof(*event)))
 			tally->lost_ring++;
 	} else {
@@ -248,33 +258,46 @@ int process_exec(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
-inline_always __u32 descriptors(__u64 task)
-{
-	__u64 files = READ(struct task_struct, task, files);
-
-	return READ(struct fdtable, READ(struct files_struct, files, fdt), max_fds);
-}
-
 /* Exec has closed the descriptors that were marked so: ends their flows. Runs before
  * process_exec, so that the flows end under the old program. */
 SEC("raw_tp/sched_process_exec")
 int process_exec_sweep(struct bpf_raw_tracepoint_args *ctx)
 {
+	struct scratch *scratch = scratch_begin();
+
+	TAKE_STACK();
+	if (scratch)
+		bpf_tail_call(ctx, &programs, PROGRAM_EXEC_SWEEP);
+	return 0;
+}
+
+/* Looks at 256 descriptors and calls itself for the next ones, up to 8192. A flow on a number
+ * above ends at the number's next use, or with the process. */
+SEC("raw_tp/sched_process_exec")
+int exec_sweep(struct bpf_raw_tracepoint_args *ctx)
+{
 	__u64 task = ctx->args[0];
 	struct flow_key key = {.tgid = bpf_get_current_pid_tgid() >> 32};
-	__u32 fd, count = descriptors(task);
+	__u32 zero = 0, step, fd, count = descriptors(task);
+	struct scratch *scratch = bpf_map_lookup_elem(&scratches, &zero);
 
+	if (!scratch)
+		return 0;
 #pragma clang loop unroll(disable)
-	for (fd = 0; fd < SWEEP_DESCRIPTORS; fd++) {
+	for (step = 0; step < SWEEP_DESCRIPTORS; step++) {
 		struct flow *flow;
 
+		/* The descriptor is kept in the map, where the verifier does not follow it. */
+		fd = scratch->at;
 		if (fd >= count)
-			break;
+			return 0;
+		scratch->at = fd + 1;
 		key.fd = fd;
 		flow = bpf_map_lookup_elem(&flows, &key);
 		if (flow && flow->file != task_file(task, fd))
 			flow_end(&key, flow, task, FLOW_EXEC);
 	}
+	bpf_tail_call(ctx, &programs, PROGRAM_EXEC_SWEEP);
 	return 0;
 }
 

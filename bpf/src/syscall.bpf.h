@@ -7,7 +7,7 @@
 #ifndef SYSFLOW_SYSCALL_H
 #define SYSFLOW_SYSCALL_H
 
-#include "flow.bpf.h"
+#include "parts.bpf.h"
 
 enum program {
 	PROGRAM_FLOW_START,
@@ -15,6 +15,9 @@ enum program {
 	PROGRAM_NAMES,
 	PROGRAM_PROCESS,
 	PROGRAM_CLOSE_RANGE,
+	PROGRAM_TRANSFER,
+	PROGRAM_MESSAGES,
+	PROGRAM_EXEC_SWEEP,
 	PROGRAM_COUNT,
 };
 
@@ -23,6 +26,9 @@ int datagram(struct bpf_raw_tracepoint_args *ctx);
 int names(struct bpf_raw_tracepoint_args *ctx);
 int process_call(struct bpf_raw_tracepoint_args *ctx);
 int close_range(struct bpf_raw_tracepoint_args *ctx);
+int transfer(struct bpf_raw_tracepoint_args *ctx);
+int messages(struct bpf_raw_tracepoint_args *ctx);
+int exec_sweep(struct bpf_raw_tracepoint_args *ctx);
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
@@ -36,8 +42,26 @@ struct {
 		[PROGRAM_NAMES] = (void *)&names,
 		[PROGRAM_PROCESS] = (void *)&process_call,
 		[PROGRAM_CLOSE_RANGE] = (void *)&close_range,
+		[PROGRAM_TRANSFER] = (void *)&transfer,
+		[PROGRAM_MESSAGES] = (void *)&messages,
+		[PROGRAM_EXEC_SWEEP] = (void *)&exec_sweep,
 	},
 };
+
+inline_always __u32 program_of_parts(__u8 call)
+{
+	return call >= CALL_RECVMMSG ? PROGRAM_MESSAGES : PROGRAM_TRANSFER;
+}
+
+/* Goes on with the next part of a call of several. */
+inline_always void next_part(struct bpf_raw_tracepoint_args *ctx, struct ending *ending,
+			     struct scratch *scratch)
+{
+	if (!ending->whole)
+		return;
+	scratch->part++;
+	bpf_tail_call(ctx, &programs, program_of_parts(ending->whole));
+}
 
 inline_always __u32 program_of(__u8 call)
 {
@@ -54,6 +78,7 @@ int sys_exit(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct ending ending = {};
 	struct flow_key key = {};
+	struct scratch *scratch;
 	struct tally *tally;
 	struct flow *flow;
 	__u64 file;
@@ -61,9 +86,18 @@ int sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	TAKE_STACK();
 	if (!read_ending(ctx, &ending))
 		return 0;
-	if (ending.call == CALL_CLOSE_RANGE) {
-		/* No operation of its own: it ends flows. */
+	if (ending.call == CALL_CLOSE_RANGE || ending.call == CALL_DUP2) {
+		/* No operations of their own: they end flows. */
 		bpf_tail_call(ctx, &programs, PROGRAM_CLOSE_RANGE);
+		return 0;
+	}
+	if (has_parts(ending.call)) {
+		scratch = scratch_begin();
+		if (!scratch)
+			return 0;
+		scratch->part = 0;
+		scratch->detours = 0;
+		bpf_tail_call(ctx, &programs, program_of_parts(ending.call));
 		return 0;
 	}
 	tally = tally_of(ending.operation);
@@ -86,7 +120,8 @@ int sys_exit(struct bpf_raw_tracepoint_args *ctx)
 		tally->lost_unreadable++;
 		return 0;
 	}
-	if (ending.ret == -EBADF) {
+	/* A setns that fails changes nothing. */
+	if (ending.ret == -EBADF || (ending.call == CALL_SETNS && ending.ret)) {
 		tally->filtered++;
 		return 0;
 	}
@@ -102,7 +137,7 @@ int sys_exit(struct bpf_raw_tracepoint_args *ctx)
 			tally->filtered++;
 		return 0;
 	}
-	if (flow && ending.call != CALL_CONNECT) {
+	if (flow && ending.call != CALL_CONNECT && ending.call != CALL_SETNS) {
 		file = task_file(ending.task, key.fd);
 		if (flow->file == file && !flow->ended) {
 			if (flow->socket != SOCKET_DATAGRAM ||
@@ -120,28 +155,19 @@ int sys_exit(struct bpf_raw_tracepoint_args *ctx)
 }
 
 /* Begins a flow: at open, accept and connect, and at the first use of a descriptor that was
- * not seen to be opened. */
-SEC("raw_tp/sys_exit")
-int flow_start(struct bpf_raw_tracepoint_args *ctx)
+ * not seen to be opened. Returns 0 if the object is of no recorded kind. */
+inline_always __u32 begin(struct bpf_raw_tracepoint_args *ctx, struct ending *ending,
+			  struct scratch *scratch, struct tally *tally)
 {
-	struct ending ending = {};
 	struct event_flow_start *event;
-	struct scratch *scratch;
-	struct tally *tally;
 	struct flow *known;
 	struct flow *flow;
 	__u64 file, sock = 0;
 	__s32 fd;
 
-	if (!read_ending(ctx, &ending))
-		return 0;
-	tally = tally_of(ending.operation);
-	scratch = scratch_begin();
-	if (!tally || !scratch)
-		return 0;
-	fd = ending.call <= CALL_CREAT || ending.call == CALL_ACCEPT ? ending.ret :
-								       ending.first_argument;
-	file = task_file(ending.task, fd);
+	fd = ending->call <= CALL_CREAT || ending->call == CALL_ACCEPT ? ending->ret :
+								       ending->first_argument;
+	file = task_file(ending->task, fd);
 	if (!file) {
 		tally->filtered++;
 		return 0;
@@ -151,7 +177,8 @@ int flow_start(struct bpf_raw_tracepoint_args *ctx)
 	flow = &scratch->flow;
 	__builtin_memset(flow, 0, sizeof(*flow));
 	describe_inode(event, file);
-	if (!is_recorded(event->mode)) {
+	/* A namespace may also be entered by a process's descriptor, which is no file. */
+	if (!is_recorded(event->mode) && ending->call != CALL_SETNS) {
 		tally->filtered++;
 		return 0;
 	}
@@ -168,109 +195,129 @@ int flow_start(struct bpf_raw_tracepoint_args *ctx)
 			describe_internet(event, sock);
 		flow->remote = peer_digest(event);
 	}
-	event->key.tgid = ending.tgid;
+	event->key.tgid = ending->tgid;
 	event->key.fd = fd;
 	known = bpf_map_lookup_elem(&flows, &event->key);
 	if (known) {
 		__u32 same = known->file == file && !known->ended;
 
-		if (same && ending.call != CALL_CONNECT && ending.call != CALL_ACCEPT &&
-		    ending.call > CALL_CREAT) {
+		if (same && ending->call != CALL_CONNECT && ending->call != CALL_ACCEPT &&
+		    ending->call != CALL_SETNS && ending->call > CALL_CREAT) {
 			/* Another thread was faster. */
-			flow_add(known, ending.operation, ending.ret);
-			return 0;
+			flow_add(known, ending->operation, ending->ret);
+			return 1;
 		}
 		/* Another peer is another flow; a connect that is only asked again is not. */
-		if (same && ending.call == CALL_CONNECT && known->remote &&
-		    known->remote == flow->remote) {
+		if (same && (ending->call == CALL_SETNS ||
+			     (ending->call == CALL_CONNECT && known->remote &&
+			      known->remote == flow->remote))) {
 			event->flags |= FLOW_CONTINUED;
 			event->flow_ns = known->start_ns;
 		} else {
-			flow_end(&event->key, known, ending.task, FLOW_REPLACED);
+			flow_end(&event->key, known, ending->task, FLOW_REPLACED);
 		}
 	}
-	fill_header(&event->header, ending.task, EVENT_FLOW_START, ending.compat);
+	fill_header(&event->header, ending->task, EVENT_FLOW_START, ending->compat);
 	event->file = file;
-	event->ret = ending.ret;
-	event->operation = ending.operation;
-	event->open_flags = open_flags(&ending);
+	event->ret = ending->ret;
+	event->operation = ending->operation;
+	event->open_flags = open_flags(ending);
 	if (!sock) {
-		event->path_bytes = append_file_path(scratch, ending.task, file);
+		event->path_bytes = append_file_path(scratch, ending->task, file);
 		event->path_flags = scratch->flags;
 	} else if (event->family == AF_UNIX) {
 		event->path_bytes = append_unix_name(scratch, sock);
-	} else if (ending.call == CALL_CONNECT && !event->remote_port) {
+	} else if (ending->call == CALL_CONNECT && !event->remote_port) {
 		/* An attempt that failed leaves no peer in the socket, only in the call. */
 		__u16 family;
 
-		if (read_user_address(argument(ending.regs, ending.compat, 1), event->remote,
+		if (read_user_address(argument(ending->regs, ending->compat, 1), event->remote,
 				      &event->remote_port, &family))
 			event->flags |= FLOW_PEER_FROM_PROGRAM;
 	}
 	if (event->flags & FLOW_CONTINUED) {
 		if (scratch_output(scratch, sizeof(*event)))
 			tally->lost_ring++;
-		return 0;
+		return 1;
 	}
 	flow->file = file;
 	flow->start_ns = event->header.time_ns;
 	event->flow_ns = flow->start_ns;
 	if (flow->socket == SOCKET_DATAGRAM &&
-	    (is_writing(ending.operation) || (is_reading(ending.operation) && !flow->remote))) {
+	    (is_writing(ending->operation) || (is_reading(ending->operation) && !flow->remote))) {
 		flow_begin(scratch, event, flow, tally);
 		bpf_tail_call(ctx, &programs, PROGRAM_DATAGRAM);
 		tally->lost_unreadable++;
-		return 0;
+		return 1;
 	}
-	if (is_reading(ending.operation)) {
+	if (is_reading(ending->operation)) {
 		flow->volume[0].read_ops = 1;
-		flow->volume[0].read_bytes = ending.ret > 0 ? ending.ret : 0;
-	} else if (is_writing(ending.operation)) {
+		flow->volume[0].read_bytes = ending->ret > 0 ? ending->ret : 0;
+	} else if (is_writing(ending->operation)) {
 		flow->volume[0].write_ops = 1;
-		flow->volume[0].write_bytes = ending.ret > 0 ? ending.ret : 0;
-	} else if (ending.operation == OPERATION_SHUTDOWN) {
+		flow->volume[0].write_bytes = ending->ret > 0 ? ending->ret : 0;
+	} else if (ending->operation == OPERATION_SHUTDOWN) {
 		flow->shutdown = 1;
+	} else if (ending->operation == OPERATION_MMAP) {
+		flow->mmaps = 1;
 	}
 	flow_begin(scratch, event, flow, tally);
+	return 1;
+}
+
+SEC("raw_tp/sys_exit")
+int flow_start(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct ending ending = {};
+	struct scratch *scratch;
+	struct tally *tally;
+
+	if (!read_ending(ctx, &ending))
+		return 0;
+	scratch = scratch_begin();
+	if (!scratch)
+		return 0;
+	if (has_parts(ending.call))
+		take_part(&ending, scratch->part);
+	tally = tally_of(ending.operation);
+	if (!tally)
+		return 0;
+	if (!begin(ctx, &ending, scratch, tally) && ending.whole >= CALL_RECVMMSG) {
+		/* Neither do the messages that follow go to anything that is recorded. */
+		tally->filtered += scratch->parts - scratch->part - 1;
+		return 0;
+	}
+	next_part(ctx, &ending, scratch);
 	return 0;
 }
 
 /* Counts a call on an unconnected datagram socket in the flow of the peer that it names. The
  * descriptor's own entry takes what has no known peer, and what is beyond the bound of peers. */
-SEC("raw_tp/sys_exit")
-int datagram(struct bpf_raw_tracepoint_args *ctx)
+inline_always void count_datagram(struct ending *ending, struct scratch *scratch,
+				  struct tally *tally)
 {
-	struct ending ending = {};
 	struct event_flow_start *event;
-	struct scratch *scratch;
-	struct tally *tally;
 	struct flow *base, *known;
 	struct flow_key key = {};
 	struct flow *flow;
 	__u64 sock;
 
-	if (!read_ending(ctx, &ending))
-		return 0;
-	tally = tally_of(ending.operation);
-	scratch = scratch_begin();
-	if (!tally || !scratch)
-		return 0;
-	key.tgid = ending.tgid;
-	key.fd = ending.first_argument;
+	key.tgid = ending->tgid;
+	key.fd = ending->first_argument;
 	base = bpf_map_lookup_elem(&flows, &key);
 	if (!base) {
 		/* The table was full when the flow began; that event carried nothing. */
 		tally->lost_map++;
-		return 0;
+		return;
 	}
 	event = SCRATCH_EVENT(scratch, struct event_flow_start);
 	__builtin_memset(event, 0, sizeof(*event));
 	flow = &scratch->flow;
 	__builtin_memset(flow, 0, sizeof(*flow));
-	if (ending.ret < 0 || !read_user_address(call_peer(&ending), key.peer, &key.peer_port,
+	if (ending->ret < 0 || !read_user_address(call_peer(ending), key.peer, &key.peer_port,
 						 &key.peer_family)) {
-		flow_add(base, ending.operation, ending.ret);
-		return 0;
+		flow_add(base, ending->operation, ending->ret);
+		return;
 	}
 	describe_inode(event, base->file);
 	sock = file_sock(base->file);
@@ -278,19 +325,19 @@ int datagram(struct bpf_raw_tracepoint_args *ctx)
 	describe_internet(event, sock);
 	/* Named or not, the peer that the socket is connected to is the descriptor's own. */
 	if (event->remote_port == key.peer_port && is_same_address(event->remote, key.peer)) {
-		flow_add(base, ending.operation, ending.ret);
-		return 0;
+		flow_add(base, ending->operation, ending->ret);
+		return;
 	}
 	known = bpf_map_lookup_elem(&flows, &key);
 	if (known && known->file == base->file && !known->ended) {
-		flow_add(known, ending.operation, ending.ret);
-		return 0;
+		flow_add(known, ending->operation, ending->ret);
+		return;
 	}
 	if (known)
-		flow_end(&key, known, ending.task, FLOW_REPLACED);
+		flow_end(&key, known, ending->task, FLOW_REPLACED);
 	if (base->peers >= settings.peers_max) {
-		flow_add(base, ending.operation, ending.ret);
-		return 0;
+		flow_add(base, ending->operation, ending->ret);
+		return;
 	}
 	base->peers++;
 	event->key = key;
@@ -298,42 +345,82 @@ int datagram(struct bpf_raw_tracepoint_args *ctx)
 	event->remote_port = key.peer_port;
 	event->family = key.peer_family;
 	event->flags = FLOW_PEER_FROM_PROGRAM;
-	fill_header(&event->header, ending.task, EVENT_FLOW_START, ending.compat);
+	fill_header(&event->header, ending->task, EVENT_FLOW_START, ending->compat);
 	event->file = base->file;
-	event->ret = ending.ret;
-	event->operation = ending.operation;
+	event->ret = ending->ret;
+	event->operation = ending->operation;
 	flow->file = base->file;
 	flow->socket = SOCKET_DATAGRAM;
 	flow->start_ns = event->header.time_ns;
 	event->flow_ns = flow->start_ns;
-	if (is_reading(ending.operation)) {
+	if (is_reading(ending->operation)) {
 		flow->volume[0].read_ops = 1;
-		flow->volume[0].read_bytes = ending.ret;
+		flow->volume[0].read_bytes = ending->ret;
 	} else {
 		flow->volume[0].write_ops = 1;
-		flow->volume[0].write_bytes = ending.ret;
+		flow->volume[0].write_bytes = ending->ret;
 	}
 	flow_begin(scratch, event, flow, tally);
-	return 0;
 }
 
-/* Ends the flows of the descriptors that close_range has closed. */
 SEC("raw_tp/sys_exit")
-int close_range(struct bpf_raw_tracepoint_args *ctx)
+int datagram(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct ending ending = {};
-	struct flow_key key = {};
 	struct scratch *scratch;
-	__u32 fd, step;
+	struct tally *tally;
 
-	if (!read_ending(ctx, &ending) || ending.ret < 0 ||
-	    argument(ending.regs, ending.compat, 2) & CLOSE_RANGE_CLOEXEC)
+	if (!read_ending(ctx, &ending))
 		return 0;
 	scratch = scratch_begin();
 	if (!scratch)
 		return 0;
-	scratch->at = ending.first_argument;
-	scratch->path_start = argument(ending.regs, ending.compat, 1);
+	if (has_parts(ending.call))
+		take_part(&ending, scratch->part);
+	tally = tally_of(ending.operation);
+	if (!tally)
+		return 0;
+	count_datagram(&ending, scratch, tally);
+	next_part(ctx, &ending, scratch);
+	return 0;
+}
+
+/*
+ * Ends the flows of the descriptors that close_range has closed, or the one whose number dup2
+ * has given to another file. Of a range the first 256 are looked at here; where there may be
+ * more, the agent ends their flows from its own table.
+ */
+SEC("raw_tp/sys_exit")
+int close_range(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct ending ending = {};
+	struct event_closed_range *event;
+	struct flow_key key = {};
+	struct scratch *scratch;
+	__u32 fd, step, flags = 0, count;
+	__u8 reason = FLOW_CLOSED_RANGE;
+
+	if (!read_ending(ctx, &ending) || ending.ret < 0)
+		return 0;
+	scratch = scratch_begin();
+	if (!scratch)
+		return 0;
+	if (ending.call == CALL_DUP2) {
+		scratch->at = ending.ret;
+		scratch->path_start = ending.ret;
+		reason = FLOW_CLOSED_DUP;
+	} else {
+		scratch->at = ending.first_argument;
+		scratch->path_start = argument(ending.regs, ending.compat, 1);
+		flags = argument(ending.regs, ending.compat, 2);
+	}
+	if (flags & CLOSE_RANGE_CLOEXEC)
+		return 0;
+	/* No descriptor lies beyond the table, unless the table is a new one (CLOSE_RANGE_UNSHARE),
+	 * which is only as large as what was left open. */
+	count = descriptors(ending.task);
+	if (!(flags & CLOSE_RANGE_UNSHARE) && count && scratch->path_start >= count)
+		scratch->path_start = count - 1;
 	key.tgid = ending.tgid;
 #pragma clang loop unroll(disable)
 	for (step = 0; step < SWEEP_DESCRIPTORS; step++) {
@@ -341,14 +428,26 @@ int close_range(struct bpf_raw_tracepoint_args *ctx)
 
 		/* The descriptor is kept in the map, where the verifier does not follow it. */
 		fd = scratch->at;
-		if (fd > scratch->path_start || fd >= SWEEP_DESCRIPTORS)
-			break;
+		if (fd > scratch->path_start)
+			return 0;
 		scratch->at = fd + 1;
 		key.fd = fd;
 		flow = bpf_map_lookup_elem(&flows, &key);
 		if (flow && flow->file != task_file(ending.task, fd))
-			flow_end(&key, flow, ending.task, FLOW_CLOSED_RANGE);
+			flow_end(&key, flow, ending.task, reason);
 	}
+	fd = scratch->at;
+	if (fd > scratch->path_start)
+		return 0;
+	/* Without room in the ring these flows end later, at the number's next use or with the
+	 * process; nothing that they counted is lost. */
+	event = bpf_ringbuf_reserve(&ring, sizeof(*event), 0);
+	if (!event)
+		return 0;
+	fill_header(&event->header, ending.task, EVENT_CLOSED_RANGE, ending.compat);
+	event->first = fd;
+	event->last = scratch->path_start;
+	bpf_ringbuf_submit(event, ring_flags());
 	return 0;
 }
 

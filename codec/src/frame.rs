@@ -23,7 +23,7 @@ const VERSION: u8 = 0;
 /// Magic, version, length.
 const PREFIX_BYTES: usize = 8;
 const CHECKSUM_BYTES: usize = 4;
-/// Largest header, bytes. The ledger is the largest part: 288 counters of at most 13 bytes.
+/// Largest header, bytes. The ledger is the largest part: its counters have at most 13 bytes each.
 const HEADER_BYTES_MAX: usize = 6 * 1024;
 
 const EXTENSION_END: u8 = 0;

@@ -205,6 +205,9 @@ pub mod process {
     pub const EXE_DETACHED: u32 = 1 << 9;
     /// The environment was longer than what was looked through: `env` may lack variables.
     pub const ENV_TRUNCATED: u32 = 1 << 10;
+    /// It, or the process that it is a fork of, has set up an io_uring since its last exec: what
+    /// it reads and writes through that is not seen.
+    pub const IO_URING: u32 = 1 << 8;
 }
 
 /// A process.

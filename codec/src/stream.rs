@@ -146,11 +146,14 @@ pub enum Operation {
     Link,
     Symlink,
     SocketState,
+    Mmap,
+    Setns,
+    IoUring,
 }
 
 impl Operation {
     /// All kinds, in the order of their numbers.
-    pub const ALL: [Operation; 20] = [
+    pub const ALL: [Operation; 23] = [
         Operation::Clone,
         Operation::Exec,
         Operation::Exit,
@@ -171,6 +174,9 @@ impl Operation {
         Operation::Link,
         Operation::Symlink,
         Operation::SocketState,
+        Operation::Mmap,
+        Operation::Setns,
+        Operation::IoUring,
     ];
 
     /// The name that reports print.
@@ -196,6 +202,9 @@ impl Operation {
             Operation::Link => "link",
             Operation::Symlink => "symlink",
             Operation::SocketState => "socket_state",
+            Operation::Mmap => "mmap",
+            Operation::Setns => "setns",
+            Operation::IoUring => "io_uring",
         }
     }
 }
@@ -288,7 +297,7 @@ pub struct Counter {
 
 /// Most counters that one frame can carry: every kind with every term, and the losses that
 /// have no kind.
-pub const LEDGER_COUNTERS_MAX: usize = 288;
+pub const LEDGER_COUNTERS_MAX: usize = (Operation::ALL.len() + 1) * Term::ALL.len();
 
 /// The counters of one frame.
 pub type Ledger = Vec<Counter, LEDGER_COUNTERS_MAX>;

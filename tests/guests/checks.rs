@@ -33,7 +33,7 @@ const fn always(name: &'static str, judge: fn(&Run<'_>) -> Result<String>) -> Ch
 }
 
 /// The checks, in the order of the table's columns.
-pub(crate) const CHECKS: [Check; 12] = [
+pub(crate) const CHECKS: [Check; 13] = [
     always("attach", attach),
     always("types", types),
     Check { name: "no-types", applies: lacks_types, judge: no_types },
@@ -43,6 +43,7 @@ pub(crate) const CHECKS: [Check; 12] = [
     always("path", path),
     always("exact", exact),
     always("pids", pids),
+    always("volume-paths", volume_paths),
     Check { name: "compat", applies: |guest| guest.compat, judge: compat },
     always("delivery", delivery),
     always("privilege", privilege),
@@ -193,6 +194,16 @@ fn pids(run: &Run<'_>) -> Result<String> {
         );
     }
     Ok(format!("{programs} programs, {} ids", ids.len()))
+}
+
+/// Calls on two descriptors, of many messages, and on copies of descriptors.
+fn volume_paths(run: &Run<'_>) -> Result<String> {
+    let mut truth = run.truth("transfer")?;
+    if run.guest.compat {
+        truth.merge(run.truth("compat-transfer")?);
+    }
+    run.expect(&truth)?;
+    Ok(format!("{} calls", truth.calls.values().sum::<u64>()))
 }
 
 fn compat(run: &Run<'_>) -> Result<String> {

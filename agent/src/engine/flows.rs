@@ -1,11 +1,11 @@
 //! Flows: their beginning, their records and their end.
 
-use bpf::{FlowEnd, FlowKey, FlowStart, Walked, flow as kernel_flow};
-use codec::{EndReason, FileFlow, NetworkFlow, ObjectState, Operation, Record, Term, Volume, op};
+use bpf::{ClosedRange, FlowEnd, FlowKey, FlowStart, Walked, flow as kernel_flow};
+use codec::{EndReason, FileFlow, NetworkFlow, ObjectState, Operation, Record, Term, op};
 
 use super::records::FileWords;
 use super::{Counters, Engine, object};
-use crate::flow::{Flow, Object, open_flags};
+use crate::flow::{Flow, Object, Totals, open_flags};
 
 const EINPROGRESS: i32 = 115;
 
@@ -22,8 +22,10 @@ impl Engine {
             bpf::Operation::Open => (op::OPEN, Some(Operation::Open)),
             bpf::Operation::Accept => (op::ACCEPT, Some(Operation::Accept)),
             bpf::Operation::Connect => (op::CONNECT, Some(Operation::Connect)),
-            // Counted at the flow's end, with those that follow.
-            bpf::Operation::Shutdown => (op::SHUTDOWN, None),
+            // A connection made through io_uring.
+            bpf::Operation::SocketState => (op::CONNECT, Some(Operation::SocketState)),
+            bpf::Operation::Setns => (op::SETNS, Some(Operation::Setns)),
+            // What the flow's counters tell.
             _ => (0, None),
         };
         if let Some(kind) = kind {
@@ -37,7 +39,9 @@ impl Engine {
         if start.flags & kernel_flow::CONTINUED != 0 {
             if let Some(flow) = self.flows.get_mut(&start.key) {
                 flow.ops |= ops;
-                flow.error = error;
+                if ops == op::CONNECT {
+                    flow.error = error;
+                }
             }
             return;
         }
@@ -54,9 +58,8 @@ impl Engine {
             error,
             since_ns: now_ns,
             active_ns: now_ns,
-            seen: Volume::default(),
-            exported: Volume::default(),
-            shutdowns: 0,
+            seen: Totals::default(),
+            exported: Totals::default(),
         };
         let untracked = start.flags & kernel_flow::UNTRACKED != 0;
         let same_file = self.flows.get(&start.key).map(|known| known.file == start.file);
@@ -75,7 +78,10 @@ impl Engine {
         let known = self.flows.insert(start.key, flow);
         if untracked {
             if let Some(flow) = self.flows.get_mut(&start.key) {
-                flow.note(volume(&start.volume), now_ns);
+                let once = |wanted| u32::from(operation == wanted);
+                let (shutdowns, mmaps) =
+                    (once(bpf::Operation::Shutdown), once(bpf::Operation::Mmap));
+                flow.note(Totals::new(&start.volume, shutdowns, mmaps), now_ns);
             }
             self.export(&start.key, now_ns, op::TRUNCATE, EndReason::LackOfResources);
             self.flows.remove(&start.key);
@@ -95,11 +101,12 @@ impl Engine {
                 self.count(Operation::Close, Term::LostTable, 1);
             }
             self.count(Operation::Shutdown, Term::LostTable, end.shutdown.into());
+            self.count(Operation::Mmap, Term::LostTable, end.mmaps.into());
             return;
         };
-        flow.note(volume(&end.volume), end.header.time_ns);
+        flow.note(Totals::new(&end.volume, end.shutdown, end.mmaps), end.header.time_ns);
         let (file, process) = (flow.file, flow.process);
-        self.end_flow(&end.key, end.reason, end.shutdown, end.header.time_ns);
+        self.end_flow(&end.key, end.reason, end.header.time_ns);
         if end.key.peer_family == 0 {
             let peers = self.keys_of(|key, flow| {
                 key.fd == end.key.fd && flow.process == process && flow.file == file
@@ -110,19 +117,25 @@ impl Engine {
         }
     }
 
-    pub(super) fn end_flow(&mut self, key: &FlowKey, reason: u8, shutdowns: u32, now_ns: u64) {
+    /// Ends the flows of descriptors that close_range has closed and the kernel side has not
+    /// looked at.
+    pub(super) fn closed_range(&mut self, range: &ClosedRange, counters: &dyn Counters) {
+        let oid = self.processes.resolve(range.header.tgid, range.header.start_ns);
+        let closed = range.first..=range.last;
+        let keys = self.keys_of(|key, flow| {
+            flow.process == oid && u32::try_from(key.fd).is_ok_and(|fd| closed.contains(&fd))
+        });
+        for key in keys {
+            self.take_and_end(&key, op::CLOSE, range.header.time_ns, counters);
+        }
+    }
+
+    pub(super) fn end_flow(&mut self, key: &FlowKey, reason: u8, now_ns: u64) {
         if reason == kernel_flow::CLOSED {
             self.count(Operation::Close, Term::Aggregated, 1);
         }
-        let bits = closing_bit(reason) | self.shutdown_bit(shutdowns);
-        self.export(key, now_ns, bits, EndReason::EndDetected);
+        self.export(key, now_ns, closing_bit(reason), EndReason::EndDetected);
         self.flows.remove(key);
-    }
-
-    /// Counts a flow's calls of shutdown.
-    pub(super) fn shutdown_bit(&mut self, shutdowns: u32) -> u32 {
-        self.count(Operation::Shutdown, Term::Aggregated, shutdowns.into());
-        if shutdowns > 0 { op::SHUTDOWN } else { 0 }
     }
 
     /// Ends a flow whose map entry the kernel side has left to the agent.
@@ -134,12 +147,9 @@ impl Engine {
         counters: &dyn Counters,
     ) {
         let Some(flow) = self.flows.get_mut(key) else { return };
-        if let Some((total, shutdowns)) = counters.take(key, flow.flow_ns) {
+        if let Some(total) = counters.take(key, flow.flow_ns) {
             flow.note(total, now_ns);
-            flow.shutdowns = shutdowns;
         }
-        let shutdowns = flow.shutdowns;
-        let bits = bits | self.shutdown_bit(shutdowns);
         self.export(key, now_ns, bits, EndReason::EndDetected);
         self.flows.remove(key);
     }
@@ -149,9 +159,9 @@ impl Engine {
     pub(super) fn export(&mut self, key: &FlowKey, now_ns: u64, bits: u32, end: EndReason) {
         let Some(flow) = self.flows.get_mut(key) else { return };
         let taken = flow.take();
-        let (moved, ops) = match taken {
-            Some((moved, ops)) => (moved, ops | bits),
-            None if bits & !op::TRUNCATE != 0 => (Volume::default(), bits),
+        let (done, ops) = match taken {
+            Some((done, ops)) => (done, ops | bits),
+            None if bits & !op::TRUNCATE != 0 => (Totals::default(), bits),
             None => return,
         };
         let since_ns = std::mem::replace(&mut flow.since_ns, now_ns);
@@ -178,7 +188,7 @@ impl Engine {
                         end_ns: now_ns,
                         file,
                         fd: key.fd,
-                        volume: moved,
+                        volume: done.volume,
                         end,
                     }),
                 )
@@ -198,15 +208,17 @@ impl Engine {
                     destination_port: destination.1,
                     protocol: *protocol,
                     fd: key.fd,
-                    volume: moved,
+                    volume: done.volume,
                     end,
                     error: flow.error,
                     flags: *flags,
                 }),
             ),
         };
-        self.count(reading, Term::Aggregated, moved.read_ops);
-        self.count(writing, Term::Aggregated, moved.write_ops);
+        self.count(reading, Term::Aggregated, done.volume.read_ops);
+        self.count(writing, Term::Aggregated, done.volume.write_ops);
+        self.count(Operation::Shutdown, Term::Aggregated, done.shutdowns.into());
+        self.count(Operation::Mmap, Term::Aggregated, done.mmaps.into());
         self.write(&record, Operation::Close);
     }
 }
@@ -214,17 +226,7 @@ impl Engine {
 /// How the end of a flow shows in its operations.
 fn closing_bit(reason: u8) -> u32 {
     match reason {
-        kernel_flow::CLOSED | kernel_flow::CLOSED_RANGE => op::CLOSE,
+        kernel_flow::CLOSED | kernel_flow::CLOSED_RANGE | kernel_flow::CLOSED_DUP => op::CLOSE,
         _ => op::TRUNCATE,
-    }
-}
-
-/// The kernel's counters in the wire's words.
-pub(super) fn volume(kernel: &bpf::Volume) -> Volume {
-    Volume {
-        read_ops: kernel.read_ops,
-        write_ops: kernel.write_ops,
-        read_bytes: kernel.read_bytes,
-        write_bytes: kernel.write_bytes,
     }
 }

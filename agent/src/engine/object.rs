@@ -16,10 +16,12 @@ pub(super) fn of(start: &FlowStart, operation: bpf::Operation, path: &Walked<'_>
     if start.family > AF_UNIX {
         return network(start, operation);
     }
-    let kind = RESTYPE
-        .into_iter()
-        .find(|(mode, _)| start.mode & 0o170000 == *mode)
-        .map_or(b'f', |(_, kind)| kind);
+    let is_namespace = path.flags & path::NAMESPACE != 0;
+    let kind = match RESTYPE.into_iter().find(|(mode, _)| start.mode & 0o170000 == *mode) {
+        _ if operation == bpf::Operation::Setns && !is_namespace => b'?',
+        Some((_, kind)) => kind,
+        None => b'f',
+    };
     let (name, flags) = match kind {
         b'u' if path.names.is_empty() => {
             (format!("socket:[{}]", start.inode).into_bytes(), file::DETACHED)
@@ -33,6 +35,13 @@ pub(super) fn of(start: &FlowStart, operation: bpf::Operation, path: &Walked<'_>
         b'p' if path.flags & path::DETACHED != 0 => {
             (format!("pipe:[{}]", start.inode).into_bytes(), file::DETACHED)
         }
+        _ if is_namespace => {
+            let kind = path.names.strip_suffix(&[0]).unwrap_or(path.names);
+            let name = [kind, format!(":[{}]", start.inode).as_bytes()].concat();
+            (name, file::DETACHED)
+        }
+        // A namespace is also entered by a process's descriptor, which is no file.
+        b'?' => (format!("pidfd:[{}]", start.inode).into_bytes(), file::DETACHED),
         _ => (names::walked(path), names::file_flags(path.flags)),
     };
     Object::File { kind, path: name, device: start.device, inode: start.inode, flags }
@@ -46,7 +55,7 @@ fn network(start: &FlowStart, operation: bpf::Operation) -> Object {
     let local = (address(&start.local), start.local_port);
     let remote = (address(&start.remote), start.remote_port);
     let (is_client, assumed) = match operation {
-        bpf::Operation::Connect => (true, false),
+        bpf::Operation::Connect | bpf::Operation::SocketState => (true, false),
         bpf::Operation::Accept => (false, false),
         // Who speaks first on a datagram socket is taken for the client.
         bpf::Operation::Send | bpf::Operation::Write if start.key.peer_family != 0 => (true, true),

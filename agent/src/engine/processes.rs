@@ -105,6 +105,18 @@ impl Engine {
         }
     }
 
+    /// Marks a process of whose doing a part is not seen.
+    pub(super) fn io_uring(&mut self, header: &Header) {
+        let Some(oid) = self.subject(header, Operation::IoUring) else { return };
+        self.count(Operation::IoUring, Term::Aggregated, 1);
+        let Some(process) = self.processes.get_mut(oid) else { return };
+        if process.flags & process::IO_URING == 0 {
+            process.flags |= process::IO_URING;
+            process.written = None;
+            self.write_processes(oid, header.time_ns, ObjectState::Modified);
+        }
+    }
+
     pub(super) fn threads(
         &mut self,
         oid: Oid,

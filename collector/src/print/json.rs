@@ -221,7 +221,7 @@ const FILE_FLAGS: [(u32, &str); 6] = [
     (file::OUTSIDE_ROOT, "outside_root"),
     (file::CHANGED_ROOT, "changed_root"),
 ];
-const PROCESS_FLAGS: [(u32, &str); 10] = [
+const PROCESS_FLAGS: [(u32, &str); 11] = [
     (process::PRE_EXISTING, "pre_existing"),
     (process::START_COARSE, "start_coarse"),
     (process::ARGS_TRUNCATED, "args_truncated"),
@@ -232,6 +232,7 @@ const PROCESS_FLAGS: [(u32, &str); 10] = [
     (process::REDACTED, "redacted"),
     (process::EXE_DETACHED, "exe_detached"),
     (process::ENV_TRUNCATED, "env_truncated"),
+    (process::IO_URING, "io_uring"),
 ];
 
 /// The names of the bits that are set. A bit without a name, of a later agent, is written as

@@ -74,8 +74,8 @@ pub fn agent(target: &Target) -> Result<Built> {
 /// # Errors
 /// As [`agent`].
 pub fn workloads(target: &Target) -> Result<PathBuf> {
-    let binaries =
-        ["--bin", "workload-volume", "--bin", "workload-paths", "--bin", "workload-pids"];
+    let binaries = ["workload-volume", "workload-paths", "workload-transfer", "workload-pids"];
+    let binaries: Vec<&str> = binaries.iter().flat_map(|name| ["--bin", name]).collect();
     Ok(cargo(target, &[&["-p", "tests"], binaries.as_slice()].concat())?.0)
 }
 

@@ -117,7 +117,7 @@ fn lay_out(name: &str, kernel: &Kernel, programs: &mut Programs) -> Result<PathB
         }
         types_bytes = Some(std::fs::metadata(&placed)?.len());
     }
-    for workload in ["workload-volume", "workload-paths", "workload-pids"] {
+    for workload in ["workload-volume", "workload-paths", "workload-transfer", "workload-pids"] {
         copy(&programs.workloads(architecture)?.join(workload), &bin.join(workload))?;
         if let Some(compat) = &kernel.compat {
             let built = programs.workloads(compat)?.join(workload);
