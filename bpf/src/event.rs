@@ -38,6 +38,9 @@ pub mod flow {
     pub const CLOSED: u8 = 1;
     /// [`FlowEnd`](super::FlowEnd) by close_range, which is no operation of its own.
     pub const CLOSED_RANGE: u8 = 5;
+    /// [`FlowEnd`](super::FlowEnd) by a close that was noticed when the descriptor's number was
+    /// in use again; the call is counted elsewhere.
+    pub const CLOSED_LATE: u8 = 7;
 }
 
 /// A path as the kernel side walked it: names, leaf first, a NUL after each.

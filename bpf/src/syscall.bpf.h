@@ -186,7 +186,8 @@ int flow_start(struct bpf_raw_tracepoint_args *ctx)
 			event->flags |= FLOW_CONTINUED;
 			event->flow_ns = known->start_ns;
 		} else {
-			flow_end(&event->key, known, ending.task, FLOW_REPLACED);
+			flow_end(&event->key, known, ending.task,
+				 replaced(known, file, ending.call));
 		}
 	}
 	fill_header(&event->header, ending.task, EVENT_FLOW_START, ending.compat);
@@ -287,7 +288,7 @@ int datagram(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	}
 	if (known)
-		flow_end(&key, known, ending.task, FLOW_REPLACED);
+		flow_end(&key, known, ending.task, replaced(known, base->file, ending.call));
 	if (base->peers >= settings.peers_max) {
 		flow_add(base, ending.operation, ending.ret);
 		return 0;

@@ -114,7 +114,13 @@ impl Engine {
         if reason == kernel_flow::CLOSED {
             self.count(Operation::Close, Term::Aggregated, 1);
         }
-        let bits = closing_bit(reason) | self.shutdown_bit(shutdowns);
+        // A stream whose attempt failed after connect had returned may be connected again.
+        let failed = self.flows.get(key).is_some_and(|flow| flow.error != 0);
+        let closing = match reason {
+            kernel_flow::CLOSED_LATE if failed => op::TRUNCATE,
+            reason => closing_bit(reason),
+        };
+        let bits = closing | self.shutdown_bit(shutdowns);
         self.export(key, now_ns, bits, EndReason::EndDetected);
         self.flows.remove(key);
     }
@@ -214,7 +220,7 @@ impl Engine {
 /// How the end of a flow shows in its operations.
 fn closing_bit(reason: u8) -> u32 {
     match reason {
-        kernel_flow::CLOSED | kernel_flow::CLOSED_RANGE => op::CLOSE,
+        kernel_flow::CLOSED | kernel_flow::CLOSED_RANGE | kernel_flow::CLOSED_LATE => op::CLOSE,
         _ => op::TRUNCATE,
     }
 }
