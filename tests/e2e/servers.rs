@@ -35,6 +35,7 @@ const CONNECTIONS: u64 = 8;
 const REQUESTS: u64 = 5;
 const BODY_BYTES: u64 = 20_000;
 
+const TCP: i64 = 6;
 /// SysFlow's bits.
 const ACCEPT: u64 = 1 << 5;
 const CONNECT: u64 = 1 << 6;
@@ -58,15 +59,23 @@ struct Site {
     address: SocketAddr,
 }
 
+/// A port that is free now; the server takes it a moment later. It is below those that the
+/// kernel gives to whoever asks for any, so that nobody comes in between.
+fn free_address() -> Result<SocketAddr> {
+    let own = std::process::id();
+    (0..1000)
+        .map(|n| SocketAddr::from(([127, 0, 0, 1], 20_000 + ((own + n) % 10_000) as u16)))
+        .find(|address| TcpListener::bind(address).is_ok())
+        .ok_or_else(|| "no free port".into())
+}
+
 impl Site {
     fn new() -> Result<Site> {
         let folder = tempfile::tempdir()?;
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755))?;
         std::fs::create_dir(folder.path().join("pages"))?;
         std::fs::write(folder.path().join("pages/page"), vec![b'p'; BODY_BYTES as usize])?;
-        // A port that is free now; the server takes it a moment later.
-        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        Ok(Site { folder, address })
+        Ok(Site { folder, address: free_address()? })
     }
 
     fn path(&self, name: &str) -> String {
@@ -207,7 +216,9 @@ fn connection_faults(records: &[Value], served: &Served) -> Vec<String> {
         served.processes.iter().filter_map(|process| process.pid.map(i64::from)).collect();
     let mut by_port: BTreeMap<i64, Vec<&Value>> = BTreeMap::new();
     for flow in of_kind(records, "NF") {
-        if number(flow, "proc.pid").is_some_and(|pid| pids.contains(&pid)) {
+        // Not the datagram sockets with which a resolver looks for its own address.
+        let is_tcp = number(flow, "net.proto") == Some(TCP);
+        if is_tcp && number(flow, "proc.pid").is_some_and(|pid| pids.contains(&pid)) {
             by_port.entry(number(flow, "net.sport").unwrap_or(-1)).or_default().push(flow);
         }
     }
