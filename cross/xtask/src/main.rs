@@ -132,7 +132,7 @@ fn run(verb: Verb) -> Result {
         Verb::Build(target) => build::run(&target),
         Verb::Btf(target, kernel, out) => btf::run(&target, &kernel, &out),
         Verb::Vm(names) => vm::run(&names),
-        Verb::Setup => setup::run(),
+        Verb::Setup => setup::run().and_then(|()| setup::web_servers()),
         Verb::Pki(directory, options) => pki::make(&directory, &options),
         Verb::Help => {
             print!("{HELP}");
