@@ -301,11 +301,12 @@ struct event_flow_start {
 
 enum flow_end_reason {
 	FLOW_CLOSED = 1, /* close */
-	FLOW_REPLACED,	 /* the descriptor's number belongs to another file now */
+	FLOW_REPLACED,	 /* the descriptor goes on, with another peer */
 	FLOW_EXEC,	 /* closed by exec */
 	FLOW_EXIT,	 /* the process ended */
 	FLOW_CLOSED_RANGE, /* close_range */
 	FLOW_CLOSED_DUP, /* dup2 and dup3 have closed it for another file */
+	FLOW_CLOSED_LATE, /* close, noticed when the descriptor's number was in use again */
 };
 
 /* A flow ended; its map entry is gone. */

@@ -42,6 +42,9 @@ pub mod flow {
     pub const CLOSED_RANGE: u8 = 5;
     /// [`FlowEnd`](super::FlowEnd) by dup2 or dup3, which are no operations of their own.
     pub const CLOSED_DUP: u8 = 6;
+    /// [`FlowEnd`](super::FlowEnd) by a close that was noticed when the descriptor's number was
+    /// in use again; the call is counted elsewhere.
+    pub const CLOSED_LATE: u8 = 7;
 }
 
 /// A path as the kernel side walked it: names, leaf first, a NUL after each.

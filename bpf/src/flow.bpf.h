@@ -78,6 +78,20 @@ inline_always void flow_end(struct flow_key *key, struct flow *flow, __u64 task,
 		bpf_ringbuf_submit(event, ring_flags());
 }
 
+/*
+ * How a flow ended whose map entry another flow needs. A number that has another file was
+ * closed: by close, if another thread was given the number before that call had ended. So was
+ * one that open or accept returned. The new file may even have the old one's address; but a
+ * stream that has a peer cannot be connected to another.
+ */
+inline_always __u8 replaced(struct flow *known, __u64 file, __u8 call)
+{
+	if (known->file != file || call <= CALL_CREAT || call == CALL_ACCEPT ||
+	    (known->socket == SOCKET_STREAM && known->remote))
+		return FLOW_CLOSED_LATE;
+	return FLOW_REPLACED;
+}
+
 /* Whether files of this mode are recorded: files, directories, devices, pipes, and sockets. */
 inline_always __u32 is_recorded(__u16 mode)
 {

@@ -214,7 +214,8 @@ inline_always __u32 begin(struct bpf_raw_tracepoint_args *ctx, struct ending *en
 			event->flags |= FLOW_CONTINUED;
 			event->flow_ns = known->start_ns;
 		} else {
-			flow_end(&event->key, known, ending->task, FLOW_REPLACED);
+			flow_end(&event->key, known, ending->task,
+				 replaced(known, file, ending->call));
 		}
 	}
 	fill_header(&event->header, ending->task, EVENT_FLOW_START, ending->compat);
@@ -334,7 +335,7 @@ inline_always void count_datagram(struct ending *ending, struct scratch *scratch
 		return;
 	}
 	if (known)
-		flow_end(&key, known, ending->task, FLOW_REPLACED);
+		flow_end(&key, known, ending->task, replaced(known, base->file, ending->call));
 	if (base->peers >= settings.peers_max) {
 		flow_add(base, ending->operation, ending->ret);
 		return;

@@ -140,6 +140,40 @@ impl<'m> Fleet<'m> {
         Ok(Agent { program, status: settings.status.clone() })
     }
 
+    /// Watches the machine from a moment before `work` to a moment after it, and returns what
+    /// `print --json` says of the store then, and what the work gave.
+    ///
+    /// # Errors
+    /// The work's own, or a program under test that does not do what it should.
+    pub fn watch<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<(Vec<Value>, T)> {
+        let mut collector = self.start_collector("127.0.0.1:0")?;
+        let settings = self.agent_settings("agent", collector.address);
+        let mut agent = self.start_agent(&settings)?;
+        let done = work()?;
+        // The agent delivers what it holds before it ends.
+        agent.program.stop()?;
+        collector.program.stop()?;
+        Ok((self.print(&self.store())?, done))
+    }
+
+    /// The SysFlow files of the store, of all agents.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn sysflow_files(&self) -> Result<Vec<PathBuf>> {
+        let mut files = Vec::new();
+        for agent in std::fs::read_dir(self.store())? {
+            let folder = agent?.path().join("sysflow");
+            if folder.is_dir() {
+                for file in std::fs::read_dir(folder)? {
+                    files.push(file?.path());
+                }
+            }
+        }
+        files.retain(|file| file.extension().is_some_and(|ending| ending == "sf"));
+        Ok(files)
+    }
+
     /// What `print --json` says of the store, one object for each line.
     ///
     /// # Errors

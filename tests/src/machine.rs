@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 
@@ -23,6 +23,8 @@ pub enum Need {
     Sysprint,
     /// The system-call tracer.
     Strace,
+    /// Apache and nginx.
+    WebServers,
 }
 
 /// The machine, held by one live test at a time.
@@ -32,6 +34,7 @@ pub struct Machine {
     collector: PathBuf,
     tool: PathBuf,
     sysprint: PathBuf,
+    nginx: PathBuf,
     _turn: File,
 }
 
@@ -69,6 +72,11 @@ impl Machine {
     /// The reference suite's printer.
     pub fn sysprint(&self) -> &PathBuf {
         &self.sysprint
+    }
+
+    /// The binary of nginx.
+    pub fn nginx(&self) -> &PathBuf {
+        &self.nginx
     }
 }
 
@@ -108,11 +116,15 @@ fn look_around(needs: &[Need]) -> Result<Machine> {
     if needs.contains(&Need::Strace) && !has_program("strace") {
         return Err("strace is not installed".into());
     }
+    if needs.contains(&Need::WebServers) && !Path::new("/usr/sbin/apache2").is_file() {
+        return Err("apache2 is not installed".into());
+    }
     Ok(Machine {
         agent: binary("SYSFLOW_AGENT", needs.contains(&Need::Agent))?,
         collector: binary("SYSFLOW_COLLECTOR", true)?,
         tool: binary("SYSFLOW_XTASK", true)?,
         sysprint: binary("SYSPRINT", needs.contains(&Need::Sysprint))?,
+        nginx: binary("SYSFLOW_NGINX", needs.contains(&Need::WebServers))?,
         _turn: take_turn()?,
     })
 }

@@ -121,9 +121,21 @@ impl Program {
     /// # Errors
     /// If it had ended before by itself.
     pub fn kill(&mut self) -> Result {
-        self.signal(Signal::KILL)?;
+        self.end_by(Signal::KILL)
+    }
+
+    /// Ends it as Ctrl-C at its terminal does (SIGINT); it must leave the signal's effect alone.
+    ///
+    /// # Errors
+    /// If it had ended before by itself, or ends in another way.
+    pub fn interrupt(&mut self) -> Result {
+        self.end_by(Signal::INT)
+    }
+
+    fn end_by(&mut self, signal: Signal) -> Result {
+        self.signal(signal)?;
         let status = self.wait(END_DEADLINE)?;
-        if status.signal() == Some(Signal::KILL.as_raw()) {
+        if status.signal() == Some(signal.as_raw()) {
             return Ok(());
         }
         Err(self.explain(&format!("{} had ended before, with {status}", self.name)))

@@ -134,7 +134,13 @@ impl Engine {
         if reason == kernel_flow::CLOSED {
             self.count(Operation::Close, Term::Aggregated, 1);
         }
-        self.export(key, now_ns, closing_bit(reason), EndReason::EndDetected);
+        // A stream whose attempt failed after connect had returned may be connected again.
+        let failed = self.flows.get(key).is_some_and(|flow| flow.error != 0);
+        let closing = match reason {
+            kernel_flow::CLOSED_LATE if failed => op::TRUNCATE,
+            reason => closing_bit(reason),
+        };
+        self.export(key, now_ns, closing, EndReason::EndDetected);
         self.flows.remove(key);
     }
 
@@ -226,7 +232,10 @@ impl Engine {
 /// How the end of a flow shows in its operations.
 fn closing_bit(reason: u8) -> u32 {
     match reason {
-        kernel_flow::CLOSED | kernel_flow::CLOSED_RANGE | kernel_flow::CLOSED_DUP => op::CLOSE,
+        kernel_flow::CLOSED
+        | kernel_flow::CLOSED_RANGE
+        | kernel_flow::CLOSED_DUP
+        | kernel_flow::CLOSED_LATE => op::CLOSE,
         _ => op::TRUNCATE,
     }
 }

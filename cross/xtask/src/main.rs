@@ -141,7 +141,7 @@ fn run(verb: Verb) -> Result {
         Verb::Btf(target, kernel, out) => btf::run(&target, &kernel, &out),
         Verb::Vm(names) => vm::run(&names),
         Verb::Reproduce(targets) => reproduce::run(&targets),
-        Verb::Setup => setup::run(),
+        Verb::Setup => setup::run().and_then(|()| setup::web_servers()),
         Verb::Pki(directory, options) => pki::make(&directory, &options),
         Verb::Help => {
             print!("{HELP}");

@@ -97,6 +97,14 @@ const GUESTS: [Package; 3] = [
     Package { name: "xz-utils", sign: Sign::Program("xz"), why: "unpacks kernel modules" },
 ];
 
+/// What the tests put under load. Debian keeps Apache's programs in a package without a
+/// service; nginx is not installed but unpacked, because its package starts one.
+const WEB_SERVERS: [Package; 1] = [Package {
+    name: "apache2-bin",
+    sign: Sign::Program("apache2"),
+    why: "a web server of three process models, for tests",
+}];
+
 /// What makes type information smaller.
 const BTF: [Package; 1] =
     [Package { name: "bpftool", sign: Sign::Program("bpftool"), why: "minimises BTF" }];
@@ -154,6 +162,47 @@ pub fn guests() -> Result {
 /// As [`run`].
 pub fn btf() -> Result {
     install_packages(&BTF)
+}
+
+/// Installs what the tests put under load, and starts none of it.
+///
+/// # Errors
+/// As [`run`]; and if nginx does not run.
+pub fn web_servers() -> Result {
+    install_packages(&WEB_SERVERS)?;
+    let program = nginx();
+    if !program.is_file() {
+        say("missing: nginx (a web server, for tests): unpacking it, not installing");
+        let folder = unpacked();
+        std::fs::create_dir_all(&folder)?;
+        run_quietly(apt().args(["update"]))?;
+        let mut download = apt();
+        // Otherwise apt warns that its own user cannot write here.
+        download.args(["-o", "APT::Sandbox::User=root", "download", "nginx"]);
+        run_quietly(download.current_dir(&folder))?;
+        for entry in std::fs::read_dir(&folder)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|ending| ending == "deb") {
+                run_quietly(Command::new("dpkg-deb").arg("-x").arg(&path).arg(&folder))?;
+                std::fs::remove_file(path)?;
+            }
+        }
+    }
+    let works = Command::new(&program).arg("-v").stderr(Stdio::null()).status();
+    if works.is_ok_and(|status| status.success()) {
+        return Ok(());
+    }
+    Err(format!("{} does not run: see `ldd` of it", program.display()).into())
+}
+
+/// The binary of nginx, once [`web_servers`] has been called: this machine's own, if it has one.
+pub fn nginx() -> PathBuf {
+    let own = Path::new("/usr/sbin/nginx");
+    if own.is_file() { own.to_path_buf() } else { unpacked().join("usr/sbin/nginx") }
+}
+
+fn unpacked() -> PathBuf {
+    root().join("target/nginx")
 }
 
 fn install_packages(packages: &[Package]) -> Result {

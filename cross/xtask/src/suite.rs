@@ -94,6 +94,7 @@ pub fn environment(command: &mut Command) -> Result {
             "SYSFLOW_COLLECTOR",
             Workspace::Collector.binary(COLLECTOR_PROFILE, "sysflow-collector"),
         )
+        .env("SYSFLOW_NGINX", setup::nginx())
         .env("SYSFLOW_XTASK", std::env::current_exe()?);
     Ok(())
 }
@@ -104,6 +105,7 @@ pub fn environment(command: &mut Command) -> Result {
 /// If something does not build, a test fails, or no test ran.
 pub fn run() -> Result {
     setup::run()?;
+    setup::web_servers()?;
     let guests = vm::prepare_always()?;
     build_agent()?;
     build_collector()?;
