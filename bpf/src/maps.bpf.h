@@ -71,8 +71,10 @@ struct scratch {
 	__u32 detours;	  /* taken so far to begin flows of its parts */
 	__u32 stride;	  /* of its list of messages, bytes */
 	__u64 list;	  /* where that list is */
-	__u8 operation;	  /* enum operation of its messages */
 	__u8 failed;	  /* whether the call failed */
+	__u8 call;	  /* of the part at hand, as in struct ending */
+	__u8 operation;
+	__u8 whole;
 	struct flow flow; /* a map entry being made: too large for the stack with slots */
 };
 

@@ -278,8 +278,7 @@ int flow_start(struct bpf_raw_tracepoint_args *ctx)
 	scratch = scratch_begin();
 	if (!scratch)
 		return 0;
-	if (has_parts(ending.call))
-		take_part(&ending, scratch->part);
+	take_part_at_hand(&ending, scratch);
 	tally = tally_of(ending.operation);
 	if (!tally)
 		return 0;
@@ -376,8 +375,7 @@ int datagram(struct bpf_raw_tracepoint_args *ctx)
 	scratch = scratch_begin();
 	if (!scratch)
 		return 0;
-	if (has_parts(ending.call))
-		take_part(&ending, scratch->part);
+	take_part_at_hand(&ending, scratch);
 	tally = tally_of(ending.operation);
 	if (!tally)
 		return 0;
