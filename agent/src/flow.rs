@@ -49,7 +49,7 @@ pub struct Flow {
     /// SysFlow open flags.
     pub open_flags: u32,
     /// Operation bits not exported yet, without read and write.
-    pub ops: u32,
+    pub ops: u64,
     /// First errno of a connection attempt.
     pub error: i32,
     /// Start of the interval not exported yet, boot clock, ns.
@@ -74,7 +74,7 @@ impl Flow {
     }
 
     /// What has not been exported yet, with its operation bits; none if there is nothing.
-    pub fn take(&mut self) -> Option<(Volume, u32)> {
+    pub fn take(&mut self) -> Option<(Volume, u64)> {
         let volume = Volume {
             read_ops: self.seen.read_ops.saturating_sub(self.exported.read_ops),
             write_ops: self.seen.write_ops.saturating_sub(self.exported.write_ops),

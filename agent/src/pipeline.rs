@@ -141,10 +141,10 @@ fn hook_bit(hook: Hook) -> u32 {
     }
 }
 
-const OPERATIONS: [(bpf::Operation, Operation); 20] = {
-    let mut pairs = [(bpf::Operation::Clone, Operation::Clone); 20];
+const OPERATIONS: [(bpf::Operation, Operation); Operation::ALL.len()] = {
+    let mut pairs = [(bpf::Operation::Clone, Operation::Clone); Operation::ALL.len()];
     let mut i = 0;
-    while i < 20 {
+    while i < pairs.len() {
         pairs[i] = (bpf::Operation::ALL[i], Operation::ALL[i]);
         i += 1;
     }

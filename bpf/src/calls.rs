@@ -27,6 +27,13 @@ pub(crate) const NATIVE: &[Row] = table![
     265 LinkAt Link, 266 SymlinkAt Symlink, 288 Accept Accept, 295 Read Read, 296 Write Write,
     316 RenameAt Rename, 322 ExecveAt Exec, 327 Read Read, 328 Write Write, 435 Clone3 Clone, 436 CloseRange Close,
     437 OpenAt2 Open,
+    76 Truncate Resize, 77 Ftruncate Resize, 90 Chmod Chmod, 91 Fchmod Chmod, 92 Chown Chown,
+    93 Fchown Chown, 94 Chown Chown, 101 Ptrace Ptrace, 106 Setgid Setgid, 114 Setregid Setgid,
+    119 Setregid Setgid, 123 Setgid Setgid, 126 Capset Capset, 133 Mknod Mknod, 165 Mount Mount,
+    166 Umount2 Umount, 175 InitModule LoadModule, 176 DeleteModule UnloadModule,
+    259 MknodAt Mknod, 260 FchownAt Chown, 268 FchmodAt Chmod, 272 Unshare Unshare,
+    313 FinitModule LoadModule, 319 MemfdCreate Memfd, 321 Bpf LoadBpf, 429 MoveMount Mount,
+    452 FchmodAt Chmod,
 ];
 
 /// i386. Programs that still use the multiplexer socketcall (102) are not seen on sockets.
@@ -42,6 +49,15 @@ pub(crate) const COMPAT: &[Row] = table![
     353 RenameAt Rename, 358 ExecveAt Exec, 362 Connect Connect, 364 Accept Accept,
     369 SendTo Send, 370 SendMsg Send, 371 RecvFrom Receive, 372 RecvMsg Receive,
     373 Shutdown Shutdown, 378 Read Read, 379 Write Write, 435 Clone3 Clone, 436 CloseRange Close, 437 OpenAt2 Open,
+    14 Mknod Mknod, 15 Chmod Chmod, 16 Chown Chown, 21 Mount Mount, 22 Umount Umount,
+    26 Ptrace Ptrace, 46 Setgid Setgid, 52 Umount2 Umount, 71 Setregid Setgid, 92 Truncate Resize,
+    93 Ftruncate Resize, 94 Fchmod Chmod, 95 Fchown Chown, 128 InitModule LoadModule,
+    129 DeleteModule UnloadModule, 139 Setgid Setgid, 170 Setregid Setgid, 182 Chown Chown,
+    185 Capset Capset, 193 Truncate64 Resize, 194 Ftruncate64 Resize, 198 Chown Chown,
+    204 Setregid Setgid, 207 Fchown Chown, 210 Setregid Setgid, 212 Chown Chown,
+    214 Setgid Setgid, 216 Setgid Setgid, 297 MknodAt Mknod, 298 FchownAt Chown,
+    306 FchmodAt Chmod, 310 Unshare Unshare, 350 FinitModule LoadModule, 356 MemfdCreate Memfd,
+    357 Bpf LoadBpf, 429 MoveMount Mount, 452 FchmodAt Chmod,
 ];
 
 #[cfg(target_arch = "aarch64")]
@@ -54,6 +70,12 @@ pub(crate) const NATIVE: &[Row] = table![
     211 SendMsg Send, 212 RecvMsg Receive, 220 Clone Clone, 221 Execve Exec,
     242 Accept Accept, 276 RenameAt Rename, 281 ExecveAt Exec, 286 Read Read, 287 Write Write,
     435 Clone3 Clone, 436 CloseRange Close, 437 OpenAt2 Open,
+    33 MknodAt Mknod, 39 Umount2 Umount, 40 Mount Mount, 45 Truncate Resize, 46 Ftruncate Resize,
+    52 Fchmod Chmod, 53 FchmodAt Chmod, 54 FchownAt Chown, 55 Fchown Chown, 91 Capset Capset,
+    97 Unshare Unshare, 105 InitModule LoadModule, 106 DeleteModule UnloadModule,
+    117 Ptrace Ptrace, 143 Setregid Setgid, 144 Setgid Setgid, 149 Setregid Setgid,
+    152 Setgid Setgid, 273 FinitModule LoadModule, 279 MemfdCreate Memfd, 280 Bpf LoadBpf,
+    429 MoveMount Mount, 452 FchmodAt Chmod,
 ];
 
 /// ARM EABI: native on arm32, compat on arm64.
@@ -70,6 +92,15 @@ const ARM: &[Row] = table![
     329 RenameAt Rename, 330 LinkAt Link, 331 SymlinkAt Symlink, 361 Read Read,
     362 Write Write, 366 Accept Accept, 382 RenameAt Rename, 387 ExecveAt Exec,
     392 Read Read, 393 Write Write, 435 Clone3 Clone, 436 CloseRange Close, 437 OpenAt2 Open,
+    14 Mknod Mknod, 15 Chmod Chmod, 16 Chown Chown, 21 Mount Mount, 26 Ptrace Ptrace,
+    46 Setgid Setgid, 52 Umount2 Umount, 71 Setregid Setgid, 92 Truncate Resize,
+    93 Ftruncate Resize, 94 Fchmod Chmod, 95 Fchown Chown, 128 InitModule LoadModule,
+    129 DeleteModule UnloadModule, 139 Setgid Setgid, 170 Setregid Setgid, 182 Chown Chown,
+    185 Capset Capset, 193 Truncate64 Resize, 194 Ftruncate64 Resize, 198 Chown Chown,
+    204 Setregid Setgid, 207 Fchown Chown, 210 Setregid Setgid, 212 Chown Chown,
+    214 Setgid Setgid, 216 Setgid Setgid, 324 MknodAt Mknod, 325 FchownAt Chown,
+    333 FchmodAt Chmod, 337 Unshare Unshare, 379 FinitModule LoadModule, 385 MemfdCreate Memfd,
+    386 Bpf LoadBpf, 429 MoveMount Mount, 452 FchmodAt Chmod,
 ];
 
 #[cfg(target_arch = "aarch64")]

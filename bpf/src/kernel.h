@@ -71,6 +71,17 @@ struct bpf_raw_tracepoint_args {
 #define CLOSE_RANGE_CLOEXEC 4
 #define AT_REMOVEDIR 0x200
 
+/* include/uapi/linux/ptrace.h, capability.h, bpf.h */
+#define PTRACE_TRACEME 0
+#define PTRACE_POKETEXT 4
+#define PTRACE_POKEDATA 5
+#define PTRACE_ATTACH 16
+#define PTRACE_SEIZE 0x4206
+#define LINUX_CAPABILITY_VERSION_1 0x19980330
+#define BPF_PROG_LOAD 5
+#define BPF_ATTR_PROG_NAME 48 /* offset of the name in the attributes of BPF_PROG_LOAD */
+#define BPF_OBJ_NAME_LEN 16
+
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 struct pt_regs___x86 {

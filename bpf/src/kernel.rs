@@ -27,38 +27,60 @@ pub enum Operation {
     Link,
     Symlink,
     SocketState,
+    Chmod,
+    Chown,
+    Mount,
+    Umount,
+    Resize,
+    Mknod,
+    Setgid,
+    Capset,
+    Ptrace,
+    LoadModule,
+    UnloadModule,
+    LoadBpf,
+    Unshare,
+    Memfd,
 }
 
 impl Operation {
     /// All kinds, in the order of their numbers.
-    pub const ALL: [Operation; 20] = {
-        use Operation::{
-            Accept, Clone, Close, Connect, Exec, Exit, Link, Mkdir, Open, Read, Receive, Rename,
-            Rmdir, Send, Setuid, Shutdown, SocketState, Symlink, Unlink, Write,
-        };
-        [
-            Clone,
-            Exec,
-            Exit,
-            Setuid,
-            Open,
-            Close,
-            Read,
-            Write,
-            Receive,
-            Send,
-            Connect,
-            Accept,
-            Shutdown,
-            Mkdir,
-            Rmdir,
-            Unlink,
-            Rename,
-            Link,
-            Symlink,
-            SocketState,
-        ]
-    };
+    pub const ALL: [Operation; 34] = [
+        Operation::Clone,
+        Operation::Exec,
+        Operation::Exit,
+        Operation::Setuid,
+        Operation::Open,
+        Operation::Close,
+        Operation::Read,
+        Operation::Write,
+        Operation::Receive,
+        Operation::Send,
+        Operation::Connect,
+        Operation::Accept,
+        Operation::Shutdown,
+        Operation::Mkdir,
+        Operation::Rmdir,
+        Operation::Unlink,
+        Operation::Rename,
+        Operation::Link,
+        Operation::Symlink,
+        Operation::SocketState,
+        Operation::Chmod,
+        Operation::Chown,
+        Operation::Mount,
+        Operation::Umount,
+        Operation::Resize,
+        Operation::Mknod,
+        Operation::Setgid,
+        Operation::Capset,
+        Operation::Ptrace,
+        Operation::LoadModule,
+        Operation::UnloadModule,
+        Operation::LoadBpf,
+        Operation::Unshare,
+        Operation::Memfd,
+    ];
 
     pub(crate) fn from_number(number: u8) -> Option<Operation> {
         Operation::ALL.get(number as usize).copied()
@@ -93,6 +115,32 @@ pub(crate) enum Call {
     ExecveAt,
     Setuid,
     Setreuid,
+    Setgid,
+    Setregid,
+    Capset,
+    Ptrace,
+    InitModule,
+    FinitModule,
+    DeleteModule,
+    Bpf,
+    Unshare,
+    MemfdCreate,
+    Chmod,
+    Fchmod,
+    FchmodAt,
+    Chown,
+    Fchown,
+    FchownAt,
+    Truncate,
+    Ftruncate,
+    Truncate64,
+    Ftruncate64,
+    Mknod,
+    MknodAt,
+    Mount,
+    MoveMount,
+    Umount,
+    Umount2,
     Mkdir,
     MkdirAt,
     Rmdir,
@@ -212,6 +260,13 @@ plain! {
         root_bytes: [u16; 2], base_flags: [u8; 2], operation: u8, names: u8, zero: u16,
     }
     struct SocketState ("event_socket_state", 48) { header: Header, file: u64, error: i32, zero: u32, }
+    struct Attribute ("event_attribute", 88) {
+        path: PathEvent, values: [u64; 2], inode: u64, device: u32, mode: u16, text_bytes: u16,
+    }
+    struct Privilege ("event_privilege", 72) {
+        header: Header, values: [u64; 3], ret: i32, path_bytes: u16, text_bytes: u16,
+        path_flags: u8, operation: u8, zero: [u8; 6],
+    }
     /// One process as the task iterator sees it.
     struct Task ("task_entry", 24) { start_ns: u64, parent_start_ns: u64, tgid: u32, parent_tgid: u32, }
 }
@@ -279,7 +334,14 @@ mod tests {
 
         let calls = enumerators("call", "CALL_");
         assert_eq!(calls.len(), Call::SymlinkAt as usize + 1);
-        for call in [Call::Creat, Call::CloseRange, Call::Clone, Call::Mkdir, Call::SymlinkAt] {
+        for call in [
+            Call::Creat,
+            Call::CloseRange,
+            Call::Clone,
+            Call::Setgid,
+            Call::Umount2,
+            Call::SymlinkAt,
+        ] {
             assert_eq!(calls[call as usize], format!("{call:?}").to_lowercase());
         }
     }

@@ -17,8 +17,8 @@ mod types;
 pub use error::Error;
 pub use event::{EVENT_COMPAT, Event, Named, Walked, flow, path};
 pub use kernel::{
-    Clone_, Exec, ExecFailed, Exit, FlowEnd, FlowKey, FlowStart, Fork, Header, Operation,
-    PathEvent, Setuid, SocketState, Tally, Task, Volume,
+    Attribute, Clone_, Exec, ExecFailed, Exit, FlowEnd, FlowKey, FlowStart, Fork, Header,
+    Operation, PathEvent, Privilege, Setuid, SocketState, Tally, Task, Volume,
 };
 pub use probes::{Bounds, Entry, Hook, Probes, Ring};
 pub use types::Types;

@@ -6,6 +6,8 @@
  * A probe has five beats: guard, reserve, header, fill, submit. Whatever goes wrong is counted
  * by kind of operation and reason.
  */
+#include "attribute.bpf.h"
+#include "privilege.bpf.h"
 #include "process.bpf.h"
 
 /* Never set. It puts every type of event.h into the object's BTF, against which the Rust types
@@ -21,6 +23,8 @@ const union {
 	struct event_flow_end flow_end;
 	struct event_path path;
 	struct event_socket_state socket_state;
+	struct event_attribute attribute;
+	struct event_privilege privilege;
 	struct task_entry task;
 } *types;
 

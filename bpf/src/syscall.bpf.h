@@ -15,6 +15,8 @@ enum program {
 	PROGRAM_NAMES,
 	PROGRAM_PROCESS,
 	PROGRAM_CLOSE_RANGE,
+	PROGRAM_ATTRIBUTE,
+	PROGRAM_PRIVILEGE,
 	PROGRAM_COUNT,
 };
 
@@ -23,6 +25,8 @@ int datagram(struct bpf_raw_tracepoint_args *ctx);
 int names(struct bpf_raw_tracepoint_args *ctx);
 int process_call(struct bpf_raw_tracepoint_args *ctx);
 int close_range(struct bpf_raw_tracepoint_args *ctx);
+int attribute(struct bpf_raw_tracepoint_args *ctx);
+int privilege(struct bpf_raw_tracepoint_args *ctx);
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
@@ -36,6 +40,8 @@ struct {
 		[PROGRAM_NAMES] = (void *)&names,
 		[PROGRAM_PROCESS] = (void *)&process_call,
 		[PROGRAM_CLOSE_RANGE] = (void *)&close_range,
+		[PROGRAM_ATTRIBUTE] = (void *)&attribute,
+		[PROGRAM_PRIVILEGE] = (void *)&privilege,
 	},
 };
 
@@ -43,6 +49,10 @@ inline_always __u32 program_of(__u8 call)
 {
 	if (call >= CALL_MKDIR)
 		return PROGRAM_NAMES;
+	if (call >= CALL_CHMOD)
+		return PROGRAM_ATTRIBUTE;
+	if (call >= CALL_SETGID)
+		return PROGRAM_PRIVILEGE;
 	if (call >= CALL_CLONE)
 		return PROGRAM_PROCESS;
 	return PROGRAM_FLOW_START;

@@ -136,11 +136,25 @@ pub enum Operation {
     Link,
     Symlink,
     SocketState,
+    Chmod,
+    Chown,
+    Mount,
+    Umount,
+    Resize,
+    Mknod,
+    Setgid,
+    Capset,
+    Ptrace,
+    LoadModule,
+    UnloadModule,
+    LoadBpf,
+    Unshare,
+    Memfd,
 }
 
 impl Operation {
     /// All kinds, in the order of their numbers.
-    pub const ALL: [Operation; 20] = [
+    pub const ALL: [Operation; 34] = [
         Operation::Clone,
         Operation::Exec,
         Operation::Exit,
@@ -161,6 +175,20 @@ impl Operation {
         Operation::Link,
         Operation::Symlink,
         Operation::SocketState,
+        Operation::Chmod,
+        Operation::Chown,
+        Operation::Mount,
+        Operation::Umount,
+        Operation::Resize,
+        Operation::Mknod,
+        Operation::Setgid,
+        Operation::Capset,
+        Operation::Ptrace,
+        Operation::LoadModule,
+        Operation::UnloadModule,
+        Operation::LoadBpf,
+        Operation::Unshare,
+        Operation::Memfd,
     ];
 
     /// The name that reports print.
@@ -186,6 +214,20 @@ impl Operation {
             Operation::Link => "link",
             Operation::Symlink => "symlink",
             Operation::SocketState => "socket_state",
+            Operation::Chmod => "chmod",
+            Operation::Chown => "chown",
+            Operation::Mount => "mount",
+            Operation::Umount => "umount",
+            Operation::Resize => "resize",
+            Operation::Mknod => "mknod",
+            Operation::Setgid => "setgid",
+            Operation::Capset => "capset",
+            Operation::Ptrace => "ptrace",
+            Operation::LoadModule => "load_module",
+            Operation::UnloadModule => "unload_module",
+            Operation::LoadBpf => "load_bpf",
+            Operation::Unshare => "unshare",
+            Operation::Memfd => "memfd",
         }
     }
 }
@@ -278,7 +320,7 @@ pub struct Counter {
 
 /// Most counters that one frame can carry: every kind with every term, and the losses that
 /// have no kind.
-pub const LEDGER_COUNTERS_MAX: usize = 288;
+pub const LEDGER_COUNTERS_MAX: usize = (Operation::ALL.len() + 1) * Term::ALL.len();
 
 /// The counters of one frame.
 pub type Ledger = Vec<Counter, LEDGER_COUNTERS_MAX>;

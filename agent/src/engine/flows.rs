@@ -120,7 +120,7 @@ impl Engine {
     }
 
     /// Counts a flow's calls of shutdown.
-    pub(super) fn shutdown_bit(&mut self, shutdowns: u32) -> u32 {
+    pub(super) fn shutdown_bit(&mut self, shutdowns: u32) -> u64 {
         self.count(Operation::Shutdown, Term::Aggregated, shutdowns.into());
         if shutdowns > 0 { op::SHUTDOWN } else { 0 }
     }
@@ -129,7 +129,7 @@ impl Engine {
     pub(super) fn take_and_end(
         &mut self,
         key: &FlowKey,
-        bits: u32,
+        bits: u64,
         now_ns: u64,
         counters: &dyn Counters,
     ) {
@@ -146,7 +146,7 @@ impl Engine {
 
     /// Writes what a flow did since its last record, if anything. `bits` are added; a flow that
     /// only ends with TRUNCATE has nothing to say.
-    pub(super) fn export(&mut self, key: &FlowKey, now_ns: u64, bits: u32, end: EndReason) {
+    pub(super) fn export(&mut self, key: &FlowKey, now_ns: u64, bits: u64, end: EndReason) {
         let Some(flow) = self.flows.get_mut(key) else { return };
         let taken = flow.take();
         let (moved, ops) = match taken {
@@ -212,7 +212,7 @@ impl Engine {
 }
 
 /// How the end of a flow shows in its operations.
-fn closing_bit(reason: u8) -> u32 {
+fn closing_bit(reason: u8) -> u64 {
     match reason {
         kernel_flow::CLOSED | kernel_flow::CLOSED_RANGE => op::CLOSE,
         _ => op::TRUNCATE,

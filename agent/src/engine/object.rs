@@ -16,14 +16,22 @@ pub(super) fn of(start: &FlowStart, operation: bpf::Operation, path: &Walked<'_>
     if start.family > AF_UNIX {
         return network(start, operation);
     }
-    let kind = RESTYPE
-        .into_iter()
-        .find(|(mode, _)| start.mode & 0o170000 == *mode)
-        .map_or(b'f', |(_, kind)| kind);
+    let (kind, path, flags) = file(start.mode, start.inode, path);
+    Object::File { kind, path, device: start.device, inode: start.inode, flags }
+}
+
+/// The `restype` of files of this mode.
+pub(super) fn kind(mode: u16) -> u8 {
+    let kind = RESTYPE.into_iter().find(|(kind, _)| mode & 0o170000 == *kind);
+    kind.map_or(b'f', |(_, letter)| letter)
+}
+
+/// A file, pipe or unix socket of this mode: its `restype`, its path or name, and bits of
+/// [`mod@file`].
+pub(super) fn file(mode: u16, inode: u64, path: &Walked<'_>) -> (u8, Vec<u8>, u32) {
+    let kind = kind(mode);
     let (name, flags) = match kind {
-        b'u' if path.names.is_empty() => {
-            (format!("socket:[{}]", start.inode).into_bytes(), file::DETACHED)
-        }
+        b'u' if path.names.is_empty() => (format!("socket:[{inode}]").into_bytes(), file::DETACHED),
         b'u' => {
             let name = unix_name(path.names);
             // A relative name is the program's word at bind; where it stood then is not known.
@@ -31,11 +39,11 @@ pub(super) fn of(start: &FlowStart, operation: bpf::Operation, path: &Walked<'_>
             (name, if is_whole { 0 } else { file::PATH_TRUNCATED })
         }
         b'p' if path.flags & path::DETACHED != 0 => {
-            (format!("pipe:[{}]", start.inode).into_bytes(), file::DETACHED)
+            (format!("pipe:[{inode}]").into_bytes(), file::DETACHED)
         }
         _ => (names::walked(path), names::file_flags(path.flags)),
     };
-    Object::File { kind, path: name, device: start.device, inode: start.inode, flags }
+    (kind, name, flags)
 }
 
 fn network(start: &FlowStart, operation: bpf::Operation) -> Object {
