@@ -129,6 +129,7 @@ impl Engine {
             Event::Attribute { attribute, operation, name, source, text } => {
                 self.attribute(attribute, *operation, name, source, text);
             }
+            Event::Socket { socket, operation, path } => self.socket(socket, *operation, path),
             Event::Privilege { privilege, operation, path, text } => {
                 self.privilege(privilege, *operation, path, text);
             }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Changes of what a file system says of a file: permissions, owner, length, and of what is
- * mounted where. */
+ * mounted where; and opens that were refused. */
 #ifndef SYSFLOW_ATTRIBUTE_H
 #define SYSFLOW_ATTRIBUTE_H
 
@@ -68,6 +68,15 @@ int attribute(struct bpf_raw_tracepoint_args *ctx)
 	second = argument(regs, compat, 1);
 	third = argument(regs, compat, 2);
 	switch (ending.call) {
+	case CALL_OPENAT:
+	case CALL_OPENAT2:
+		directory = ending.first_argument;
+		name = second;
+		/* fall through */
+	case CALL_OPEN:
+	case CALL_CREAT:
+		event->values[0] = open_flags(&ending);
+		break;
 	case CALL_FCHMODAT:
 		directory = ending.first_argument;
 		name = second;

@@ -27,7 +27,8 @@ pub(crate) const NATIVE: &[Row] = table![
     265 LinkAt Link, 266 SymlinkAt Symlink, 288 Accept Accept, 295 Read Read, 296 Write Write,
     316 RenameAt Rename, 322 ExecveAt Exec, 327 Read Read, 328 Write Write, 435 Clone3 Clone, 436 CloseRange Close,
     437 OpenAt2 Open,
-    76 Truncate Resize, 77 Ftruncate Resize, 90 Chmod Chmod, 91 Fchmod Chmod, 92 Chown Chown,
+    49 Bind Bind, 50 Listen Listen, 76 Truncate Resize, 77 Ftruncate Resize, 90 Chmod Chmod,
+    91 Fchmod Chmod, 92 Chown Chown,
     93 Fchown Chown, 94 Chown Chown, 101 Ptrace Ptrace, 106 Setgid Setgid, 114 Setregid Setgid,
     119 Setregid Setgid, 123 Setgid Setgid, 126 Capset Capset, 133 Mknod Mknod, 165 Mount Mount,
     166 Umount2 Umount, 175 InitModule LoadModule, 176 DeleteModule UnloadModule,
@@ -56,7 +57,8 @@ pub(crate) const COMPAT: &[Row] = table![
     185 Capset Capset, 193 Truncate64 Resize, 194 Ftruncate64 Resize, 198 Chown Chown,
     204 Setregid Setgid, 207 Fchown Chown, 210 Setregid Setgid, 212 Chown Chown,
     214 Setgid Setgid, 216 Setgid Setgid, 297 MknodAt Mknod, 298 FchownAt Chown,
-    306 FchmodAt Chmod, 310 Unshare Unshare, 350 FinitModule LoadModule, 356 MemfdCreate Memfd,
+    306 FchmodAt Chmod, 310 Unshare Unshare, 361 Bind Bind, 363 Listen Listen,
+    350 FinitModule LoadModule, 356 MemfdCreate Memfd,
     357 Bpf LoadBpf, 429 MoveMount Mount, 452 FchmodAt Chmod,
 ];
 
@@ -74,7 +76,8 @@ pub(crate) const NATIVE: &[Row] = table![
     52 Fchmod Chmod, 53 FchmodAt Chmod, 54 FchownAt Chown, 55 Fchown Chown, 91 Capset Capset,
     97 Unshare Unshare, 105 InitModule LoadModule, 106 DeleteModule UnloadModule,
     117 Ptrace Ptrace, 143 Setregid Setgid, 144 Setgid Setgid, 149 Setregid Setgid,
-    152 Setgid Setgid, 273 FinitModule LoadModule, 279 MemfdCreate Memfd, 280 Bpf LoadBpf,
+    152 Setgid Setgid, 200 Bind Bind, 201 Listen Listen, 273 FinitModule LoadModule,
+    279 MemfdCreate Memfd, 280 Bpf LoadBpf,
     429 MoveMount Mount, 452 FchmodAt Chmod,
 ];
 
@@ -98,7 +101,8 @@ const ARM: &[Row] = table![
     129 DeleteModule UnloadModule, 139 Setgid Setgid, 170 Setregid Setgid, 182 Chown Chown,
     185 Capset Capset, 193 Truncate64 Resize, 194 Ftruncate64 Resize, 198 Chown Chown,
     204 Setregid Setgid, 207 Fchown Chown, 210 Setregid Setgid, 212 Chown Chown,
-    214 Setgid Setgid, 216 Setgid Setgid, 324 MknodAt Mknod, 325 FchownAt Chown,
+    214 Setgid Setgid, 216 Setgid Setgid, 282 Bind Bind, 284 Listen Listen, 324 MknodAt Mknod,
+    325 FchownAt Chown,
     333 FchmodAt Chmod, 337 Unshare Unshare, 379 FinitModule LoadModule, 385 MemfdCreate Memfd,
     386 Bpf LoadBpf, 429 MoveMount Mount, 452 FchmodAt Chmod,
 ];

@@ -34,6 +34,7 @@ enum event_kind {
 	EVENT_SOCKET_STATE,
 	EVENT_ATTRIBUTE,
 	EVENT_PRIVILEGE,
+	EVENT_SOCKET,
 };
 
 /* Kinds of operations, as the ledger counts them. */
@@ -72,6 +73,8 @@ enum operation {
 	OPERATION_LOAD_BPF,
 	OPERATION_UNSHARE,
 	OPERATION_MEMFD,
+	OPERATION_BIND,
+	OPERATION_LISTEN,
 	OPERATION_COUNT,
 };
 
@@ -118,6 +121,8 @@ enum call {
 	CALL_EXECVEAT,
 	CALL_SETUID,	/* setuid, setfsuid: the user in the first argument */
 	CALL_SETREUID,	/* setreuid, setresuid: the effective user in the second */
+	CALL_BIND,
+	CALL_LISTEN,
 	CALL_SETGID,   /* setgid, setfsgid: the group in the first argument */
 	CALL_SETREGID, /* setregid, setresgid: the effective group in the second */
 	CALL_CAPSET,
@@ -361,6 +366,7 @@ struct event_path {
  * MKNOD  mode with the file's type, device as user space encodes it
  * MOUNT  flags; its second name is the source, as the program gave it
  * UMOUNT flags
+ * OPEN   flags, as the kernel's headers of this architecture number them; it has failed
  * Text: that of event_path, then for MOUNT the type of the file system.
  */
 struct event_attribute {
@@ -396,6 +402,22 @@ struct event_privilege {
 	__u8 zero[6];
 };
 
+/* bind, listen, or an accept that failed. Text: a unix socket's name. */
+struct event_socket {
+	struct event_header header;
+	__u64 inode;
+	__s32 ret;
+	__u32 device;
+	__u8 local[16];
+	__u16 local_port;
+	__u16 mode;
+	__u16 family; /* AF_* */
+	__u16 protocol;
+	__u16 path_bytes;
+	__u8 operation; /* enum operation */
+	__u8 zero[5];
+};
+
 /* A connection attempt failed after the call that began it had returned. */
 struct event_socket_state {
 	struct event_header header;
@@ -427,5 +449,6 @@ _Static_assert(sizeof(struct event_path) == 56, "event_path");
 _Static_assert(sizeof(struct event_socket_state) == 48, "event_socket_state");
 _Static_assert(sizeof(struct event_attribute) == 88, "event_attribute");
 _Static_assert(sizeof(struct event_privilege) == 72, "event_privilege");
+_Static_assert(sizeof(struct event_socket) == 80, "event_socket");
 
 #endif

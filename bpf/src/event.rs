@@ -4,7 +4,7 @@
 
 use crate::kernel::{
     Attribute, Clone_, Exec, ExecFailed, Exit, FlowEnd, FlowStart, Fork, Header, Operation,
-    PathEvent, Plain, Privilege, Setuid, SocketState,
+    PathEvent, Plain, Privilege, Setuid, Socket, SocketState,
 };
 
 /// `EVENT_COMPAT` of `event.h`: a 32-bit task on a 64-bit kernel.
@@ -112,6 +112,11 @@ pub enum Event<'a> {
         source: &'a [u8],
         text: &'a [u8],
     },
+    Socket {
+        socket: Socket,
+        operation: Operation,
+        path: Walked<'a>,
+    },
     Privilege {
         privilege: Privilege,
         operation: Operation,
@@ -187,6 +192,15 @@ impl<'a> Event<'a> {
                     path: Walked { names: path, flags: privilege.path_flags },
                     text: text.get(..privilege.text_bytes.into())?,
                     privilege,
+                }
+            }
+            13 => {
+                let (socket, text) = Socket::read(bytes)?;
+                let names = text.get(..socket.path_bytes.into())?;
+                Event::Socket {
+                    operation: Operation::from_number(socket.operation)?,
+                    path: Walked { names, flags: 0 },
+                    socket,
                 }
             }
             _ => return None,

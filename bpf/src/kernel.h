@@ -41,8 +41,13 @@ struct bpf_raw_tracepoint_args {
 };
 
 /* include/uapi/asm-generic/errno*.h, include/linux/errno.h */
+#define EPERM 1
 #define EBADF 9
+#define EAGAIN 11
+#define EACCES 13
 #define EEXIST 17
+#define ETXTBSY 26
+#define EROFS 30
 #define ERESTARTSYS 512
 #define ERESTART_RESTARTBLOCK 516
 

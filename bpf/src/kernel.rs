@@ -41,11 +41,13 @@ pub enum Operation {
     LoadBpf,
     Unshare,
     Memfd,
+    Bind,
+    Listen,
 }
 
 impl Operation {
     /// All kinds, in the order of their numbers.
-    pub const ALL: [Operation; 34] = [
+    pub const ALL: [Operation; 36] = [
         Operation::Clone,
         Operation::Exec,
         Operation::Exit,
@@ -80,6 +82,8 @@ impl Operation {
         Operation::LoadBpf,
         Operation::Unshare,
         Operation::Memfd,
+        Operation::Bind,
+        Operation::Listen,
     ];
 
     pub(crate) fn from_number(number: u8) -> Option<Operation> {
@@ -115,6 +119,8 @@ pub(crate) enum Call {
     ExecveAt,
     Setuid,
     Setreuid,
+    Bind,
+    Listen,
     Setgid,
     Setregid,
     Capset,
@@ -266,6 +272,10 @@ plain! {
     struct Privilege ("event_privilege", 72) {
         header: Header, values: [u64; 3], ret: i32, path_bytes: u16, text_bytes: u16,
         path_flags: u8, operation: u8, zero: [u8; 6],
+    }
+    struct Socket ("event_socket", 80) {
+        header: Header, inode: u64, ret: i32, device: u32, local: [u8; 16], local_port: u16,
+        mode: u16, family: u16, protocol: u16, path_bytes: u16, operation: u8, zero: [u8; 5],
     }
     /// One process as the task iterator sees it.
     struct Task ("task_entry", 24) { start_ns: u64, parent_start_ns: u64, tgid: u32, parent_tgid: u32, }

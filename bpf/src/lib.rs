@@ -18,7 +18,7 @@ pub use error::Error;
 pub use event::{EVENT_COMPAT, Event, Named, Walked, flow, path};
 pub use kernel::{
     Attribute, Clone_, Exec, ExecFailed, Exit, FlowEnd, FlowKey, FlowStart, Fork, Header,
-    Operation, PathEvent, Privilege, Setuid, SocketState, Tally, Task, Volume,
+    Operation, PathEvent, Privilege, Setuid, Socket, SocketState, Tally, Task, Volume,
 };
 pub use probes::{Bounds, Entry, Hook, Probes, Ring};
 pub use types::Types;

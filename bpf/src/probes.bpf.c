@@ -8,6 +8,7 @@
  */
 #include "attribute.bpf.h"
 #include "privilege.bpf.h"
+#include "socket.bpf.h"
 #include "process.bpf.h"
 
 /* Never set. It puts every type of event.h into the object's BTF, against which the Rust types
@@ -25,6 +26,7 @@ const union {
 	struct event_socket_state socket_state;
 	struct event_attribute attribute;
 	struct event_privilege privilege;
+	struct event_socket socket;
 	struct task_entry task;
 } *types;
 

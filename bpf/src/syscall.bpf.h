@@ -17,6 +17,7 @@ enum program {
 	PROGRAM_CLOSE_RANGE,
 	PROGRAM_ATTRIBUTE,
 	PROGRAM_PRIVILEGE,
+	PROGRAM_SOCKET,
 	PROGRAM_COUNT,
 };
 
@@ -27,6 +28,7 @@ int process_call(struct bpf_raw_tracepoint_args *ctx);
 int close_range(struct bpf_raw_tracepoint_args *ctx);
 int attribute(struct bpf_raw_tracepoint_args *ctx);
 int privilege(struct bpf_raw_tracepoint_args *ctx);
+int socket_call(struct bpf_raw_tracepoint_args *ctx);
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
@@ -42,6 +44,7 @@ struct {
 		[PROGRAM_CLOSE_RANGE] = (void *)&close_range,
 		[PROGRAM_ATTRIBUTE] = (void *)&attribute,
 		[PROGRAM_PRIVILEGE] = (void *)&privilege,
+		[PROGRAM_SOCKET] = (void *)&socket_call,
 	},
 };
 
@@ -53,9 +56,24 @@ inline_always __u32 program_of(__u8 call)
 		return PROGRAM_ATTRIBUTE;
 	if (call >= CALL_SETGID)
 		return PROGRAM_PRIVILEGE;
+	if (call >= CALL_BIND)
+		return PROGRAM_SOCKET;
 	if (call >= CALL_CLONE)
 		return PROGRAM_PROCESS;
 	return PROGRAM_FLOW_START;
+}
+
+/*
+ * Whether an open or accept that failed is recorded: an open that was refused, and an accept
+ * that did not only look. Programs look for files in many places where there are none, so that
+ * such opens would be most of all records.
+ */
+inline_always __u32 is_telling(struct ending *ending)
+{
+	if (ending->call == CALL_ACCEPT)
+		return ending->ret != -EAGAIN;
+	return ending->ret == -EACCES || ending->ret == -EPERM || ending->ret == -EROFS ||
+	       ending->ret == -ETXTBSY;
 }
 
 /* void trace_sys_exit(struct pt_regs *regs, long ret) */
@@ -89,7 +107,14 @@ int sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	}
 	if (ending.call <= CALL_CREAT || ending.call == CALL_ACCEPT) {
 		if (ending.ret < 0) {
-			tally->filtered++;
+			if (!is_telling(&ending)) {
+				tally->filtered++;
+				return 0;
+			}
+			bpf_tail_call(ctx, &programs,
+				      ending.call == CALL_ACCEPT ? PROGRAM_SOCKET :
+								   PROGRAM_ATTRIBUTE);
+			tally->lost_unreadable++;
 			return 0;
 		}
 		bpf_tail_call(ctx, &programs, PROGRAM_FLOW_START);

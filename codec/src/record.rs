@@ -82,6 +82,10 @@ pub mod op {
     pub const UNSHARE: u64 = 1 << 33;
     /// memfd_create.
     pub const MEMFD: u64 = 1 << 34;
+    /// bind.
+    pub const BIND: u64 = 1 << 35;
+    /// listen.
+    pub const LISTEN: u64 = 1 << 36;
 }
 
 /// SysFlow `openFlags`: the reference's portable numbering, not the kernel's, whose values
@@ -347,7 +351,8 @@ pub struct FileEvent<'a> {
     pub args: &'a [u8],
 }
 
-/// Reserved by SysFlow; nothing writes it.
+/// Something that a process did to an internet socket, or failed to do. SysFlow has it in its
+/// schema and does not write it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkEvent {
     /// Who.
@@ -358,11 +363,11 @@ pub struct NetworkEvent {
     pub tid: u32,
     /// Exactly one bit of [`op`].
     pub ops: u64,
-    /// Client.
+    /// Client; unspecified where there is none.
     pub source: Address,
     /// Client port.
     pub source_port: u16,
-    /// Server.
+    /// Server: the socket's own address; of a failed BIND the one asked for.
     pub destination: Address,
     /// Server port.
     pub destination_port: u16,

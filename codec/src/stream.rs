@@ -150,11 +150,13 @@ pub enum Operation {
     LoadBpf,
     Unshare,
     Memfd,
+    Bind,
+    Listen,
 }
 
 impl Operation {
     /// All kinds, in the order of their numbers.
-    pub const ALL: [Operation; 34] = [
+    pub const ALL: [Operation; 36] = [
         Operation::Clone,
         Operation::Exec,
         Operation::Exit,
@@ -189,6 +191,8 @@ impl Operation {
         Operation::LoadBpf,
         Operation::Unshare,
         Operation::Memfd,
+        Operation::Bind,
+        Operation::Listen,
     ];
 
     /// The name that reports print.
@@ -228,6 +232,8 @@ impl Operation {
             Operation::LoadBpf => "load_bpf",
             Operation::Unshare => "unshare",
             Operation::Memfd => "memfd",
+            Operation::Bind => "bind",
+            Operation::Listen => "listen",
         }
     }
 }

@@ -187,7 +187,7 @@ pub(crate) struct Endpoints {
     pub(crate) protocol: i32,
 }
 
-/// Reserved by SysFlow; nothing writes it.
+/// In the schema of version 5, but not written: see [`Unsaid::NetworkEvent`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NetworkEvent {
     pub(crate) process: Oid,

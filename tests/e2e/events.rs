@@ -1,8 +1,10 @@
 //! Events that SysFlow has no words for, each held against what a program did: operation, file
 //! or arguments, and result, of calls that succeed and of calls that fail.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use codec::op;
 use serde_json::Value;
 use tests::Result;
 use tests::fleet::Fleet;
@@ -11,7 +13,7 @@ use tests::machine::{Machine, Need};
 use tests::records::{brief, number, of_process, text};
 
 /// Operations whose events the workload makes.
-const OPERATIONS: [&str; 14] = [
+const OPERATIONS: [&str; 18] = [
     "CHMOD",
     "CHOWN",
     "RESIZE",
@@ -26,22 +28,57 @@ const OPERATIONS: [&str; 14] = [
     "UNLOAD_MODULE",
     "LOAD_BPF",
     "MEMFD",
+    "BIND",
+    "LISTEN",
+    "ACCEPT",
+    "OPEN",
 ];
 
 /// Whether a record says what the truth says.
 fn tells(record: &Value, event: &Value) -> bool {
     let is_same = |theirs: &Value, ours: &str| theirs.is_null() || theirs == ours;
-    text(record, "opflags") == event["operation"]
+    let address = &event["address"];
+    is_event(record, event["operation"].as_str().unwrap_or_default())
         && number(record, "ret") == event["ret"].as_i64()
         && is_same(&event["path"], text(record, "file.path"))
         && number(record, "file.inode") == event["inode"].as_i64()
         && (event["args"].is_null() || record["record.args"] == event["args"])
+        && is_same(&address[0], text(record, "net.dip"))
+        && (address.is_null() || record["net.dport"] == address[1])
+}
+
+/// Whether a record is an event of this operation. Those that SysFlow knows of flows only have
+/// its letters.
+fn is_event(record: &Value, operation: &str) -> bool {
+    let letters = match operation {
+        "OPEN" => "O",
+        "ACCEPT" => "A",
+        other => other,
+    };
+    ["PE", "FE", "NE"].contains(&text(record, "type")) && text(record, "opflags").trim() == letters
+}
+
+/// The SysFlow files of all agents in a store.
+fn sysflow_files(store: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for agent in std::fs::read_dir(store)? {
+        let folder = agent?.path().join("sysflow");
+        if folder.is_dir() {
+            for file in std::fs::read_dir(folder)? {
+                found.push(file?.path());
+            }
+        }
+    }
+    found.retain(|path| path.extension().is_some_and(|ending| ending == "sf"));
+    Ok(found)
 }
 
 #[test]
 fn changes_of_attributes_and_privileges_are_recorded() -> Result {
     let test = "changes_of_attributes_and_privileges_are_recorded";
-    let Some(machine) = Machine::claim(test, &[Need::Agent, Need::Root])? else { return Ok(()) };
+    let Some(machine) = Machine::claim(test, &[Need::Agent, Need::Root, Need::Sysprint])? else {
+        return Ok(());
+    };
     let fleet = Fleet::new(&machine)?;
     let mut collector = fleet.start_collector("127.0.0.1:0")?;
     let mut agent = fleet.start_agent(&fleet.agent_settings("agent", collector.address))?;
@@ -76,7 +113,7 @@ fn changes_of_attributes_and_privileges_are_recorded() -> Result {
         let told: Vec<&Value> = pids
             .iter()
             .flat_map(|pid| of_process(&records, *pid as u32))
-            .filter(|record| text(record, "opflags") == operation)
+            .filter(|record| is_event(record, operation))
             .collect();
         if told.len() != expected.len() {
             let told: Vec<String> =
@@ -86,6 +123,18 @@ fn changes_of_attributes_and_privileges_are_recorded() -> Result {
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
     assert!(events.iter().any(|event| event["ret"].as_i64() < Some(0)), "no call has failed");
+
+    // Of all that, SysFlow's files have what its tools can read: no bit that they do not know.
+    let mut refused = 0;
+    for path in sysflow_files(&fleet.store())? {
+        let output =
+            Command::new(machine.sysprint()).args(["-A", "-o", "flatjson"]).arg(&path).output()?;
+        let theirs = tests::records::parse(&String::from_utf8(output.stdout)?)?;
+        let is_unknown = |record: &&Value| record["opflags_bitmap"].as_u64() > Some(op::SYSFLOW_V5);
+        assert_eq!(theirs.iter().find(is_unknown), None, "{}", path.display());
+        refused += theirs.iter().filter(|record| is_event(record, "OPEN")).count();
+    }
+    assert!(refused >= 3, "sysprint tells {refused} refused opens");
 
     let summary = Summary::of(&fleet.store())?;
     assert_eq!(summary.unbalanced(), Vec::<String>::new());

@@ -6,6 +6,8 @@ import ctypes
 import json
 import os
 import platform
+import resource
+import socket
 import stat
 import sys
 
@@ -45,8 +47,8 @@ def raw(name, *arguments):
     return call(LIBC.syscall, ctypes.c_long(CALLS[name]), *words)
 
 
-def note(operation, ret, path=None, args=None, process=None, inode=None):
-    event = {"operation": operation, "ret": ret, "path": path, "args": args, "inode": inode}
+def note(operation, ret, path=None, args=None, process=None, inode=None, address=None):
+    event = {"address": address, "operation": operation, "ret": ret, "path": path, "args": args, "inode": inode}
     EVENTS.append({**event, "pid": process or os.getpid()})
 
 
@@ -208,7 +210,64 @@ def code():
     note("MEMFD", call(LIBC.memfd_create, b"refused", 0x8000_0000), args=["refused", "0x80000000"])
 
 
+def result_of(function, *arguments):
+    try:
+        function(*arguments)
+        return 0
+    except OSError as error:
+        return -error.errno
+
+
+def sockets():
+    for family, host in [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]:
+        one, other = socket.socket(family), socket.socket(family)
+        # The port is the kernel's choice.
+        result = result_of(one.bind, (host, 0))
+        port = one.getsockname()[1]
+        note("BIND", result, address=[host, port])
+        note("LISTEN", result_of(one.listen, 5), address=[host, port])
+        note("BIND", result_of(other.bind, (host, port)), address=[host, port])
+        # Only looks: no record. Then there is no room for a descriptor.
+        one.setblocking(False)
+        result_of(one.accept)
+        client = socket.create_connection((host, port))
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+        result = call(LIBC.accept, one.fileno(), None, None)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        client.close()
+        note("ACCEPT", result, address=[host, port])
+    result = result_of(socket.socket(socket.AF_INET, socket.SOCK_DGRAM).listen)
+    note("LISTEN", result, address=["0.0.0.0", 0])
+    path = below("socket")
+    named = socket.socket(socket.AF_UNIX)
+    inode = os.fstat(named.fileno()).st_ino
+    note("BIND", result_of(named.bind, path), path, [], inode=inode)
+    note("LISTEN", result_of(named.listen, 1), path, [], inode=inode)
+    refused = socket.socket(socket.AF_UNIX)
+    inode = os.fstat(refused.fileno()).st_ino
+    note("BIND", result_of(refused.bind, path), path, [], inode=inode)
+    abstract = socket.socket(socket.AF_UNIX)
+    inode = os.fstat(abstract.fileno()).st_ino
+    result = result_of(abstract.bind, "\0sysflow-events")
+    note("BIND", result, "@sysflow-events", [], inode=inode)
+
+
+def opens():
+    path = below("private")
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+    folder = os.open(FOLDER, os.O_RDONLY)
+    os.setresuid(65534, 65534, 65534)
+    flags = os.O_RDWR | os.O_TRUNC
+    # SysFlow's RDWR and TRUNC; WRONLY, CREAT and TRUNC.
+    note("OPEN", call(LIBC.open, path.encode(), flags), path, ["0x103"])
+    note("OPEN", call(LIBC.openat, folder, b"private", flags), path, ["0x103"])
+    note("OPEN", call(LIBC.creat, path.encode(), 0o600), path, ["0x106"])
+    # There is nothing: no record.
+    call(LIBC.open, below("missing").encode(), os.O_RDONLY)
+
+
 attributes()
-for what in (mounts, capabilities, groups, tracing, code):
+for what in (mounts, capabilities, groups, tracing, code, sockets, opens):
     in_a_child(what)
 print(json.dumps(EVENTS))

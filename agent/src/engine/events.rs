@@ -3,11 +3,12 @@
 
 use std::collections::HashMap;
 
-use bpf::{Attribute, Named, Privilege, Walked};
-use codec::{FileEvent, FileId, ObjectState, Oid, Operation, Record, Term, file};
+use bpf::{Attribute, Named, Privilege, Socket, Walked};
+use codec::{FileEvent, FileId, NetworkEvent, ObjectState, Oid, Operation, Record, Term, file};
 
 use super::records::{FileWords, bit};
 use super::{Engine, object};
+use crate::flow::open_flags;
 use crate::names;
 
 const S_IFMT: u64 = 0o170000;
@@ -15,7 +16,7 @@ const S_IFCHR: u64 = 0o020000;
 const S_IFBLK: u64 = 0o060000;
 
 impl Engine {
-    /// A change of what a file system says of a file.
+    /// A change of what a file system says of a file, or an open that was refused.
     pub(super) fn attribute(
         &mut self,
         event: &Attribute,
@@ -44,6 +45,7 @@ impl Engine {
                 }
             }
             Operation::Mount => args(&[source, text, &flags()]),
+            Operation::Open => args(&[format!("{:#x}", open_flags(first as u32)).as_bytes()]),
             _ => args(&[&flags()]),
         };
         self.write_processes(oid, header.time_ns, ObjectState::Reup);
@@ -73,6 +75,46 @@ impl Engine {
             new_file: None,
             args: &args,
         });
+        if self.write(&record, kind) {
+            self.count(kind, Term::Stored, 1);
+        }
+    }
+
+    /// bind, listen, or an accept that failed.
+    pub(super) fn socket(&mut self, event: &Socket, operation: bpf::Operation, path: &Walked<'_>) {
+        let kind = Operation::ALL[operation as usize];
+        let header = &event.header;
+        let Some(oid) = self.subject(header, kind) else { return };
+        self.write_processes(oid, header.time_ns, ObjectState::Reup);
+        let record = if event.family > object::AF_UNIX {
+            Record::NetworkEvent(NetworkEvent {
+                process: oid,
+                time_ns: header.time_ns,
+                tid: header.tid,
+                ops: bit(kind),
+                source: object::address(event.family, &[0; 16]),
+                source_port: 0,
+                destination: object::address(event.family, &event.local),
+                destination_port: event.local_port,
+                protocol: event.protocol as u8,
+                ret: event.ret,
+            })
+        } else {
+            let (restype, path, flags) = object::file(event.mode, event.inode, path);
+            let (device, inode) = (event.device, event.inode);
+            let words = FileWords { kind: restype, path: &path, device, inode, flags };
+            let file = self.event_file(oid, words, header.time_ns, ObjectState::Reup);
+            Record::FileEvent(FileEvent {
+                process: oid,
+                time_ns: header.time_ns,
+                tid: header.tid,
+                ops: bit(kind),
+                file,
+                ret: event.ret,
+                new_file: None,
+                args: &[],
+            })
+        };
         if self.write(&record, kind) {
             self.count(kind, Term::Stored, 1);
         }

@@ -6,7 +6,7 @@ use codec::{Address, file, network as network_flag};
 use crate::flow::Object;
 use crate::names;
 
-const AF_UNIX: u16 = 1;
+pub(super) const AF_UNIX: u16 = 1;
 const AF_INET: u16 = 2;
 /// File types of the inode's mode that have a letter of their own; all others are `f`.
 const RESTYPE: [(u16, u8); 3] = [(0o040000, b'd'), (0o010000, b'p'), (0o140000, b'u')];
@@ -47,12 +47,8 @@ pub(super) fn file(mode: u16, inode: u64, path: &Walked<'_>) -> (u8, Vec<u8>, u3
 }
 
 fn network(start: &FlowStart, operation: bpf::Operation) -> Object {
-    let address = |bytes: &[u8; 16]| match (start.family, bytes) {
-        (AF_INET, [a, b, c, d, ..]) => Address::V4([*a, *b, *c, *d]),
-        _ => Address::V6(*bytes),
-    };
-    let local = (address(&start.local), start.local_port);
-    let remote = (address(&start.remote), start.remote_port);
+    let local = (address(start.family, &start.local), start.local_port);
+    let remote = (address(start.family, &start.remote), start.remote_port);
     let (is_client, assumed) = match operation {
         bpf::Operation::Connect => (true, false),
         bpf::Operation::Accept => (false, false),
@@ -72,6 +68,14 @@ fn network(start: &FlowStart, operation: bpf::Operation) -> Object {
     }
     let (source, destination) = if is_client { (local, remote) } else { (remote, local) };
     Object::Network { source, destination, protocol: start.protocol as u8, flags }
+}
+
+/// An address as the kernel side passes it.
+pub(super) fn address(family: u16, bytes: &[u8; 16]) -> Address {
+    match (family, bytes) {
+        (AF_INET, [a, b, c, d, ..]) => Address::V4([*a, *b, *c, *d]),
+        _ => Address::V6(*bytes),
+    }
 }
 
 /// A unix socket's name: an abstract one begins with a NUL, which is written as `@`; a path

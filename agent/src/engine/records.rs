@@ -227,5 +227,7 @@ pub(super) fn bit(kind: Operation) -> u64 {
         Operation::LoadBpf => op::LOAD_BPF,
         Operation::Unshare => op::UNSHARE,
         Operation::Memfd => op::MEMFD,
+        Operation::Bind => op::BIND,
+        Operation::Listen => op::LISTEN,
     }
 }

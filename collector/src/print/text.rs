@@ -108,7 +108,7 @@ pub(super) fn operations(ops: u64) -> String {
     ];
     const PROCESS_EVENTS: [(u64, &str); 4] =
         [(op::CLONE, "CLONE"), (op::EXEC, "EXEC"), (op::EXIT, "EXIT"), (op::SETUID, "SETUID")];
-    const EXTENSIONS: [(u64, &str); 14] = [
+    const EXTENSIONS: [(u64, &str); 16] = [
         (op::CHMOD, "CHMOD"),
         (op::CHOWN, "CHOWN"),
         (op::MOUNT, "MOUNT"),
@@ -123,6 +123,8 @@ pub(super) fn operations(ops: u64) -> String {
         (op::LOAD_BPF, "LOAD_BPF"),
         (op::UNSHARE, "UNSHARE"),
         (op::MEMFD, "MEMFD"),
+        (op::BIND, "BIND"),
+        (op::LISTEN, "LISTEN"),
     ];
     const LETTERS: [(u64, char); 11] = [
         (op::OPEN, 'O'),
