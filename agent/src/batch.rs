@@ -8,7 +8,7 @@ use codec::{
 };
 
 /// Room for prefix, header and checksum beside the records.
-const HEADER_ROOM_BYTES: usize = 7 * 1024;
+const HEADER_ROOM_BYTES: usize = 9 * 1024;
 
 /// Who this agent is, for the first frame of each generation.
 #[derive(Clone, Debug)]
@@ -81,7 +81,7 @@ impl Books {
             for term in Term::ALL {
                 let total = self.total(operation, term);
                 if total != told.total(operation, term) {
-                    // The ledger has room for every kind with every term.
+                    // The ledger has room for all.
                     let _ = ledger.push(Counter { operation: Some(operation), term, total });
                 }
             }

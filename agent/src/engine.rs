@@ -3,6 +3,7 @@
 //! flows; a flow that finds no place is exported at once with the reason. The same events give
 //! the same records: it reads no clock, file or map except through [`Counters`].
 
+mod events;
 mod flows;
 mod object;
 mod processes;
@@ -12,12 +13,13 @@ use std::collections::HashMap;
 use std::hash::RandomState;
 
 use bpf::{Event, FlowKey, Header};
-use codec::{EndReason, FileId, ObjectState, Oid, Operation, Term, op};
+use codec::{EndReason, FileId, Oid, Operation, Term, op};
 
 use crate::batch::Batch;
 use crate::entity::{Process, Processes};
 use crate::flow::{Flow, Object, Totals};
 use crate::privacy::Privacy;
+use events::{args, owner};
 pub use processes::container_id;
 
 /// The kernel's flow counters, as far as the engine needs them.
@@ -98,7 +100,7 @@ impl Engine {
             Event::Clone(clone) => {
                 let Some(oid) = self.subject(&clone.header, Operation::Clone) else { return };
                 if clone.thread == 0 {
-                    self.process_event(oid, &clone.header, op::CLONE, &[], clone.ret);
+                    self.process_event(oid, &clone.header, Operation::Clone, &[], clone.ret);
                 } else {
                     self.count(Operation::Clone, Term::Aggregated, 1);
                     if clone.ret < 0 {
@@ -110,23 +112,13 @@ impl Engine {
                 let Some(oid) = self.subject(&failed.header, Operation::Exec) else { return };
                 let mut args = path.to_vec();
                 args.push(0);
-                self.process_event(oid, &failed.header, op::EXEC, &args, failed.ret);
+                self.process_event(oid, &failed.header, Operation::Exec, &args, failed.ret);
             }
             Event::Setuid(setuid) => {
                 let Some(oid) = self.subject(&setuid.header, Operation::Setuid) else { return };
-                if let Some(process) = self.processes.get_mut(oid) {
-                    process.uid = setuid.uid;
-                    process.gid = setuid.gid;
-                    process.written = None;
-                }
-                let mut args = match self.users.users.get(&setuid.wanted) {
-                    Some(name) => name.clone(),
-                    None if setuid.wanted == u32::MAX => Vec::new(),
-                    None => setuid.wanted.to_string().into_bytes(),
-                };
-                args.push(0);
-                self.write_processes(oid, setuid.header.time_ns, ObjectState::Modified);
-                self.process_event(oid, &setuid.header, op::SETUID, &args, setuid.ret);
+                self.note_owner(oid, setuid.header.time_ns, setuid.uid, setuid.gid);
+                let args = args(&[&owner(&self.users.users, setuid.wanted)]);
+                self.process_event(oid, &setuid.header, Operation::Setuid, &args, setuid.ret);
             }
             Event::FlowStart { start, operation, path } => {
                 self.flow_start(start, *operation, path);
@@ -137,6 +129,13 @@ impl Engine {
                 self.file_event(&path.header, path.ret, *operation, first, second.as_ref());
             }
             Event::IoUring(event) => self.io_uring(&event.header),
+            Event::Attribute { attribute, operation, name, source, text } => {
+                self.attribute(attribute, *operation, name, source, text);
+            }
+            Event::Socket { socket, operation, path } => self.socket(socket, *operation, path),
+            Event::Privilege { privilege, operation, path, text } => {
+                self.privilege(privilege, *operation, path, text);
+            }
             Event::SocketState(state) => {
                 self.count(Operation::SocketState, Term::Aggregated, 1);
                 let failed = self.flows.values_mut().find(|flow| {

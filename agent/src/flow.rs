@@ -49,7 +49,7 @@ pub struct Flow {
     /// SysFlow open flags.
     pub open_flags: u32,
     /// Operation bits not exported yet, without read and write.
-    pub ops: u32,
+    pub ops: u64,
     /// First errno of a connection attempt.
     pub error: i32,
     /// Start of the interval not exported yet, boot clock, ns.
@@ -111,7 +111,7 @@ impl Flow {
     }
 
     /// What has not been exported yet, with its operation bits; none if there is nothing.
-    pub fn take(&mut self) -> Option<(Totals, u32)> {
+    pub fn take(&mut self) -> Option<(Totals, u64)> {
         let done = self.seen.since(&self.exported);
         let ops = [
             (done.volume.read_ops, op::READ_RECV),

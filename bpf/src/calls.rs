@@ -30,6 +30,14 @@ pub(crate) const NATIVE: &[Row] = table![
     9 Mmap Mmap, 33 Dup2 Close, 40 Sendfile Read, 275 Splice Read, 276 Tee Read,
     278 Vmsplice Write, 292 Dup2 Close, 299 RecvMmsg Receive, 307 SendMmsg Send, 308 Setns Setns,
     326 Splice Read,
+    49 Bind Bind, 50 Listen Listen, 76 Truncate Resize, 77 Ftruncate Resize, 90 Chmod Chmod,
+    91 Fchmod Chmod, 92 Chown Chown,
+    93 Fchown Chown, 94 Chown Chown, 101 Ptrace Ptrace, 106 Setgid Setgid, 114 Setregid Setgid,
+    119 Setregid Setgid, 123 Setgid Setgid, 126 Capset Capset, 133 Mknod Mknod, 165 Mount Mount,
+    166 Umount2 Umount, 175 InitModule LoadModule, 176 DeleteModule UnloadModule,
+    259 MknodAt Mknod, 260 FchownAt Chown, 268 FchmodAt Chmod, 272 Unshare Unshare,
+    313 FinitModule LoadModule, 319 MemfdCreate Memfd, 321 Bpf LoadBpf, 429 MoveMount Mount,
+    452 FchmodAt Chmod,
 ];
 
 /// i386. Programs that still use the multiplexer socketcall (102) are not seen on sockets, nor
@@ -49,6 +57,16 @@ pub(crate) const COMPAT: &[Row] = table![
     63 Dup2 Close, 187 Sendfile Read, 192 Mmap Mmap, 239 Sendfile Read, 313 Splice Read,
     315 Tee Read, 316 Vmsplice Write, 330 Dup2 Close, 337 RecvMmsg Receive, 345 SendMmsg Send,
     346 Setns Setns, 377 Splice Read, 417 RecvMmsg Receive,
+    14 Mknod Mknod, 15 Chmod Chmod, 16 Chown Chown, 21 Mount Mount, 22 Umount Umount,
+    26 Ptrace Ptrace, 46 Setgid Setgid, 52 Umount2 Umount, 71 Setregid Setgid, 92 Truncate Resize,
+    93 Ftruncate Resize, 94 Fchmod Chmod, 95 Fchown Chown, 128 InitModule LoadModule,
+    129 DeleteModule UnloadModule, 139 Setgid Setgid, 170 Setregid Setgid, 182 Chown Chown,
+    185 Capset Capset, 193 Truncate64 Resize, 194 Ftruncate64 Resize, 198 Chown Chown,
+    204 Setregid Setgid, 207 Fchown Chown, 210 Setregid Setgid, 212 Chown Chown,
+    214 Setgid Setgid, 216 Setgid Setgid, 297 MknodAt Mknod, 298 FchownAt Chown,
+    306 FchmodAt Chmod, 310 Unshare Unshare, 361 Bind Bind, 363 Listen Listen,
+    350 FinitModule LoadModule, 356 MemfdCreate Memfd,
+    357 Bpf LoadBpf, 429 MoveMount Mount, 452 FchmodAt Chmod,
 ];
 
 #[cfg(target_arch = "aarch64")]
@@ -63,6 +81,13 @@ pub(crate) const NATIVE: &[Row] = table![
     425 IoUringSetup IoUring, 435 Clone3 Clone, 436 CloseRange Close, 437 OpenAt2 Open,
     24 Dup2 Close, 71 Sendfile Read, 75 Vmsplice Write, 76 Splice Read, 77 Tee Read,
     222 Mmap Mmap, 243 RecvMmsg Receive, 268 Setns Setns, 269 SendMmsg Send, 285 Splice Read,
+    33 MknodAt Mknod, 39 Umount2 Umount, 40 Mount Mount, 45 Truncate Resize, 46 Ftruncate Resize,
+    52 Fchmod Chmod, 53 FchmodAt Chmod, 54 FchownAt Chown, 55 Fchown Chown, 91 Capset Capset,
+    97 Unshare Unshare, 105 InitModule LoadModule, 106 DeleteModule UnloadModule,
+    117 Ptrace Ptrace, 143 Setregid Setgid, 144 Setgid Setgid, 149 Setregid Setgid,
+    152 Setgid Setgid, 200 Bind Bind, 201 Listen Listen, 273 FinitModule LoadModule,
+    279 MemfdCreate Memfd, 280 Bpf LoadBpf,
+    429 MoveMount Mount, 452 FchmodAt Chmod,
 ];
 
 /// ARM EABI: native on arm32, compat on arm64.
@@ -82,6 +107,16 @@ const ARM: &[Row] = table![
     63 Dup2 Close, 187 Sendfile Read, 192 Mmap Mmap, 239 Sendfile Read, 340 Splice Read,
     342 Tee Read, 343 Vmsplice Write, 358 Dup2 Close, 365 RecvMmsg Receive, 374 SendMmsg Send,
     375 Setns Setns, 391 Splice Read, 417 RecvMmsg Receive,
+    14 Mknod Mknod, 15 Chmod Chmod, 16 Chown Chown, 21 Mount Mount, 26 Ptrace Ptrace,
+    46 Setgid Setgid, 52 Umount2 Umount, 71 Setregid Setgid, 92 Truncate Resize,
+    93 Ftruncate Resize, 94 Fchmod Chmod, 95 Fchown Chown, 128 InitModule LoadModule,
+    129 DeleteModule UnloadModule, 139 Setgid Setgid, 170 Setregid Setgid, 182 Chown Chown,
+    185 Capset Capset, 193 Truncate64 Resize, 194 Ftruncate64 Resize, 198 Chown Chown,
+    204 Setregid Setgid, 207 Fchown Chown, 210 Setregid Setgid, 212 Chown Chown,
+    214 Setgid Setgid, 216 Setgid Setgid, 282 Bind Bind, 284 Listen Listen, 324 MknodAt Mknod,
+    325 FchownAt Chown,
+    333 FchmodAt Chmod, 337 Unshare Unshare, 379 FinitModule LoadModule, 385 MemfdCreate Memfd,
+    386 Bpf LoadBpf, 429 MoveMount Mount, 452 FchmodAt Chmod,
 ];
 
 #[cfg(target_arch = "aarch64")]

@@ -34,6 +34,9 @@ enum event_kind {
 	EVENT_SOCKET_STATE,
 	EVENT_CLOSED_RANGE,
 	EVENT_IO_URING,
+	EVENT_ATTRIBUTE,
+	EVENT_PRIVILEGE,
+	EVENT_SOCKET,
 };
 
 /* Kinds of operations, as the ledger counts them. */
@@ -61,6 +64,22 @@ enum operation {
 	OPERATION_MMAP,
 	OPERATION_SETNS,
 	OPERATION_IO_URING,
+	OPERATION_CHMOD,
+	OPERATION_CHOWN,
+	OPERATION_MOUNT,
+	OPERATION_UMOUNT,
+	OPERATION_RESIZE,
+	OPERATION_MKNOD,
+	OPERATION_SETGID,
+	OPERATION_CAPSET,
+	OPERATION_PTRACE,
+	OPERATION_LOAD_MODULE,
+	OPERATION_UNLOAD_MODULE,
+	OPERATION_LOAD_BPF,
+	OPERATION_UNSHARE,
+	OPERATION_MEMFD,
+	OPERATION_BIND,
+	OPERATION_LISTEN,
 	OPERATION_COUNT,
 };
 
@@ -112,6 +131,34 @@ enum call {
 	CALL_SETUID,	/* setuid, setfsuid: the user in the first argument */
 	CALL_SETREUID,	/* setreuid, setresuid: the effective user in the second */
 	CALL_IO_URING_SETUP,
+	CALL_BIND,
+	CALL_LISTEN,
+	CALL_SETGID,   /* setgid, setfsgid: the group in the first argument */
+	CALL_SETREGID, /* setregid, setresgid: the effective group in the second */
+	CALL_CAPSET,
+	CALL_PTRACE,
+	CALL_INIT_MODULE,
+	CALL_FINIT_MODULE,
+	CALL_DELETE_MODULE,
+	CALL_BPF,
+	CALL_UNSHARE,
+	CALL_MEMFD_CREATE,
+	CALL_CHMOD,
+	CALL_FCHMOD,
+	CALL_FCHMODAT, /* fchmodat, fchmodat2 */
+	CALL_CHOWN,    /* chown, lchown */
+	CALL_FCHOWN,
+	CALL_FCHOWNAT,
+	CALL_TRUNCATE,
+	CALL_FTRUNCATE,
+	CALL_TRUNCATE64, /* of 32-bit tasks: the length in two arguments */
+	CALL_FTRUNCATE64,
+	CALL_MKNOD,
+	CALL_MKNODAT,
+	CALL_MOUNT,
+	CALL_MOVE_MOUNT,
+	CALL_UMOUNT, /* of i386, without flags */
+	CALL_UMOUNT2,
 	CALL_MKDIR,
 	CALL_MKDIRAT,
 	CALL_RMDIR,
@@ -336,6 +383,67 @@ struct event_path {
 	__u16 zero;
 };
 
+/*
+ * What a file system says of a file was to be changed. A call by descriptor has one name that is
+ * all base; its file is told by `mode`, `device` and `inode` too. `values` by operation:
+ * CHMOD  permission bits
+ * CHOWN  user, group; ~0u: left as it is
+ * RESIZE length in bytes
+ * MKNOD  mode with the file's type, device as user space encodes it
+ * MOUNT  flags; its second name is the source, as the program gave it
+ * UMOUNT flags
+ * OPEN   flags, as the kernel's headers of this architecture number them; it has failed
+ * Text: that of event_path, then for MOUNT the type of the file system.
+ */
+struct event_attribute {
+	struct event_path path;
+	__u64 values[2];
+	__u64 inode;
+	__u32 device;
+	__u16 mode; /* of the inode, with its type; 0 where the call names the file by a path */
+	__u16 text_bytes;
+};
+
+/*
+ * A process was to get other privileges, or to use great ones. `values` by operation:
+ * SETGID        the (effective) group asked for, then the real user and group after the call
+ * CAPSET        effective, permitted, inheritable capabilities
+ * PTRACE        request, process id as the program named it
+ * LOAD_MODULE   flags of finit_module, or bytes of init_module's image
+ * UNLOAD_MODULE flags
+ * LOAD_BPF      type of the program
+ * UNSHARE       flags
+ * MEMFD         flags
+ * Text: for finit_module the path of the module's file (walked); then the module's parameters,
+ * or the name of the module, program or file.
+ */
+struct event_privilege {
+	struct event_header header;
+	__u64 values[3];
+	__s32 ret;
+	__u16 path_bytes;
+	__u16 text_bytes;
+	__u8 path_flags;
+	__u8 operation; /* enum operation */
+	__u8 zero[6];
+};
+
+/* bind, listen, or an accept that failed. Text: a unix socket's name. */
+struct event_socket {
+	struct event_header header;
+	__u64 inode;
+	__s32 ret;
+	__u32 device;
+	__u8 local[16];
+	__u16 local_port;
+	__u16 mode;
+	__u16 family; /* AF_* */
+	__u16 protocol;
+	__u16 path_bytes;
+	__u8 operation; /* enum operation */
+	__u8 zero[5];
+};
+
 /* A connection attempt failed after the call that began it had returned. */
 struct event_socket_state {
 	struct event_header header;
@@ -396,5 +504,8 @@ _Static_assert(sizeof(struct event_socket_state) == 48, "event_socket_state");
 _Static_assert(sizeof(struct own_view) == 32, "own_view");
 _Static_assert(sizeof(struct event_io_uring) == 32, "event_io_uring");
 _Static_assert(sizeof(struct event_closed_range) == 40, "event_closed_range");
+_Static_assert(sizeof(struct event_attribute) == 88, "event_attribute");
+_Static_assert(sizeof(struct event_privilege) == 72, "event_privilege");
+_Static_assert(sizeof(struct event_socket) == 80, "event_socket");
 
 #endif

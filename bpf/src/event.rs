@@ -3,8 +3,8 @@
 //! caller counts it.
 
 use crate::kernel::{
-    Clone_, ClosedRange, Exec, ExecFailed, Exit, FlowEnd, FlowStart, Fork, Header, IoUring,
-    Operation, PathEvent, Plain, Setuid, SocketState,
+    Attribute, Clone_, ClosedRange, Exec, ExecFailed, Exit, FlowEnd, FlowStart, Fork, Header,
+    IoUring, Operation, PathEvent, Plain, Privilege, Setuid, Socket, SocketState,
 };
 
 /// `EVENT_COMPAT` of `event.h`: a 32-bit task on a 64-bit kernel.
@@ -107,14 +107,44 @@ pub enum Event<'a> {
     Exec(Started<'a>),
     Exit(Exit),
     Clone(Clone_),
-    ExecFailed { failed: ExecFailed, path: &'a [u8] },
+    ExecFailed {
+        failed: ExecFailed,
+        path: &'a [u8],
+    },
     Setuid(Setuid),
-    FlowStart { start: FlowStart, operation: Operation, path: Walked<'a> },
+    FlowStart {
+        start: FlowStart,
+        operation: Operation,
+        path: Walked<'a>,
+    },
     FlowEnd(FlowEnd),
-    Path { path: PathEvent, operation: Operation, first: Named<'a>, second: Option<Named<'a>> },
+    Path {
+        path: PathEvent,
+        operation: Operation,
+        first: Named<'a>,
+        second: Option<Named<'a>>,
+    },
     SocketState(SocketState),
     ClosedRange(ClosedRange),
     IoUring(IoUring),
+    Attribute {
+        attribute: Attribute,
+        operation: Operation,
+        name: Named<'a>,
+        source: &'a [u8],
+        text: &'a [u8],
+    },
+    Socket {
+        socket: Socket,
+        operation: Operation,
+        path: Walked<'a>,
+    },
+    Privilege {
+        privilege: Privilege,
+        operation: Operation,
+        path: Walked<'a>,
+        text: &'a [u8],
+    },
 }
 
 impl<'a> Event<'a> {
@@ -159,16 +189,8 @@ impl<'a> Event<'a> {
             }
             8 => Event::FlowEnd(FlowEnd::read(bytes)?.0),
             9 => {
-                let (path, mut text) = PathEvent::read(bytes)?;
-                let mut named = [None; 2];
-                for (index, named) in named.iter_mut().enumerate().take(path.names.min(2).into()) {
-                    let (base, rest) = text.split_at_checked(path.base_bytes[index].into())?;
-                    let (name, rest) = rest.split_at_checked(path.name_bytes[index].into())?;
-                    text = rest;
-                    let base = Walked { names: base, flags: path.base_flags[index] };
-                    let root_bytes = path.root_bytes[index].into();
-                    *named = Some(Named { base, root_bytes, name });
-                }
+                let (path, text) = PathEvent::read(bytes)?;
+                let (named, _) = names(&path, text)?;
                 Event::Path {
                     operation: Operation::from_number(path.operation)?,
                     first: named[0]?,
@@ -179,7 +201,51 @@ impl<'a> Event<'a> {
             10 => Event::SocketState(SocketState::read(bytes)?.0),
             11 => Event::ClosedRange(ClosedRange::read(bytes)?.0),
             12 => Event::IoUring(IoUring::read(bytes)?.0),
+            13 => {
+                let (attribute, text) = Attribute::read(bytes)?;
+                let (named, text) = names(&attribute.path, text)?;
+                Event::Attribute {
+                    operation: Operation::from_number(attribute.path.operation)?,
+                    name: named[0]?,
+                    source: named[1].map_or(&[], |source| source.name),
+                    text: text.get(..attribute.text_bytes.into())?,
+                    attribute,
+                }
+            }
+            14 => {
+                let (privilege, text) = Privilege::read(bytes)?;
+                let (path, text) = text.split_at_checked(privilege.path_bytes.into())?;
+                Event::Privilege {
+                    operation: Operation::from_number(privilege.operation)?,
+                    path: Walked { names: path, flags: privilege.path_flags },
+                    text: text.get(..privilege.text_bytes.into())?,
+                    privilege,
+                }
+            }
+            15 => {
+                let (socket, text) = Socket::read(bytes)?;
+                let names = text.get(..socket.path_bytes.into())?;
+                Event::Socket {
+                    operation: Operation::from_number(socket.operation)?,
+                    path: Walked { names, flags: 0 },
+                    socket,
+                }
+            }
             _ => return None,
         })
     }
+}
+
+/// The one or two names of an event, and what follows them.
+fn names<'a>(path: &PathEvent, mut text: &'a [u8]) -> Option<([Option<Named<'a>>; 2], &'a [u8])> {
+    let mut named = [None; 2];
+    for (index, named) in named.iter_mut().enumerate().take(path.names.min(2).into()) {
+        let (base, rest) = text.split_at_checked(path.base_bytes[index].into())?;
+        let (name, rest) = rest.split_at_checked(path.name_bytes[index].into())?;
+        text = rest;
+        let base = Walked { names: base, flags: path.base_flags[index] };
+        let root_bytes = path.root_bytes[index].into();
+        *named = Some(Named { base, root_bytes, name });
+    }
+    Some((named, text))
 }

@@ -41,8 +41,13 @@ struct bpf_raw_tracepoint_args {
 };
 
 /* include/uapi/asm-generic/errno*.h, include/linux/errno.h */
+#define EPERM 1
 #define EBADF 9
+#define EAGAIN 11
+#define EACCES 13
 #define EEXIST 17
+#define ETXTBSY 26
+#define EROFS 30
 #define ERESTARTSYS 512
 #define ERROR_MAX 4095
 #define ERESTART_RESTARTBLOCK 516
@@ -81,6 +86,17 @@ struct bpf_raw_tracepoint_args {
 #define O_RDONLY 0
 #define MAP_ANONYMOUS 0x20
 #define NSFS_MAGIC 0x6e736673
+
+/* include/uapi/linux/ptrace.h, capability.h, bpf.h */
+#define PTRACE_TRACEME 0
+#define PTRACE_POKETEXT 4
+#define PTRACE_POKEDATA 5
+#define PTRACE_ATTACH 16
+#define PTRACE_SEIZE 0x4206
+#define LINUX_CAPABILITY_VERSION_1 0x19980330
+#define BPF_PROG_LOAD 5
+#define BPF_ATTR_PROG_NAME 48 /* offset of the name in the attributes of BPF_PROG_LOAD */
+#define BPF_OBJ_NAME_LEN 16
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 

@@ -30,42 +30,67 @@ pub enum Operation {
     Mmap,
     Setns,
     IoUring,
+    Chmod,
+    Chown,
+    Mount,
+    Umount,
+    Resize,
+    Mknod,
+    Setgid,
+    Capset,
+    Ptrace,
+    LoadModule,
+    UnloadModule,
+    LoadBpf,
+    Unshare,
+    Memfd,
+    Bind,
+    Listen,
 }
 
 impl Operation {
     /// All kinds, in the order of their numbers.
-    pub const ALL: [Operation; 23] = {
-        use Operation::{
-            Accept, Clone, Close, Connect, Exec, Exit, IoUring, Link, Mkdir, Mmap, Open, Read,
-            Receive, Rename, Rmdir, Send, Setns, Setuid, Shutdown, SocketState, Symlink, Unlink,
-            Write,
-        };
-        [
-            Clone,
-            Exec,
-            Exit,
-            Setuid,
-            Open,
-            Close,
-            Read,
-            Write,
-            Receive,
-            Send,
-            Connect,
-            Accept,
-            Shutdown,
-            Mkdir,
-            Rmdir,
-            Unlink,
-            Rename,
-            Link,
-            Symlink,
-            SocketState,
-            Mmap,
-            Setns,
-            IoUring,
-        ]
-    };
+    pub const ALL: [Operation; 39] = [
+        Operation::Clone,
+        Operation::Exec,
+        Operation::Exit,
+        Operation::Setuid,
+        Operation::Open,
+        Operation::Close,
+        Operation::Read,
+        Operation::Write,
+        Operation::Receive,
+        Operation::Send,
+        Operation::Connect,
+        Operation::Accept,
+        Operation::Shutdown,
+        Operation::Mkdir,
+        Operation::Rmdir,
+        Operation::Unlink,
+        Operation::Rename,
+        Operation::Link,
+        Operation::Symlink,
+        Operation::SocketState,
+        Operation::Mmap,
+        Operation::Setns,
+        Operation::IoUring,
+        Operation::Chmod,
+        Operation::Chown,
+        Operation::Mount,
+        Operation::Umount,
+        Operation::Resize,
+        Operation::Mknod,
+        Operation::Setgid,
+        Operation::Capset,
+        Operation::Ptrace,
+        Operation::LoadModule,
+        Operation::UnloadModule,
+        Operation::LoadBpf,
+        Operation::Unshare,
+        Operation::Memfd,
+        Operation::Bind,
+        Operation::Listen,
+    ];
 
     pub(crate) fn from_number(number: u8) -> Option<Operation> {
         Operation::ALL.get(number as usize).copied()
@@ -104,6 +129,34 @@ pub(crate) enum Call {
     Setuid,
     Setreuid,
     IoUringSetup,
+    Bind,
+    Listen,
+    Setgid,
+    Setregid,
+    Capset,
+    Ptrace,
+    InitModule,
+    FinitModule,
+    DeleteModule,
+    Bpf,
+    Unshare,
+    MemfdCreate,
+    Chmod,
+    Fchmod,
+    FchmodAt,
+    Chown,
+    Fchown,
+    FchownAt,
+    Truncate,
+    Ftruncate,
+    Truncate64,
+    Ftruncate64,
+    Mknod,
+    MknodAt,
+    Mount,
+    MoveMount,
+    Umount,
+    Umount2,
     Mkdir,
     MkdirAt,
     Rmdir,
@@ -235,6 +288,17 @@ plain! {
     struct SocketState ("event_socket_state", 48) { header: Header, file: u64, error: i32, zero: u32, }
     struct IoUring ("event_io_uring", 32) { header: Header, }
     struct ClosedRange ("event_closed_range", 40) { header: Header, first: u32, last: u32, }
+    struct Attribute ("event_attribute", 88) {
+        path: PathEvent, values: [u64; 2], inode: u64, device: u32, mode: u16, text_bytes: u16,
+    }
+    struct Privilege ("event_privilege", 72) {
+        header: Header, values: [u64; 3], ret: i32, path_bytes: u16, text_bytes: u16,
+        path_flags: u8, operation: u8, zero: [u8; 6],
+    }
+    struct Socket ("event_socket", 80) {
+        header: Header, inode: u64, ret: i32, device: u32, local: [u8; 16], local_port: u16,
+        mode: u16, family: u16, protocol: u16, path_bytes: u16, operation: u8, zero: [u8; 5],
+    }
     /// One process as the task iterator sees it.
     struct Task ("task_entry", 24) { start_ns: u64, parent_start_ns: u64, tgid: u32, parent_tgid: u32, }
 }
@@ -302,8 +366,10 @@ mod tests {
 
         let calls = enumerators("call", "CALL_");
         assert_eq!(calls.len(), Call::SendMmsg as usize + 1);
-        let some = [Call::Creat, Call::CloseRange, Call::Setns, Call::Clone, Call::Mkdir];
-        for call in some.into_iter().chain([Call::SymlinkAt, Call::SendMmsg]) {
+        let some = [Call::Creat, Call::CloseRange, Call::Setns, Call::Clone, Call::Setgid];
+        for call in
+            some.into_iter().chain([Call::Umount2, Call::Mkdir, Call::SymlinkAt, Call::SendMmsg])
+        {
             assert_eq!(calls[call as usize], format!("{call:?}").to_lowercase());
         }
     }

@@ -18,8 +18,8 @@ mod types;
 pub use error::Error;
 pub use event::{EVENT_COMPAT, Event, Named, Started, Walked, flow, path};
 pub use kernel::{
-    Clone_, ClosedRange, Exec, ExecFailed, Exit, FlowEnd, FlowKey, FlowStart, Fork, Header,
-    Operation, PathEvent, Setuid, SocketState, Tally, Task, Volume,
+    Attribute, Clone_, ClosedRange, Exec, ExecFailed, Exit, FlowEnd, FlowKey, FlowStart, Fork,
+    Header, Operation, PathEvent, Privilege, Setuid, Socket, SocketState, Tally, Task, Volume,
 };
 pub use probes::{Bounds, Entry, Hook, Probes, Ring};
 pub use types::Types;

@@ -7,6 +7,9 @@
  * by kind of operation and reason.
  */
 #include "io_uring.bpf.h"
+#include "attribute.bpf.h"
+#include "privilege.bpf.h"
+#include "socket.bpf.h"
 #include "process.bpf.h"
 
 /* Never set. It puts every type of event.h into the object's BTF, against which the Rust types
@@ -24,6 +27,9 @@ const union {
 	struct event_socket_state socket_state;
 	struct event_closed_range closed_range;
 	struct event_io_uring io_uring;
+	struct event_attribute attribute;
+	struct event_privilege privilege;
+	struct event_socket socket;
 	struct task_entry task;
 	struct own_view own;
 } *types;

@@ -18,6 +18,9 @@ enum program {
 	PROGRAM_TRANSFER,
 	PROGRAM_MESSAGES,
 	PROGRAM_EXEC_SWEEP,
+	PROGRAM_ATTRIBUTE,
+	PROGRAM_PRIVILEGE,
+	PROGRAM_SOCKET,
 	PROGRAM_COUNT,
 };
 
@@ -29,6 +32,9 @@ int close_range(struct bpf_raw_tracepoint_args *ctx);
 int transfer(struct bpf_raw_tracepoint_args *ctx);
 int messages(struct bpf_raw_tracepoint_args *ctx);
 int exec_sweep(struct bpf_raw_tracepoint_args *ctx);
+int attribute(struct bpf_raw_tracepoint_args *ctx);
+int privilege(struct bpf_raw_tracepoint_args *ctx);
+int socket_call(struct bpf_raw_tracepoint_args *ctx);
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
@@ -45,6 +51,9 @@ struct {
 		[PROGRAM_TRANSFER] = (void *)&transfer,
 		[PROGRAM_MESSAGES] = (void *)&messages,
 		[PROGRAM_EXEC_SWEEP] = (void *)&exec_sweep,
+		[PROGRAM_ATTRIBUTE] = (void *)&attribute,
+		[PROGRAM_PRIVILEGE] = (void *)&privilege,
+		[PROGRAM_SOCKET] = (void *)&socket_call,
 	},
 };
 
@@ -67,9 +76,28 @@ inline_always __u32 program_of(__u8 call)
 {
 	if (call >= CALL_MKDIR)
 		return PROGRAM_NAMES;
+	if (call >= CALL_CHMOD)
+		return PROGRAM_ATTRIBUTE;
+	if (call >= CALL_SETGID)
+		return PROGRAM_PRIVILEGE;
+	if (call >= CALL_BIND)
+		return PROGRAM_SOCKET;
 	if (call >= CALL_CLONE)
 		return PROGRAM_PROCESS;
 	return PROGRAM_FLOW_START;
+}
+
+/*
+ * Whether an open or accept that failed is recorded: an open that was refused, and an accept
+ * that did not only look. Programs look for files in many places where there are none, so that
+ * such opens would be most of all records.
+ */
+inline_always __u32 is_telling(struct ending *ending)
+{
+	if (ending->call == CALL_ACCEPT)
+		return ending->ret != -EAGAIN;
+	return ending->ret == -EACCES || ending->ret == -EPERM || ending->ret == -EROFS ||
+	       ending->ret == -ETXTBSY;
 }
 
 /* void trace_sys_exit(struct pt_regs *regs, long ret) */
@@ -113,7 +141,14 @@ int sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	}
 	if (ending.call <= CALL_CREAT || ending.call == CALL_ACCEPT) {
 		if (ending.ret < 0) {
-			tally->filtered++;
+			if (!is_telling(&ending)) {
+				tally->filtered++;
+				return 0;
+			}
+			bpf_tail_call(ctx, &programs,
+				      ending.call == CALL_ACCEPT ? PROGRAM_SOCKET :
+								   PROGRAM_ATTRIBUTE);
+			tally->lost_unreadable++;
 			return 0;
 		}
 		bpf_tail_call(ctx, &programs, PROGRAM_FLOW_START);

@@ -23,8 +23,9 @@ const VERSION: u8 = 0;
 /// Magic, version, length.
 const PREFIX_BYTES: usize = 8;
 const CHECKSUM_BYTES: usize = 4;
-/// Largest header, bytes. The ledger is the largest part: its counters have at most 13 bytes each.
-const HEADER_BYTES_MAX: usize = 6 * 1024;
+/// Largest header, bytes. The ledger is the largest part: its counters have at most 13 bytes.
+const HEADER_BYTES_MAX: usize = 8 * 1024;
+const _: () = assert!(LEDGER_COUNTERS_MAX * 13 + 1024 <= HEADER_BYTES_MAX);
 
 const EXTENSION_END: u8 = 0;
 const EXTENSION_START: u8 = 1;

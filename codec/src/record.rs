@@ -11,49 +11,81 @@ use serde::{Deserialize, Serialize};
 /// they are extensions, which an export to schema version 5 leaves out.
 pub mod op {
     /// clone, clone3, fork, vfork.
-    pub const CLONE: u32 = 1 << 0;
+    pub const CLONE: u64 = 1 << 0;
     /// execve, execveat.
-    pub const EXEC: u32 = 1 << 1;
+    pub const EXEC: u64 = 1 << 1;
     /// A process or a thread ended.
-    pub const EXIT: u32 = 1 << 2;
+    pub const EXIT: u64 = 1 << 2;
     /// setuid, setreuid, setresuid and their 32-bit forms.
-    pub const SETUID: u32 = 1 << 3;
+    pub const SETUID: u64 = 1 << 3;
     /// setns.
-    pub const SETNS: u32 = 1 << 4;
+    pub const SETNS: u64 = 1 << 4;
     /// accept, accept4.
-    pub const ACCEPT: u32 = 1 << 5;
+    pub const ACCEPT: u64 = 1 << 5;
     /// connect.
-    pub const CONNECT: u32 = 1 << 6;
+    pub const CONNECT: u64 = 1 << 6;
     /// open, openat, openat2, creat.
-    pub const OPEN: u32 = 1 << 7;
+    pub const OPEN: u64 = 1 << 7;
     /// read and receive, in every form.
-    pub const READ_RECV: u32 = 1 << 8;
+    pub const READ_RECV: u64 = 1 << 8;
     /// write and send, in every form.
-    pub const WRITE_SEND: u32 = 1 << 9;
+    pub const WRITE_SEND: u64 = 1 << 9;
     /// The descriptor was closed.
-    pub const CLOSE: u32 = 1 << 10;
+    pub const CLOSE: u64 = 1 << 10;
     /// The flow ended without its own close (not the system call truncate).
-    pub const TRUNCATE: u32 = 1 << 11;
+    pub const TRUNCATE: u64 = 1 << 11;
     /// shutdown.
-    pub const SHUTDOWN: u32 = 1 << 12;
+    pub const SHUTDOWN: u64 = 1 << 12;
     /// mmap of a file.
-    pub const MMAP: u32 = 1 << 13;
+    pub const MMAP: u64 = 1 << 13;
     /// Reserved by SysFlow, never set.
-    pub const DIGEST: u32 = 1 << 14;
+    pub const DIGEST: u64 = 1 << 14;
     /// mkdir, mkdirat.
-    pub const MKDIR: u32 = 1 << 15;
+    pub const MKDIR: u64 = 1 << 15;
     /// rmdir, and unlinkat with AT_REMOVEDIR.
-    pub const RMDIR: u32 = 1 << 16;
+    pub const RMDIR: u64 = 1 << 16;
     /// link, linkat.
-    pub const LINK: u32 = 1 << 17;
+    pub const LINK: u64 = 1 << 17;
     /// unlink, unlinkat.
-    pub const UNLINK: u32 = 1 << 18;
+    pub const UNLINK: u64 = 1 << 18;
     /// symlink, symlinkat.
-    pub const SYMLINK: u32 = 1 << 19;
+    pub const SYMLINK: u64 = 1 << 19;
     /// rename, renameat, renameat2.
-    pub const RENAME: u32 = 1 << 20;
+    pub const RENAME: u64 = 1 << 20;
     /// All bits that schema version 5 knows.
-    pub const SYSFLOW_V5: u32 = (1 << 21) - 1;
+    pub const SYSFLOW_V5: u64 = (1 << 21) - 1;
+    /// chmod, fchmod, fchmodat, fchmodat2.
+    pub const CHMOD: u64 = 1 << 21;
+    /// chown, lchown, fchown, fchownat and their 32-bit forms.
+    pub const CHOWN: u64 = 1 << 22;
+    /// mount, move_mount.
+    pub const MOUNT: u64 = 1 << 23;
+    /// umount, umount2.
+    pub const UMOUNT: u64 = 1 << 24;
+    /// The system calls truncate and ftruncate, with their 64-bit forms.
+    pub const RESIZE: u64 = 1 << 25;
+    /// mknod, mknodat.
+    pub const MKNOD: u64 = 1 << 26;
+    /// setgid, setregid, setresgid, setfsgid and their 32-bit forms.
+    pub const SETGID: u64 = 1 << 27;
+    /// capset.
+    pub const CAPSET: u64 = 1 << 28;
+    /// ptrace with a request that attaches, allows it, or writes to the other's memory.
+    pub const PTRACE: u64 = 1 << 29;
+    /// init_module, finit_module.
+    pub const LOAD_MODULE: u64 = 1 << 30;
+    /// delete_module.
+    pub const UNLOAD_MODULE: u64 = 1 << 31;
+    /// bpf with BPF_PROG_LOAD.
+    pub const LOAD_BPF: u64 = 1 << 32;
+    /// unshare.
+    pub const UNSHARE: u64 = 1 << 33;
+    /// memfd_create.
+    pub const MEMFD: u64 = 1 << 34;
+    /// bind.
+    pub const BIND: u64 = 1 << 35;
+    /// listen.
+    pub const LISTEN: u64 = 1 << 36;
 }
 
 /// SysFlow `openFlags`: the reference's portable numbering, not the kernel's, whose values
@@ -306,17 +338,18 @@ pub struct ProcessEvent<'a> {
     /// Which thread.
     pub tid: u32,
     /// Exactly one bit of [`op`].
-    pub ops: u32,
+    pub ops: u64,
     /// SETUID: the wanted user's name, or its number where it has none. A failed EXEC: the
-    /// path asked for. A NUL after each.
+    /// path asked for. An extension: what it was asked to do, as `codec/README.md` lists. A NUL
+    /// after each.
     pub args: &'a [u8],
     /// The system call's result, or for EXIT the raw wait status.
     pub ret: i32,
 }
 
-/// An operation on the name of a file.
+/// An operation on the name of a file, or on what the file system says of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FileEvent {
+pub struct FileEvent<'a> {
     /// Who.
     pub process: Oid,
     /// When, boot clock, ns.
@@ -324,16 +357,19 @@ pub struct FileEvent {
     /// Which thread.
     pub tid: u32,
     /// Exactly one bit of [`op`].
-    pub ops: u32,
+    pub ops: u64,
     /// The file; for SYMLINK what the link says.
     pub file: FileId,
     /// The system call's result.
     pub ret: i32,
     /// LINK, SYMLINK, RENAME: the new name.
     pub new_file: Option<FileId>,
+    /// What an extension was asked to do, a NUL after each: `codec/README.md` lists them.
+    pub args: &'a [u8],
 }
 
-/// Reserved by SysFlow; nothing writes it.
+/// Something that a process did to an internet socket, or failed to do. SysFlow has it in its
+/// schema and does not write it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkEvent {
     /// Who.
@@ -343,12 +379,12 @@ pub struct NetworkEvent {
     /// Which thread.
     pub tid: u32,
     /// Exactly one bit of [`op`].
-    pub ops: u32,
-    /// Client.
+    pub ops: u64,
+    /// Client; unspecified where there is none.
     pub source: Address,
     /// Client port.
     pub source_port: u16,
-    /// Server.
+    /// Server: the socket's own address; of a failed BIND the one asked for.
     pub destination: Address,
     /// Server port.
     pub destination_port: u16,
@@ -368,7 +404,7 @@ pub struct FileFlow {
     /// The thread that began the flow.
     pub tid: u32,
     /// Bits of [`op`].
-    pub ops: u32,
+    pub ops: u64,
     /// Bits of [`open_flag`]; 0 where the open was not seen.
     pub open_flags: u32,
     /// End of this record's interval, boot clock, ns.
@@ -403,7 +439,7 @@ pub struct NetworkFlow {
     /// The thread that began the flow.
     pub tid: u32,
     /// Bits of [`op`].
-    pub ops: u32,
+    pub ops: u64,
     /// End of this record's interval, boot clock, ns.
     pub end_ns: u64,
     /// Client.
@@ -436,7 +472,7 @@ pub struct ProcessFlow {
     /// First operation, boot clock, ns.
     pub time_ns: u64,
     /// CLONE and EXIT bits of [`op`].
-    pub ops: u32,
+    pub ops: u64,
     /// End of this record's interval, boot clock, ns.
     pub end_ns: u64,
     /// Threads started.
@@ -501,7 +537,8 @@ pub enum Record<'a> {
     /// A file flow.
     FileFlow(FileFlow),
     /// A file event.
-    FileEvent(FileEvent),
+    #[serde(borrow)]
+    FileEvent(FileEvent<'a>),
     /// A network event.
     NetworkEvent(NetworkEvent),
     /// A process flow.

@@ -149,11 +149,27 @@ pub enum Operation {
     Mmap,
     Setns,
     IoUring,
+    Chmod,
+    Chown,
+    Mount,
+    Umount,
+    Resize,
+    Mknod,
+    Setgid,
+    Capset,
+    Ptrace,
+    LoadModule,
+    UnloadModule,
+    LoadBpf,
+    Unshare,
+    Memfd,
+    Bind,
+    Listen,
 }
 
 impl Operation {
     /// All kinds, in the order of their numbers.
-    pub const ALL: [Operation; 23] = [
+    pub const ALL: [Operation; 39] = [
         Operation::Clone,
         Operation::Exec,
         Operation::Exit,
@@ -177,6 +193,22 @@ impl Operation {
         Operation::Mmap,
         Operation::Setns,
         Operation::IoUring,
+        Operation::Chmod,
+        Operation::Chown,
+        Operation::Mount,
+        Operation::Umount,
+        Operation::Resize,
+        Operation::Mknod,
+        Operation::Setgid,
+        Operation::Capset,
+        Operation::Ptrace,
+        Operation::LoadModule,
+        Operation::UnloadModule,
+        Operation::LoadBpf,
+        Operation::Unshare,
+        Operation::Memfd,
+        Operation::Bind,
+        Operation::Listen,
     ];
 
     /// The name that reports print.
@@ -205,6 +237,22 @@ impl Operation {
             Operation::Mmap => "mmap",
             Operation::Setns => "setns",
             Operation::IoUring => "io_uring",
+            Operation::Chmod => "chmod",
+            Operation::Chown => "chown",
+            Operation::Mount => "mount",
+            Operation::Umount => "umount",
+            Operation::Resize => "resize",
+            Operation::Mknod => "mknod",
+            Operation::Setgid => "setgid",
+            Operation::Capset => "capset",
+            Operation::Ptrace => "ptrace",
+            Operation::LoadModule => "load_module",
+            Operation::UnloadModule => "unload_module",
+            Operation::LoadBpf => "load_bpf",
+            Operation::Unshare => "unshare",
+            Operation::Memfd => "memfd",
+            Operation::Bind => "bind",
+            Operation::Listen => "listen",
         }
     }
 }

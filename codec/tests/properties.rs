@@ -15,7 +15,7 @@ const BUFFER_BYTES: usize = 16 * 1024;
 #[derive(Clone, Debug)]
 enum Made {
     Process { oid: Oid, parent: Option<Oid>, texts: [Vec<u8>; 3], uid: u32, time_ns: u64 },
-    Event { oid: Oid, time_ns: u64, ops: u32, args: Vec<u8>, ret: i32 },
+    Event { oid: Oid, time_ns: u64, ops: u64, args: Vec<u8>, ret: i32 },
     Flow { oid: Oid, time_ns: u64, ports: (u16, u16), volume: [u64; 4], fd: i32, v6: [u8; 16] },
     File { id: u32, path: Vec<u8>, inode: u64, time_ns: u64 },
 }
@@ -102,7 +102,7 @@ fn made() -> impl Strategy<Value = Made> {
                 uid,
                 time_ns
             }),
-        (an_oid(), any::<(u64, u32, i32)>(), text()).prop_map(
+        (an_oid(), any::<(u64, u64, i32)>(), text()).prop_map(
             |(oid, (time_ns, ops, ret), args)| Made::Event { oid, time_ns, ops, args, ret }
         ),
         (an_oid(), any::<(u64, (u16, u16), [u64; 4], i32, [u8; 16])>()).prop_map(

@@ -212,6 +212,7 @@ impl Stream {
                 file: self.file(r.file),
                 ret: r.ret,
                 new_file: r.new_file.map(|id| self.file(id)),
+                args: list(r.args),
             }),
             codec::Record::NetworkEvent(r) => Record::NetworkEvent(NetworkEvent {
                 process: self.subject(r.process),
@@ -395,12 +396,12 @@ fn volume(volume: codec::Volume) -> Volume {
 }
 
 /// SysFlow says TRUNCATE of a flow that was cut and of one whose own close was not seen.
-fn flow_ops(ops: u32, end: EndReason) -> u32 {
+fn flow_ops(ops: u64, end: EndReason) -> u64 {
     let unclosed = end == EndReason::EndDetected && ops & op::CLOSE == 0;
     ops | if unclosed { op::TRUNCATE } else { cut(end) }
 }
 
-fn cut(end: EndReason) -> u32 {
+fn cut(end: EndReason) -> u64 {
     match end {
         EndReason::ForcedEnd | EndReason::LackOfResources => op::TRUNCATE,
         EndReason::Unknown

@@ -137,6 +137,7 @@ fn a_file_number_means_nothing_after_a_gap_and_in_the_next_generation() {
         file: FileId(3),
         ret: 0,
         new_file: None,
+        args: b"",
     });
     let mut stream = Stream::new(Some(0));
     let known = |stream: &mut Stream| match stream.record(&event).unwrap() {

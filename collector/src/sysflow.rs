@@ -163,7 +163,7 @@ pub(crate) struct ProcessEvent {
     pub(crate) process: Oid,
     pub(crate) ts: i64,
     pub(crate) tid: i64,
-    pub(crate) ops: u32,
+    pub(crate) ops: u64,
     pub(crate) args: Vec<String>,
     pub(crate) ret: i32,
 }
@@ -174,10 +174,12 @@ pub(crate) struct FileEvent {
     pub(crate) process: Oid,
     pub(crate) ts: i64,
     pub(crate) tid: i64,
-    pub(crate) ops: u32,
+    pub(crate) ops: u64,
     pub(crate) file: FileRef,
     pub(crate) ret: i32,
     pub(crate) new_file: Option<FileRef>,
+    /// What an extension was asked to do; beyond version 5.
+    pub(crate) args: Vec<String>,
 }
 
 /// The two ends of a connection; the source is the client.
@@ -191,13 +193,13 @@ pub(crate) struct Endpoints {
     pub(crate) protocol: i32,
 }
 
-/// Reserved by SysFlow; nothing writes it.
+/// In the schema of version 5, but not written: see [`Unsaid::NetworkEvent`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NetworkEvent {
     pub(crate) process: Oid,
     pub(crate) ts: i64,
     pub(crate) tid: i64,
-    pub(crate) ops: u32,
+    pub(crate) ops: u64,
     pub(crate) ends: Endpoints,
     pub(crate) ret: i32,
 }
@@ -217,7 +219,7 @@ pub(crate) struct NetworkFlow {
     pub(crate) process: Oid,
     pub(crate) ts: i64,
     pub(crate) tid: i64,
-    pub(crate) ops: u32,
+    pub(crate) ops: u64,
     pub(crate) end_ts: i64,
     pub(crate) ends: Endpoints,
     pub(crate) fd: i32,
@@ -236,7 +238,7 @@ pub(crate) struct FileFlow {
     pub(crate) process: Oid,
     pub(crate) ts: i64,
     pub(crate) tid: i64,
-    pub(crate) ops: u32,
+    pub(crate) ops: u64,
     pub(crate) open_flags: i32,
     pub(crate) end_ts: i64,
     pub(crate) file: FileRef,
@@ -252,7 +254,7 @@ pub(crate) struct ProcessFlow {
     pub(crate) process: Oid,
     pub(crate) ts: i64,
     pub(crate) threads_cloned: i64,
-    pub(crate) ops: u32,
+    pub(crate) ops: u64,
     pub(crate) end_ts: i64,
     pub(crate) threads_exited: i64,
     pub(crate) clone_errors: i64,

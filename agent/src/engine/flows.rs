@@ -148,7 +148,7 @@ impl Engine {
     pub(super) fn take_and_end(
         &mut self,
         key: &FlowKey,
-        bits: u32,
+        bits: u64,
         now_ns: u64,
         counters: &dyn Counters,
     ) {
@@ -162,7 +162,7 @@ impl Engine {
 
     /// Writes what a flow did since its last record, if anything. `bits` are added; a flow that
     /// only ends with TRUNCATE has nothing to say.
-    pub(super) fn export(&mut self, key: &FlowKey, now_ns: u64, bits: u32, end: EndReason) {
+    pub(super) fn export(&mut self, key: &FlowKey, now_ns: u64, bits: u64, end: EndReason) {
         let Some(flow) = self.flows.get_mut(key) else { return };
         let taken = flow.take();
         let (done, ops) = match taken {
@@ -230,7 +230,7 @@ impl Engine {
 }
 
 /// How the end of a flow shows in its operations.
-fn closing_bit(reason: u8) -> u32 {
+fn closing_bit(reason: u8) -> u64 {
     match reason {
         kernel_flow::CLOSED
         | kernel_flow::CLOSED_RANGE

@@ -6,7 +6,7 @@ use codec::{Address, file, network as network_flag};
 use crate::flow::Object;
 use crate::names;
 
-const AF_UNIX: u16 = 1;
+pub(super) const AF_UNIX: u16 = 1;
 const AF_INET: u16 = 2;
 /// File types of the inode's mode that have a letter of their own; all others are `f`.
 const RESTYPE: [(u16, u8); 3] = [(0o040000, b'd'), (0o010000, b'p'), (0o140000, b'u')];
@@ -17,15 +17,27 @@ pub(super) fn of(start: &FlowStart, operation: bpf::Operation, path: &Walked<'_>
         return network(start, operation);
     }
     let is_namespace = path.flags & path::NAMESPACE != 0;
-    let kind = match RESTYPE.into_iter().find(|(mode, _)| start.mode & 0o170000 == *mode) {
-        _ if operation == bpf::Operation::Setns && !is_namespace => b'?',
-        Some((_, kind)) => kind,
-        None => b'f',
+    let (kind, path, flags) = if operation == bpf::Operation::Setns && !is_namespace {
+        // A namespace is also entered by a process's descriptor, which is no file.
+        (b'?', format!("pidfd:[{}]", start.inode).into_bytes(), file::DETACHED)
+    } else {
+        file(start.mode, start.inode, path)
     };
+    Object::File { kind, path, device: start.device, inode: start.inode, flags }
+}
+
+/// The `restype` of files of this mode.
+pub(super) fn kind(mode: u16) -> u8 {
+    let kind = RESTYPE.into_iter().find(|(kind, _)| mode & 0o170000 == *kind);
+    kind.map_or(b'f', |(_, letter)| letter)
+}
+
+/// A file, pipe or unix socket of this mode: its `restype`, its path or name, and bits of
+/// [`mod@file`].
+pub(super) fn file(mode: u16, inode: u64, path: &Walked<'_>) -> (u8, Vec<u8>, u32) {
+    let kind = kind(mode);
     let (name, flags) = match kind {
-        b'u' if path.names.is_empty() => {
-            (format!("socket:[{}]", start.inode).into_bytes(), file::DETACHED)
-        }
+        b'u' if path.names.is_empty() => (format!("socket:[{inode}]").into_bytes(), file::DETACHED),
         b'u' => {
             let name = unix_name(path.names);
             // A relative name is the program's word at bind; where it stood then is not known.
@@ -33,27 +45,21 @@ pub(super) fn of(start: &FlowStart, operation: bpf::Operation, path: &Walked<'_>
             (name, if is_whole { 0 } else { file::PATH_TRUNCATED })
         }
         b'p' if path.flags & path::DETACHED != 0 => {
-            (format!("pipe:[{}]", start.inode).into_bytes(), file::DETACHED)
+            (format!("pipe:[{inode}]").into_bytes(), file::DETACHED)
         }
-        _ if is_namespace => {
+        _ if path.flags & path::NAMESPACE != 0 => {
             let kind = path.names.strip_suffix(&[0]).unwrap_or(path.names);
-            let name = [kind, format!(":[{}]", start.inode).as_bytes()].concat();
+            let name = [kind, format!(":[{inode}]").as_bytes()].concat();
             (name, file::DETACHED)
         }
-        // A namespace is also entered by a process's descriptor, which is no file.
-        b'?' => (format!("pidfd:[{}]", start.inode).into_bytes(), file::DETACHED),
         _ => (names::walked(path), names::file_flags(path.flags)),
     };
-    Object::File { kind, path: name, device: start.device, inode: start.inode, flags }
+    (kind, name, flags)
 }
 
 fn network(start: &FlowStart, operation: bpf::Operation) -> Object {
-    let address = |bytes: &[u8; 16]| match (start.family, bytes) {
-        (AF_INET, [a, b, c, d, ..]) => Address::V4([*a, *b, *c, *d]),
-        _ => Address::V6(*bytes),
-    };
-    let local = (address(&start.local), start.local_port);
-    let remote = (address(&start.remote), start.remote_port);
+    let local = (address(start.family, &start.local), start.local_port);
+    let remote = (address(start.family, &start.remote), start.remote_port);
     let (is_client, assumed) = match operation {
         bpf::Operation::Connect | bpf::Operation::SocketState => (true, false),
         bpf::Operation::Accept => (false, false),
@@ -73,6 +79,14 @@ fn network(start: &FlowStart, operation: bpf::Operation) -> Object {
     }
     let (source, destination) = if is_client { (local, remote) } else { (remote, local) };
     Object::Network { source, destination, protocol: start.protocol as u8, flags }
+}
+
+/// An address as the kernel side passes it.
+pub(super) fn address(family: u16, bytes: &[u8; 16]) -> Address {
+    match (family, bytes) {
+        (AF_INET, [a, b, c, d, ..]) => Address::V4([*a, *b, *c, *d]),
+        _ => Address::V6(*bytes),
+    }
 }
 
 /// A unix socket's name: an abstract one begins with a NUL, which is written as `@`; a path

@@ -36,7 +36,7 @@ impl Engine {
         }
         let header = Header { tid: fork.child_tid, ..fork.header };
         self.write_processes(oid, header.time_ns, ObjectState::Created);
-        self.process_event(oid, &header, op::CLONE, &[], 0);
+        self.process_event(oid, &header, Operation::Clone, &[], 0);
     }
 
     pub(super) fn exec(&mut self, started: &Started<'_>) {
@@ -83,7 +83,7 @@ impl Engine {
         }
         self.processes.settle(oid);
         self.write_processes(oid, exec.header.time_ns, state);
-        self.process_event(oid, &exec.header, op::EXEC, &[], 0);
+        self.process_event(oid, &exec.header, Operation::Exec, &[], 0);
     }
 
     pub(super) fn exit(&mut self, exit: &bpf::Exit, counters: &dyn Counters) {
@@ -99,7 +99,7 @@ impl Engine {
             self.take_and_end(&key, op::TRUNCATE, now_ns, counters);
         }
         self.export_threads(oid, now_ns, EndReason::EndDetected);
-        self.process_event(oid, &exit.header, op::EXIT, &[], exit.status);
+        self.process_event(oid, &exit.header, Operation::Exit, &[], exit.status);
         if let Some(process) = self.processes.get_mut(oid) {
             process.ended_ns = Some(now_ns);
         }

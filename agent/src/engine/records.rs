@@ -25,15 +25,8 @@ impl Engine {
         first: &Named<'_>,
         second: Option<&Named<'_>>,
     ) {
-        use bpf::Operation as Kernel;
-        let (ops, kind) = match operation {
-            Kernel::Mkdir => (op::MKDIR, Operation::Mkdir),
-            Kernel::Rmdir => (op::RMDIR, Operation::Rmdir),
-            Kernel::Unlink => (op::UNLINK, Operation::Unlink),
-            Kernel::Rename => (op::RENAME, Operation::Rename),
-            Kernel::Link => (op::LINK, Operation::Link),
-            _ => (op::SYMLINK, Operation::Symlink),
-        };
+        let kind = Operation::ALL[operation as usize];
+        let ops = bit(kind);
         let Some(oid) = self.subject(header, kind) else { return };
         self.write_processes(oid, header.time_ns, ObjectState::Reup);
         let container = self.container_of(oid);
@@ -63,6 +56,7 @@ impl Engine {
             file,
             ret,
             new_file,
+            args: &[],
         });
         if self.write(&record, kind) {
             self.count(kind, Term::Stored, 1);
@@ -73,22 +67,16 @@ impl Engine {
         &mut self,
         oid: Oid,
         header: &Header,
-        ops: u32,
+        kind: Operation,
         args: &[u8],
         ret: i32,
     ) {
         self.write_processes(oid, header.time_ns, ObjectState::Reup);
-        let kind = match ops {
-            op::CLONE => Operation::Clone,
-            op::EXEC => Operation::Exec,
-            op::EXIT => Operation::Exit,
-            _ => Operation::Setuid,
-        };
         let record = Record::ProcessEvent(ProcessEvent {
             process: oid,
             time_ns: header.time_ns,
             tid: header.tid,
-            ops,
+            ops: bit(kind),
             args,
             ret,
         });
@@ -203,4 +191,47 @@ pub(super) struct FileWords<'a> {
     pub(super) device: u32,
     pub(super) inode: u64,
     pub(super) flags: u32,
+}
+
+/// The bit of an event or flow that tells of an operation of this kind.
+pub(super) fn bit(kind: Operation) -> u64 {
+    match kind {
+        Operation::Clone => op::CLONE,
+        Operation::Exec => op::EXEC,
+        Operation::Exit => op::EXIT,
+        Operation::Setuid => op::SETUID,
+        Operation::Open => op::OPEN,
+        Operation::Close => op::CLOSE,
+        Operation::Read | Operation::Receive => op::READ_RECV,
+        Operation::Write | Operation::Send => op::WRITE_SEND,
+        Operation::Connect | Operation::SocketState => op::CONNECT,
+        Operation::Accept => op::ACCEPT,
+        Operation::Shutdown => op::SHUTDOWN,
+        Operation::Mkdir => op::MKDIR,
+        Operation::Rmdir => op::RMDIR,
+        Operation::Unlink => op::UNLINK,
+        Operation::Rename => op::RENAME,
+        Operation::Link => op::LINK,
+        Operation::Symlink => op::SYMLINK,
+        Operation::Mmap => op::MMAP,
+        Operation::Setns => op::SETNS,
+        // Told by a mark on its process.
+        Operation::IoUring => 0,
+        Operation::Chmod => op::CHMOD,
+        Operation::Chown => op::CHOWN,
+        Operation::Mount => op::MOUNT,
+        Operation::Umount => op::UMOUNT,
+        Operation::Resize => op::RESIZE,
+        Operation::Mknod => op::MKNOD,
+        Operation::Setgid => op::SETGID,
+        Operation::Capset => op::CAPSET,
+        Operation::Ptrace => op::PTRACE,
+        Operation::LoadModule => op::LOAD_MODULE,
+        Operation::UnloadModule => op::UNLOAD_MODULE,
+        Operation::LoadBpf => op::LOAD_BPF,
+        Operation::Unshare => op::UNSHARE,
+        Operation::Memfd => op::MEMFD,
+        Operation::Bind => op::BIND,
+        Operation::Listen => op::LISTEN,
+    }
 }

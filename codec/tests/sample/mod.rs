@@ -101,6 +101,7 @@ pub(crate) fn records() -> Vec<Record<'static>> {
             file: FileId(0),
             ret: -2,
             new_file: Some(FileId(7)),
+            args: b"",
         }),
         Record::NetworkEvent(NetworkEvent {
             process: SHELL,

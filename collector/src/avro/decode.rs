@@ -122,8 +122,8 @@ impl<'a> Cursor<'a> {
         Ok(FileRef { oid: Some(self.foid()?), inode: None })
     }
 
-    fn ops(&mut self) -> Result<u32, Fault> {
-        self.int().map(i32::cast_unsigned)
+    fn ops(&mut self) -> Result<u64, Fault> {
+        self.int().map(|ops| ops.cast_unsigned().into())
     }
 
     fn address(&mut self) -> Result<IpAddr, Fault> {
@@ -239,6 +239,7 @@ impl<'a> Cursor<'a> {
                 file: self.file()?,
                 ret: self.int()?,
                 new_file: self.option(Self::file)?,
+                args: Vec::new(),
             }),
             8 => Record::NetworkEvent(NetworkEvent {
                 process: self.oid()?,

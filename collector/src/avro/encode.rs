@@ -98,7 +98,7 @@ pub(crate) fn encode(out: &mut Vec<u8>, record: &Record) {
             put_oid(out, r.process);
             put_long(out, r.ts);
             put_long(out, r.threads_cloned);
-            put_long(out, (r.ops & op::SYSFLOW_V5).into());
+            put_long(out, (r.ops & op::SYSFLOW_V5).cast_signed());
             put_long(out, r.end_ts);
             put_long(out, r.threads_exited);
             put_long(out, r.clone_errors);
@@ -195,11 +195,11 @@ fn put_oid(out: &mut Vec<u8>, oid: Oid) {
     put_long(out, oid.hpid);
 }
 
-fn put_subject(out: &mut Vec<u8>, process: Oid, ts: i64, tid: i64, ops: u32) {
+fn put_subject(out: &mut Vec<u8>, process: Oid, ts: i64, tid: i64, ops: u64) {
     put_oid(out, process);
     put_long(out, ts);
     put_long(out, tid);
-    put_long(out, (ops & op::SYSFLOW_V5).into());
+    put_long(out, (ops & op::SYSFLOW_V5).cast_signed());
 }
 
 fn put_endpoints(out: &mut Vec<u8>, ends: &Endpoints) {

@@ -131,6 +131,7 @@ fn vectors() -> Vec<(Record, &'static str)> {
                 file: foid("916afa22696236e887df5f1e5025c2adee44e3c9"),
                 ret: 0,
                 new_file: None,
+                args: Vec::new(),
             }),
             "0e00aed502d893ecb5b9b395942baed502808004916afa22696236e887df5f1e5025c2adee44e3c90000",
         ),

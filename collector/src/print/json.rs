@@ -178,6 +178,7 @@ fn put_extensions(out: &mut Object, row: &Row<'_>, origin: Option<&Origin>) {
     };
     let arguments = match row.record {
         Record::ProcessEvent(event) => Some(json!(event.args)),
+        Record::FileEvent(event) => Some(json!(event.args)),
         _ => None,
     };
     out.put("record.kind", record_kind(row.record));

@@ -56,7 +56,7 @@ pub(super) fn tid(record: &Record) -> Option<i64> {
 }
 
 /// The operation bits of an event or flow.
-pub(super) fn ops(record: &Record) -> Option<u32> {
+pub(super) fn ops(record: &Record) -> Option<u64> {
     match record {
         Record::ProcessEvent(r) => Some(r.ops),
         Record::NetworkFlow(r) => Some(r.ops),
@@ -97,8 +97,8 @@ pub(super) fn endpoints(record: &Record) -> Option<Endpoints> {
 }
 
 /// Operation bits in words: names for events, a mask of letters for flows.
-pub(super) fn operations(ops: u32) -> String {
-    const FILE_EVENTS: [(u32, &str); 6] = [
+pub(super) fn operations(ops: u64) -> String {
+    const FILE_EVENTS: [(u64, &str); 6] = [
         (op::MKDIR, "MKDIR"),
         (op::RMDIR, "RMDIR"),
         (op::LINK, "LINK"),
@@ -106,9 +106,27 @@ pub(super) fn operations(ops: u32) -> String {
         (op::UNLINK, "UNLINK"),
         (op::RENAME, "RENAME"),
     ];
-    const PROCESS_EVENTS: [(u32, &str); 4] =
+    const PROCESS_EVENTS: [(u64, &str); 4] =
         [(op::CLONE, "CLONE"), (op::EXEC, "EXEC"), (op::EXIT, "EXIT"), (op::SETUID, "SETUID")];
-    const LETTERS: [(u32, char); 11] = [
+    const EXTENSIONS: [(u64, &str); 16] = [
+        (op::CHMOD, "CHMOD"),
+        (op::CHOWN, "CHOWN"),
+        (op::MOUNT, "MOUNT"),
+        (op::UMOUNT, "UMOUNT"),
+        (op::RESIZE, "RESIZE"),
+        (op::MKNOD, "MKNOD"),
+        (op::SETGID, "SETGID"),
+        (op::CAPSET, "CAPSET"),
+        (op::PTRACE, "PTRACE"),
+        (op::LOAD_MODULE, "LOAD_MODULE"),
+        (op::UNLOAD_MODULE, "UNLOAD_MODULE"),
+        (op::LOAD_BPF, "LOAD_BPF"),
+        (op::UNSHARE, "UNSHARE"),
+        (op::MEMFD, "MEMFD"),
+        (op::BIND, "BIND"),
+        (op::LISTEN, "LISTEN"),
+    ];
+    const LETTERS: [(u64, char); 11] = [
         (op::OPEN, 'O'),
         (op::ACCEPT, 'A'),
         (op::CONNECT, 'C'),
@@ -121,7 +139,7 @@ pub(super) fn operations(ops: u32) -> String {
         (op::TRUNCATE, 'T'),
         (op::DIGEST, 'D'),
     ];
-    for names in [FILE_EVENTS.as_slice(), PROCESS_EVENTS.as_slice()] {
+    for names in [FILE_EVENTS.as_slice(), PROCESS_EVENTS.as_slice(), EXTENSIONS.as_slice()] {
         let words: String =
             names.iter().filter(|(bit, _)| ops & bit != 0).map(|(_, name)| *name).collect();
         if !words.is_empty() {

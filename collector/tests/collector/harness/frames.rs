@@ -157,7 +157,7 @@ fn exec(sequence: u64) -> Record<'static> {
     })
 }
 
-fn file_flow(file: u32, ops: u32, end: EndReason, time_ns: u64) -> Record<'static> {
+fn file_flow(file: u32, ops: u64, end: EndReason, time_ns: u64) -> Record<'static> {
     Record::FileFlow(FileFlow {
         process: SHELL,
         time_ns,
@@ -229,6 +229,7 @@ pub(crate) fn every_kind() -> Vec<Record<'static>> {
             file: FileId(file),
             ret,
             new_file: new_file.map(FileId),
+            args: b"",
         })
     };
     let process_event = |ops, args, ret| {
