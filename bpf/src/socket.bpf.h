@@ -10,6 +10,8 @@ inline_always __u32 append_wanted_name(struct scratch *scratch, __u64 address, _
 {
 	__u64 length = (__u32)bytes - 2; /* less sun_family */
 
+	if ((__u32)bytes <= 2)
+		return 0;
 	BOUND(length, 108); /* sizeof(sun_path) */
 	if (bpf_probe_read_user(scratch->text + (scratch->at & (TEXT_BYTES - 1)), length,
 				(void *)(address + 2)))

@@ -139,7 +139,9 @@ pub(super) fn operations(ops: u64) -> String {
         (op::TRUNCATE, 'T'),
         (op::DIGEST, 'D'),
     ];
-    for names in [FILE_EVENTS.as_slice(), PROCESS_EVENTS.as_slice(), EXTENSIONS.as_slice()] {
+    // A flow that also did what has a letter keeps the letters.
+    let extensions = if ops & op::SYSFLOW_V5 == 0 { EXTENSIONS.as_slice() } else { &[] };
+    for names in [FILE_EVENTS.as_slice(), PROCESS_EVENTS.as_slice(), extensions] {
         let words: String =
             names.iter().filter(|(bit, _)| ops & bit != 0).map(|(_, name)| *name).collect();
         if !words.is_empty() {
@@ -222,6 +224,8 @@ mod tests {
     fn operations_are_names_or_a_mask_of_eleven_letters() {
         assert_eq!(operations(op::MKDIR), "MKDIR");
         assert_eq!(operations(op::CLONE), "CLONE");
+        assert_eq!(operations(op::LISTEN), "LISTEN");
+        assert_eq!(operations(op::WRITE_SEND | op::CHOWN), "   W       ");
         assert_eq!(operations(op::OPEN | op::MMAP | op::CLOSE), "O     M C  ");
         assert_eq!(operations(op::CONNECT | op::WRITE_SEND | op::TRUNCATE), "  CW     T ");
         assert_eq!(operations(0), " ".repeat(11));

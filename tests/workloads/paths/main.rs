@@ -4,6 +4,7 @@
 //! looking at its path. The expected paths are computed from the canonical working folder
 //! or read back from the kernel, never from how the case itself named the file.
 
+mod attributes;
 mod flows;
 mod names;
 mod worlds;
@@ -107,6 +108,7 @@ fn main() -> Result {
 fn all(cases: &mut Cases, base: &Path) -> Result {
     flows::all(cases, base)?;
     names::all(cases, base)?;
+    attributes::all(cases, base)?;
     for world in ["changed-root", "mounts"] {
         worlds::run(cases, base, world)?;
     }

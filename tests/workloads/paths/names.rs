@@ -19,7 +19,7 @@ pub(crate) fn all(cases: &mut Cases, base: &Path) -> Result {
 }
 
 /// The result of a call of the standard library as an errno.
-fn raw(result: std::io::Result<()>) -> rustix::io::Result<()> {
+pub(crate) fn raw(result: std::io::Result<()>) -> rustix::io::Result<()> {
     result.map_err(|e| rustix::io::Errno::from_raw_os_error(e.raw_os_error().unwrap_or(0)))
 }
 
