@@ -114,13 +114,7 @@ impl Engine {
         if reason == kernel_flow::CLOSED {
             self.count(Operation::Close, Term::Aggregated, 1);
         }
-        // A stream whose attempt failed after connect had returned may be connected again.
-        let failed = self.flows.get(key).is_some_and(|flow| flow.error != 0);
-        let closing = match reason {
-            kernel_flow::CLOSED_LATE if failed => op::TRUNCATE,
-            reason => closing_bit(reason),
-        };
-        let bits = closing | self.shutdown_bit(shutdowns);
+        let bits = closing_bit(reason) | self.shutdown_bit(shutdowns);
         self.export(key, now_ns, bits, EndReason::EndDetected);
         self.flows.remove(key);
     }
