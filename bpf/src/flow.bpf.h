@@ -82,14 +82,22 @@ inline_always void flow_end(struct flow_key *key, struct flow *flow, __u64 task,
  * How a flow ended whose map entry another flow needs. A number that has another file was
  * closed: by close, if another thread was given the number before that call had ended. So was
  * one that open or accept returned. The new file may even have the old one's address; but a
- * stream that has a peer cannot be connected to another.
+ * stream that has moved anything cannot be connected to another peer.
  */
 inline_always __u8 replaced(struct flow *known, __u64 file, __u8 call)
 {
-	if (known->file != file || call <= CALL_CREAT || call == CALL_ACCEPT ||
-	    (known->socket == SOCKET_STREAM && known->remote))
+	__u64 bytes = 0;
+	int slot;
+
+	if (known->file != file || call <= CALL_CREAT || call == CALL_ACCEPT)
 		return FLOW_CLOSED_LATE;
-	return FLOW_REPLACED;
+	/* Unix sockets have no remote: those for datagrams may change it. */
+	if (known->socket != SOCKET_STREAM || !known->remote)
+		return FLOW_REPLACED;
+#pragma clang loop unroll(full)
+	for (slot = 0; slot < VOLUME_SLOTS; slot++)
+		bytes |= known->volume[slot].read_bytes | known->volume[slot].write_bytes;
+	return bytes ? FLOW_CLOSED_LATE : FLOW_REPLACED;
 }
 
 /* Whether files of this mode are recorded: files, directories, devices, pipes, and sockets. */

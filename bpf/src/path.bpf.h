@@ -107,8 +107,9 @@ top:
 	return length;
 }
 
-/* Appends the kind of a namespace, if the file is one: its dentry has no name. */
-inline_always __u32 append_namespace(struct scratch *scratch, __u64 file)
+/* Appends the kind of a namespace, if the file is one: its dentry has no name. One that is
+ * mounted somewhere is the root of that mount, and has a path. */
+inline_always __u32 append_namespace(struct scratch *scratch, __u64 file, struct place *place)
 {
 	__u64 inode = READ(struct file, file, f_inode), operations;
 	long bytes;
@@ -119,7 +120,8 @@ inline_always __u32 append_namespace(struct scratch *scratch, __u64 file)
 	    !bpf_core_field_exists(((struct ns_common *)0)->ops) ||
 	    !bpf_core_field_exists(((struct proc_ns_operations *)0)->name))
 		return 0;
-	if (READ(struct super_block, READ(struct inode, inode, i_sb), s_magic) != NSFS_MAGIC)
+	if (READ(struct super_block, READ(struct inode, inode, i_sb), s_magic) != NSFS_MAGIC ||
+	    place->dentry == READ(struct vfsmount, place->mount, mnt_root))
 		return 0;
 	operations = READ(struct ns_common, READ(struct inode, inode, i_private), ops);
 	bytes = bpf_probe_read_kernel_str(scratch->text + (scratch->at & (TEXT_BYTES - 1)),
@@ -136,11 +138,12 @@ inline_always __u32 append_namespace(struct scratch *scratch, __u64 file)
 inline_always __u32 append_file_path(struct scratch *scratch, __u64 task, __u64 file)
 {
 	struct place place, root;
-	__u32 length = append_namespace(scratch, file);
+	__u32 length;
 
+	read_place(ADDRESS(struct file, file, f_path), &place);
+	length = append_namespace(scratch, file, &place);
 	if (length)
 		return length;
-	read_place(ADDRESS(struct file, file, f_path), &place);
 	read_root(task, &root);
 	return append_walk(scratch, &place, &root);
 }

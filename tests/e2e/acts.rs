@@ -35,6 +35,11 @@ impl Act<'_> {
     }
 }
 
+fn is_closed(flow: &Value) -> bool {
+    const CLOSE: u64 = 1 << 10;
+    flow["opflags_bitmap"].as_u64().is_some_and(|bits| bits & CLOSE != 0)
+}
+
 #[test]
 fn what_is_easy_to_record_wrongly_is_recorded_right() -> Result {
     let test = "what_is_easy_to_record_wrongly_is_recorded_right";
@@ -73,6 +78,27 @@ fn what_is_easy_to_record_wrongly_is_recorded_right() -> Result {
             assert_eq!(act.sent_to(port), bytes.as_i64(), "{name}: port {port}");
         }
     }
+
+    // Its flows with the first peer end without a close.
+    let later = act("a_socket_whose_attempt_failed_later_connects_elsewhere");
+    for (port, closed) in later.truth.as_object().unwrap() {
+        let port = port.parse()?;
+        let flows: Vec<bool> = later
+            .of_kind("NF")
+            .filter(|flow| number(flow, "net.dport") == Some(port))
+            .map(|flow| is_closed(flow))
+            .collect();
+        let closed = closed.as_bool().unwrap();
+        assert!(flows.contains(&closed) && !flows.contains(&!closed), "port {port}: {flows:?}");
+    }
+
+    let given = act("a_descriptor_is_given_to_another_file");
+    let ends: Vec<bool> = given
+        .of_kind("FF")
+        .filter(|flow| text(flow, "file.path") == given.truth)
+        .map(|flow| is_closed(flow))
+        .collect();
+    assert_eq!(ends, [true]);
 
     let ranged = act("a_descriptor_is_closed_by_range_and_used_again");
     let path = ranged.truth["path"].as_str().unwrap();

@@ -4,6 +4,7 @@ it and what has to be recorded. Usage: acts.py FOLDER"""
 import ctypes
 import json
 import os
+import select
 import socket
 import sys
 import threading
@@ -75,6 +76,37 @@ def a_refused_socket_connects_elsewhere():
     client.connect(("127.0.0.1", port))
     client.send(b"x" * 3000)
     return {refused: 0, port: 3000}
+
+
+@act
+def a_socket_whose_attempt_failed_later_connects_elsewhere():
+    closed = socket.socket()
+    closed.bind(("127.0.0.1", 0))
+    refused = closed.getsockname()[1]
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    port = listener.getsockname()[1]
+    client = socket.socket()
+    client.setblocking(False)
+    client.connect_ex(("127.0.0.1", refused))
+    select.select([], [client], [])
+    # The next call only tells of the failure.
+    client.connect_ex(("127.0.0.1", refused))
+    client.setblocking(True)
+    client.connect(("127.0.0.1", port))
+    client.close()
+    return {refused: False, port: True}
+
+
+@act
+def a_descriptor_is_given_to_another_file():
+    paths = [os.path.join(FOLDER, name) for name in ("given", "taken")]
+    first, second = (os.open(path, os.O_WRONLY | os.O_CREAT) for path in paths)
+    os.write(first, b"1")
+    os.dup2(second, first)
+    os.write(first, b"22")
+    return paths[0]
 
 
 @act

@@ -134,13 +134,7 @@ impl Engine {
         if reason == kernel_flow::CLOSED {
             self.count(Operation::Close, Term::Aggregated, 1);
         }
-        // A stream whose attempt failed after connect had returned may be connected again.
-        let failed = self.flows.get(key).is_some_and(|flow| flow.error != 0);
-        let closing = match reason {
-            kernel_flow::CLOSED_LATE if failed => op::TRUNCATE,
-            reason => closing_bit(reason),
-        };
-        self.export(key, now_ns, closing, EndReason::EndDetected);
+        self.export(key, now_ns, closing_bit(reason), EndReason::EndDetected);
         self.flows.remove(key);
     }
 

@@ -16,7 +16,8 @@ pub(super) fn of(start: &FlowStart, operation: bpf::Operation, path: &Walked<'_>
     if start.family > AF_UNIX {
         return network(start, operation);
     }
-    let is_namespace = path.flags & path::NAMESPACE != 0;
+    // A namespace has a name of its own, or where it is mounted a path.
+    let is_namespace = path.flags & path::NAMESPACE != 0 || path.flags & path::DETACHED == 0;
     let (kind, path, flags) = if operation == bpf::Operation::Setns && !is_namespace {
         // A namespace is also entered by a process's descriptor, which is no file.
         (b'?', format!("pidfd:[{}]", start.inode).into_bytes(), file::DETACHED)
