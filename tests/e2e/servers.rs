@@ -85,15 +85,15 @@ impl Site {
     /// Apache with one of its process models.
     fn apache(&self, model: &'static str, sizes: &str, workers: usize) -> Result<Server> {
         let modules = "/usr/lib/apache2/modules";
-        // A body goes out by read and writev: sendfile would move it past both, mapped pages
-        // past the read.
+        // A body goes out by sendfile, a read of the page and a write to the connection; pages
+        // that are mapped would go past the read.
         let config = format!(
             "ServerRoot {root:?}\nServerName localhost\nListen {address}\nUser {WORKER}\n\
              Group {WORKER}\nPidFile {pid:?}\nErrorLog {log:?}\nDocumentRoot {pages:?}\n\
              LoadModule mpm_{model}_module {modules}/mod_mpm_{model}.so\n\
              LoadModule authz_core_module {modules}/mod_authz_core.so\n\
              DefaultRuntimeDir {root:?}\nKeepAlive On\nKeepAliveTimeout 60\n\
-             EnableSendfile Off\nEnableMMAP Off\n{sizes}\n",
+             EnableSendfile On\nEnableMMAP Off\n{sizes}\n",
             root = self.path(""),
             address = self.address,
             pid = self.path("pid"),
@@ -112,7 +112,7 @@ impl Site {
         let config = format!(
             "daemon off;\nuser {WORKER};\nworker_processes 2;\npid {pid};\nlock_file {lock};\n\
              events {{ worker_connections 64; }}\n\
-             http {{\naccess_log off;\nsendfile off;\nkeepalive_timeout 60;\n{temporary}\
+             http {{\naccess_log off;\nsendfile on;\nkeepalive_timeout 60;\n{temporary}\
              server {{ listen {address}; root {pages}; }}\n}}\n",
             pid = self.path("pid"),
             lock = self.path("lock"),
