@@ -24,7 +24,8 @@ pub(crate) struct OwnPipe {
     _writer: PipeWriter,
     inode: u64,
     mode: u32,
-    start_tick: u64,
+    /// None where this process's boot clock is another than the kernel's.
+    start_tick: Option<u64>,
 }
 
 impl OwnPipe {
@@ -35,6 +36,9 @@ impl OwnPipe {
         let stat = std::fs::read_to_string("/proc/self/stat")?;
         let start_tick = start_tick(&stat)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/self/stat"))?;
+        // Kernels without time namespaces have no such file.
+        let offsets = std::fs::read_to_string("/proc/self/timens_offsets").unwrap_or_default();
+        let start_tick = (!has_boot_offset(&offsets)).then_some(start_tick);
         Ok(OwnPipe { reader, _writer: writer, inode: found.ino(), mode: found.mode(), start_tick })
     }
 
@@ -45,7 +49,7 @@ impl OwnPipe {
     /// What the probes see otherwise.
     pub(crate) fn difference(&self, seen: &OwnView) -> Option<&'static str> {
         // Half a tick apart is the same: the kernel rounds.
-        let start = seen.start_ns.abs_diff(self.start_tick * TICK_NS);
+        let start = self.start_tick.map_or(0, |tick| seen.start_ns.abs_diff(tick * TICK_NS));
         [
             (seen.machine != MACHINE, "the machine"),
             (seen.tgid != 0, "a process's id"),
@@ -64,6 +68,12 @@ fn start_tick(stat: &str) -> Option<u64> {
     fields.split_whitespace().nth(19)?.parse().ok()
 }
 
+/// Whether a time namespace shifts the boot clock: its line has seconds and nanoseconds.
+fn has_boot_offset(offsets: &str) -> bool {
+    let boot = offsets.lines().find_map(|line| line.strip_prefix("boottime"));
+    boot.is_some_and(|line| line.split_whitespace().any(|number| number != "0"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,7 +81,7 @@ mod tests {
     #[test]
     fn each_thing_that_is_seen_wrongly_is_named() {
         let own = OwnPipe::new().unwrap();
-        let start_ns = own.start_tick * TICK_NS;
+        let start_ns = own.start_tick.unwrap() * TICK_NS;
         let right = OwnView {
             start_ns,
             inode: own.inode,
@@ -90,5 +100,12 @@ mod tests {
         ] {
             assert_eq!(own.difference(&wrong), Some(what));
         }
+    }
+
+    #[test]
+    fn a_shifted_boot_clock_is_noticed() {
+        let own = "monotonic           0         0\nboottime            0         0\n";
+        assert!(!has_boot_offset(own) && !has_boot_offset(""));
+        assert!(has_boot_offset("monotonic 7 0\nboottime      604800         0\n"));
     }
 }
