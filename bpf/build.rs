@@ -2,7 +2,7 @@
 //! kernel headers, no libc and no libelf on the build host; libbpf's BPF headers come from
 //! the libbpf-sys crate.
 //!
-//! `CLANG` and `LLVM_STRIP` name other programs than `clang` and `llvm-strip`.
+//! `CLANG` and `LLVM_OBJCOPY` name other programs than `clang` and `llvm-objcopy`.
 
 use std::env;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let include = env::var("DEP_BPF_INCLUDE")?;
     let clang = env::var("CLANG").unwrap_or_else(|_| "clang".into());
     println!("cargo:rerun-if-changed=src");
-    for variable in ["CLANG", "LLVM_STRIP"] {
+    for variable in ["CLANG", "LLVM_OBJCOPY"] {
         println!("cargo:rerun-if-env-changed={variable}");
     }
 
@@ -44,11 +44,50 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     run(compile, &clang, "install clang, or name it in CLANG")?;
 
-    // The debug information has done its work (BTF is made from it); BTF itself stays.
-    let strip = env::var("LLVM_STRIP").unwrap_or_else(|_| "llvm-strip".into());
-    let mut command = Command::new(&strip);
-    command.arg("-g").arg(&object);
-    run(command, &strip, "install llvm, or name it in LLVM_STRIP")
+    // The debug information has done its work (BTF is made from it); BTF itself stays. What only
+    // linkers and verifier logs would read is half of the object, and every device would carry it:
+    // the relocations of `.BTF.ext` with their labels, and the lines of the source.
+    let objcopy = env::var("LLVM_OBJCOPY").unwrap_or_else(|_| "llvm-objcopy".into());
+    let remedy = "install llvm, or name it in LLVM_OBJCOPY";
+    let extension = object.with_extension("ext");
+    let mut dump = Command::new(&objcopy);
+    dump.arg(format!("--dump-section=.BTF.ext={}", extension.display())).arg(&object);
+    run(dump, &objcopy, remedy)?;
+    let lines_cut = without_lines(&std::fs::read(&extension)?)
+        .ok_or("the probes' .BTF.ext is not laid out as libbpf 1 reads it")?;
+    std::fs::write(&extension, lines_cut)?;
+    let mut strip = Command::new(&objcopy);
+    strip
+        .args(["--strip-debug", "--remove-section=.rel.BTF.ext", "--strip-unneeded"])
+        .arg(format!("--update-section=.BTF.ext={}", extension.display()))
+        .arg(&object);
+    run(strip, &objcopy, remedy)
+}
+
+/// Bytes of the header of `.BTF.ext` that are read here: magic, version, flags, its own length,
+/// then offset and length of functions, of lines, and of CO-RE relocations.
+const HEADER_BYTES: usize = 32;
+const LINES: usize = 16;
+const RELOCATIONS: usize = 24;
+
+/// `.BTF.ext` without the lines of the source: the relocations move up into their place.
+fn without_lines(bytes: &[u8]) -> Option<Vec<u8>> {
+    let word = |at: usize| -> Option<usize> {
+        let word = bytes.get(at..at + 4)?.try_into().ok()?;
+        usize::try_from(u32::from_le_bytes(word)).ok()
+    };
+    // Offsets count from the end of the header.
+    let header = word(4).filter(|bytes| *bytes >= HEADER_BYTES)?;
+    let (lines, length) = (header + word(LINES)?, word(LINES + 4)?);
+    let relocations = header + word(RELOCATIONS)?;
+    if relocations != lines + length {
+        return None;
+    }
+    let mut out = [bytes.get(..lines)?, bytes.get(lines + length..)?].concat();
+    out.get_mut(LINES + 4..LINES + 8)?.fill(0);
+    let moved = u32::try_from(relocations - length - header).ok()?;
+    out.get_mut(RELOCATIONS..RELOCATIONS + 4)?.copy_from_slice(&moved.to_le_bytes());
+    Some(out)
 }
 
 fn run(mut command: Command, name: &str, remedy: &str) -> Result<(), Box<dyn std::error::Error>> {

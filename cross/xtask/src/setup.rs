@@ -40,7 +40,7 @@ const PACKAGES: [Package; 12] = [
     },
     Package {
         name: "llvm",
-        sign: Sign::Program("llvm-strip"),
+        sign: Sign::Program("llvm-objcopy"),
         why: "takes debug information out of them",
     },
     Package { name: "gcc", sign: Sign::Program("cc"), why: "links, and compiles libbpf" },
