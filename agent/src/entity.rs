@@ -34,7 +34,7 @@ pub struct Process {
     pub parent: Option<Oid>,
     /// Absolute path of the executable.
     pub exe: Vec<u8>,
-    /// argv[1..], a NUL after each.
+    /// argv\[1..\], a NUL after each.
     pub args: Vec<u8>,
     /// Working directory when last looked up.
     pub cwd: Vec<u8>,
@@ -50,7 +50,7 @@ pub struct Process {
     pub container: Vec<u8>,
     /// Bits of [`codec::process`].
     pub flags: u32,
-    /// argv[0] as [`codec::Process::argv0`] shortens it.
+    /// argv\[0\] as [`codec::Process::argv0`] shortens it.
     pub argv0: Vec<u8>,
     /// The script that `exe` interprets, if any.
     pub script: Vec<u8>,
@@ -94,7 +94,7 @@ impl Process {
         }
     }
 
-    /// Takes its arguments, argv[0] first, a NUL after each. `exe` is known already.
+    /// Takes its arguments, argv\[0\] first, a NUL after each. `exe` is known already.
     pub fn set_arguments(&mut self, argv: &[u8]) {
         let end = argv.iter().position(|byte| *byte == 0);
         let (first, rest) = match end {
