@@ -9,10 +9,10 @@ mod object;
 mod processes;
 mod records;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::RandomState;
 
-use bpf::{Event, FlowKey, Header};
+use bpf::{Event, FlowKey, Header, SocketState};
 use codec::{EndReason, FileId, Oid, Operation, Term, op};
 
 use crate::batch::Batch;
@@ -21,6 +21,9 @@ use crate::flow::{Flow, Object, Totals};
 use crate::privacy::Privacy;
 use events::{args, owner};
 pub use processes::container_id;
+
+/// Attempts to connect that are remembered until their flow begins: it is in the ring right behind.
+const REFUSED_MAX: usize = 64;
 
 /// The kernel's flow counters, as far as the engine needs them.
 pub trait Counters {
@@ -54,6 +57,8 @@ pub struct Engine {
     hasher: RandomState,
     timeouts: Timeouts,
     privacy: Privacy,
+    /// Attempts that failed and whose flow has not begun, oldest first.
+    refused: VecDeque<SocketState>,
 }
 
 /// Names of users and groups.
@@ -87,6 +92,7 @@ impl Engine {
             hasher: RandomState::new(),
             timeouts,
             privacy,
+            refused: VecDeque::with_capacity(REFUSED_MAX),
         }
     }
 
@@ -144,6 +150,12 @@ impl Engine {
                 if let Some(flow) = failed {
                     flow.error = state.error;
                     flow.ops |= op::CONNECT;
+                } else {
+                    // An attempt can fail before connect has returned, which begins the flow.
+                    if self.refused.len() == REFUSED_MAX {
+                        self.refused.pop_front();
+                    }
+                    self.refused.push_back(*state);
                 }
             }
         }

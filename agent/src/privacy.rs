@@ -144,8 +144,10 @@ impl Privacy {
                 out.push(0);
             }
             match expected.take() {
-                // Another option: the one before had no value.
-                Some(shape) if !argument.starts_with(b"-") => mask_value(argument, shape, &mut out),
+                // Another option: the one before had no value, unless its program wants one.
+                Some((shape, is_sure)) if is_sure || !argument.starts_with(b"-") => {
+                    mask_value(argument, shape, &mut out);
+                }
                 _ => expected = self.argument(program, argument, &mut out),
             }
         }
@@ -157,8 +159,14 @@ impl Privacy {
         found
     }
 
-    /// Appends one argument. Returns where in the next one the secret is that this one announces.
-    fn argument(&self, program: &[u8], argument: &[u8], out: &mut Vec<u8>) -> Option<Shape> {
+    /// Appends one argument. Returns where in the next one the secret is that this one announces,
+    /// and whether that is sure to be its value.
+    fn argument(
+        &self,
+        program: &[u8],
+        argument: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Option<(Shape, bool)> {
         for (of, option, shape) in OPTIONS {
             let Some(value) = argument.strip_prefix(option.as_bytes()) else { continue };
             if !program.starts_with(of.as_bytes()) {
@@ -166,7 +174,7 @@ impl Privacy {
             }
             if value.is_empty() {
                 out.extend_from_slice(argument);
-                return (shape != Shape::Attached).then_some(shape);
+                return (shape != Shape::Attached).then_some((shape, true));
             }
             let is_long = option.starts_with("--");
             if let Some(value) = value.strip_prefix(b"=").or((!is_long).then_some(value)) {
@@ -176,9 +184,20 @@ impl Privacy {
             }
         }
         let name = argument.iter().position(|byte| *byte != b'-').unwrap_or(0);
+        // An option with its value in one argument: whatever is in it belongs to it.
+        if name > 0
+            && let Some(at) = argument.iter().position(|byte| *byte == b'=')
+            && at + 1 < argument.len()
+            && argument[name..at].iter().all(|byte| is_name(*byte))
+            && self.is_secret(&argument[name..at])
+        {
+            out.extend_from_slice(&argument[..=at]);
+            out.extend_from_slice(MASK);
+            return None;
+        }
         let is_option = name > 0 && argument[name..].iter().all(|byte| is_name(*byte));
         self.text(argument, out);
-        (is_option && self.is_secret(&argument[name..])).then_some(Shape::Whole)
+        (is_option && self.is_secret(&argument[name..])).then_some((Shape::Whole, false))
     }
 
     /// Appends a text, masking `NAME=value`, `NAME: value`, `--name value`, the password in a
@@ -257,14 +276,18 @@ fn value_of(rest: &[u8], name: &[u8]) -> Option<(usize, usize)> {
     // The quote that ends a name in JSON.
     let mut at = usize::from(matches!(rest.first(), Some(b'"' | b'\'')));
     let gap = spaces(at);
-    if matches!(rest.get(at + gap), Some(b'=' | b':')) {
-        at += gap + 1;
-        at += spaces(at);
-    } else if at == 0 && gap > 0 && name.starts_with(b"-") {
-        at = gap;
-    } else {
-        return None;
-    }
+    let mark = match rest.get(at + gap) {
+        Some(mark @ (b'=' | b':')) => {
+            at += gap + 1;
+            at += spaces(at);
+            *mark
+        }
+        _ if at == 0 && gap > 0 && name.starts_with(b"-") => {
+            at = gap;
+            b' '
+        }
+        _ => return None,
+    };
     let quote = rest.get(at).copied().filter(|byte| matches!(byte, b'"' | b'\''));
     at += usize::from(quote.is_some());
     let value = rest.get(at..)?;
@@ -272,12 +295,17 @@ fn value_of(rest: &[u8], name: &[u8]) -> Option<(usize, usize)> {
     let is_header = plain(name).ends_with(b"authorization");
     let is_end = |byte: &u8| match quote {
         Some(quote) => *byte == quote,
-        None if is_header => matches!(byte, b'"' | b'\'' | b'\n'),
+        None if is_header => *byte == b'\n',
         None => matches!(byte, b'&' | b';' | b',' | b' ' | b'\t' | b'\n' | b'"' | b'\''),
     };
     let length = value.iter().position(is_end).unwrap_or(value.len());
     // What follows `//` is a URL, and what follows a lone `-` another option.
-    let is_other = value.starts_with(b"//") || (name.starts_with(b"-") && value.starts_with(b"-"));
+    let is_other = match mark {
+        // Another option, or a URL whose scheme sounds like a secret.
+        b' ' => value.starts_with(b"-"),
+        b':' => value.starts_with(b"//"),
+        _ => false,
+    };
     (length > 0 && !is_other).then_some((at, at + length))
 }
 
@@ -335,6 +363,12 @@ mod tests {
             ("postgres://me:pa:ss@db:5432/x|", "postgres://me:***@db:5432/x|"),
             ("AWS_SECRET_ACCESS_KEY=abc|", "AWS_SECRET_ACCESS_KEY=***|"),
             ("--pass|x|", "--pass|***|"),
+            ("--password=-x|", "--password=***|"),
+            ("--password=//x, y;z|", "--password=***|"),
+            (
+                "-H|Authorization: Digest username=\"bob\", response=\"x\"|",
+                "-H|Authorization: ***|",
+            ),
         ] {
             assert_eq!(redacted("/usr/bin/tool", args), masked);
         }
@@ -357,6 +391,7 @@ mod tests {
         assert_eq!(redacted("/usr/bin/curl", "--user=me:pw|"), "--user=me:***|");
         assert_eq!(redacted("/usr/bin/mysqldump", "-psecret|-p|db|"), "-p***|-p|db|");
         assert_eq!(redacted("/usr/bin/sshpass", "-p|x|ssh|-p|22|"), "-p|***|ssh|-p|***|");
+        assert_eq!(redacted("/usr/bin/sshpass", "-p|-x|ssh|"), "-p|***|ssh|");
         assert_eq!(redacted("/usr/bin/ssh", "-p|22|me:x|"), "-p|22|me:x|");
     }
 

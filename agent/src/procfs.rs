@@ -27,7 +27,8 @@ pub fn processes(exact: &[bpf::Task], privacy: &Privacy) -> Vec<Process> {
         .filter_map(|entry| {
             let pid = entry.file_name().to_str()?.parse().ok()?;
             let (mut process, parent) = read_process(&entry.path(), pid, exact.get(&pid).copied())?;
-            let mut masked = privacy.arguments(&process.exe, &mut process.args);
+            let mut masked = privacy.arguments(&process.exe, &mut process.args)
+                | privacy.arguments(b"", &mut process.argv0);
             if privacy.keeps_environment()
                 && let Ok(env) = fs::read(entry.path().join("environ"))
             {

@@ -61,6 +61,8 @@ pub(crate) struct Stream {
     generation: Option<u32>,
     containers: HashMap<u32, String>,
     files: HashMap<FileId, NamedFile>,
+    /// SysFlow `restype` of files by path and container, where it is known.
+    kinds: HashMap<Foid, u8>,
     processes: HashSet<Oid>,
     unresolved: Unresolved,
 }
@@ -102,6 +104,7 @@ impl Stream {
     pub(crate) fn forget_names(&mut self) {
         self.containers.clear();
         self.files.clear();
+        self.kinds.clear();
     }
 
     /// Whether times are Unix time; else no clock mapping is known and they are boot time.
@@ -314,11 +317,20 @@ impl Stream {
         let oid = foid(container_id.as_deref().unwrap_or_default(), r.path);
         let inode = Inode { device: r.device, number: r.inode, flags: r.flags };
         self.files.insert(r.id, NamedFile { oid, inode });
+        // Readers know a file by its path, so what an event does by name, without knowing the
+        // file's type, must not hide the type that is known.
+        let restype = match r.kind {
+            b'?' => self.kinds.get(&oid).copied().unwrap_or(b'?'),
+            kind => {
+                self.kinds.insert(oid, kind);
+                kind
+            }
+        };
         Ok(File {
             state: state(r.state),
             oid,
             ts: self.wall(r.time_ns),
-            restype: r.kind.into(),
+            restype: restype.into(),
             path: text(r.path),
             container_id,
         })

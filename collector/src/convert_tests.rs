@@ -161,3 +161,30 @@ fn times_beyond_the_range_stop_at_its_end() {
     assert_eq!(wall(0, i64::MIN), i64::MIN);
     assert_eq!(signed(u64::MAX), i64::MAX);
 }
+
+#[test]
+fn an_event_by_name_does_not_hide_the_type_that_is_known() {
+    let file = |id, kind| {
+        codec::Record::File(codec::File {
+            state: codec::ObjectState::Reup,
+            id: FileId(id),
+            time_ns: 0,
+            kind,
+            path: b"/a",
+            container: 0,
+            device: 0,
+            inode: 0,
+            flags: 0,
+        })
+    };
+    let mut stream = Stream::new(Some(0));
+    with_header(0, None, |header| stream.enter(header));
+    let told: Vec<i32> = [(1, b'?'), (2, b'd'), (3, b'?'), (4, b'f'), (5, b'?')]
+        .into_iter()
+        .map(|(id, kind)| match stream.record(&file(id, kind)).unwrap() {
+            Record::File(file) => file.restype,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(told, [b'?', b'd', b'd', b'f', b'f'].map(i32::from));
+}

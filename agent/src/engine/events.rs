@@ -30,7 +30,7 @@ impl Engine {
         let Some(oid) = self.subject(header, kind) else { return };
         let [first, second] = event.values;
         let flags = || format!("{first:#x}").into_bytes();
-        let args = match kind {
+        let mut args = match kind {
             Operation::Chmod => args(&[format!("{:04o}", first & 0o7777).as_bytes()]),
             Operation::Chown => args(&[
                 &owner(&self.users.users, first as u32),
@@ -48,6 +48,7 @@ impl Engine {
             Operation::Open => args(&[format!("{:#x}", open_flags(first as u32)).as_bytes()]),
             _ => args(&[&flags()]),
         };
+        self.privacy.arguments(b"", &mut args);
         self.write_processes(oid, header.time_ns, ObjectState::Reup);
         let file = if event.mode != 0 {
             let path = walked_file(event, name);

@@ -7,9 +7,24 @@ use super::records::FileWords;
 use super::{Counters, Engine, object};
 use crate::flow::{Flow, Object, Totals, open_flags};
 
-const EINPROGRESS: i32 = 115;
+/// Answers of connect (negative errno) that tell of no failure.
+const EISCONN: i32 = -106;
+const EALREADY: i32 = -114;
+const EINPROGRESS: i32 = -115;
+/// A socket that failed so long before a connect, ns, was another one at the same address.
+const REFUSAL_AGE_MAX_NS: u64 = 1_000_000_000;
 
 impl Engine {
+    /// How an attempt failed before the call that began it had returned; 0 if it did not.
+    fn refusal(&mut self, start: &FlowStart) -> i32 {
+        let found = self.refused.iter().position(|state| state.file == start.file);
+        let state = found.and_then(|at| self.refused.remove(at));
+        let recent = state.filter(|state| {
+            start.header.time_ns.saturating_sub(state.header.time_ns) < REFUSAL_AGE_MAX_NS
+        });
+        recent.map_or(0, |state| state.error)
+    }
+
     pub(super) fn flow_start(
         &mut self,
         start: &FlowStart,
@@ -31,15 +46,16 @@ impl Engine {
         if let Some(kind) = kind {
             self.count(kind, Term::Aggregated, 1);
         }
-        let error = if ops == op::CONNECT && start.ret < 0 && start.ret != -EINPROGRESS {
-            start.ret
-        } else {
-            0
+        let error = match start.ret {
+            _ if ops != op::CONNECT => 0,
+            EINPROGRESS => self.refusal(start),
+            error => error.min(0),
         };
         if start.flags & kernel_flow::CONTINUED != 0 {
             if let Some(flow) = self.flows.get_mut(&start.key) {
                 flow.ops |= ops;
-                if ops == op::CONNECT {
+                // That it is connected, or still being, is no failure of the connection.
+                if ops == op::CONNECT && !matches!(error, EISCONN | EALREADY) {
                     flow.error = error;
                 }
             }

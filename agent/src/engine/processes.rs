@@ -57,7 +57,9 @@ impl Engine {
             process.set_arguments(started.args);
             let (env, hidden) = self.privacy.environment(started.env);
             process.env = env;
-            let masked = self.privacy.arguments(&process.exe, &mut process.args) || hidden;
+            let masked = self.privacy.arguments(&process.exe, &mut process.args)
+                | self.privacy.arguments(b"", &mut process.argv0)
+                | hidden;
             process.uid = exec.uid;
             process.gid = exec.gid;
             process.tty = exec.tty != 0;

@@ -72,12 +72,14 @@ impl Engine {
         ret: i32,
     ) {
         self.write_processes(oid, header.time_ns, ObjectState::Reup);
+        let mut args = args.to_vec();
+        self.privacy.arguments(b"", &mut args);
         let record = Record::ProcessEvent(ProcessEvent {
             process: oid,
             time_ns: header.time_ns,
             tid: header.tid,
             ops: bit(kind),
-            args,
+            args: &args,
             ret,
         });
         if self.write(&record, kind) {
