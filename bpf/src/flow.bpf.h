@@ -42,13 +42,11 @@ inline_always void flow_add(struct flow *flow, __u8 operation, __s64 ret)
 
 /*
  * Reports the end of a flow and deletes it. If the ring has no room, the entry stays and is
- * marked: the agent finds it when it next goes through the map, so nothing is lost. Returns 0
- * where another thread has ended it, and reports that.
+ * marked: the agent finds it when it next goes through the map, so nothing is lost.
  */
-inline_always __u32 flow_end(struct flow_key *key, struct flow *flow, __u64 task, __u8 reason)
+inline_always void flow_end(struct flow_key *key, struct flow *flow, __u64 task, __u8 reason)
 {
 	struct event_flow_end *event = bpf_ringbuf_reserve(&ring, sizeof(*event), 0);
-	struct flow *current;
 	int slot;
 
 	/* An end that found no room before is still the end that it was. */
@@ -56,7 +54,7 @@ inline_always __u32 flow_end(struct flow_key *key, struct flow *flow, __u64 task
 		reason = flow->ended;
 	if (!event) {
 		flow->ended = reason;
-		return 1;
+		return;
 	}
 	__builtin_memset(event, 0, sizeof(*event));
 	fill_header(&event->header, task, EVENT_FLOW_END, 0);
@@ -73,17 +71,11 @@ inline_always __u32 flow_end(struct flow_key *key, struct flow *flow, __u64 task
 	event->reason = reason;
 	event->shutdown = flow->shutdown;
 	event->mmaps = flow->mmaps;
-	/*
-	 * Two threads may end one flow at once; only the one that deletes it reports it. An entry is
-	 * deleted by its key alone, so it is looked at once more: another flow may have its place.
-	 */
-	current = bpf_map_lookup_elem(&flows, key);
-	if (!current || current->start_ns != event->flow_ns || bpf_map_delete_elem(&flows, key)) {
+	/* Two threads may end one flow at once; only the one that deletes it reports it. */
+	if (bpf_map_delete_elem(&flows, key))
 		bpf_ringbuf_discard(event, BPF_RB_NO_WAKEUP);
-		return 0;
-	}
-	bpf_ringbuf_submit(event, ring_flags());
-	return 1;
+	else
+		bpf_ringbuf_submit(event, ring_flags());
 }
 
 /*
