@@ -154,6 +154,13 @@ pub fn environment(config: &Config) -> Vec<Finding> {
     credentials(&files, config, &mut findings);
     spool(config, &mut findings);
     directory("status.file", config.status.file.parent(), &mut findings);
+    // It is not opened: a pipe in its place would be waited for.
+    if let Some(btf) = &config.kernel.btf
+        && let Err(error) = fs::metadata(btf)
+    {
+        let remedy = "provide the file, or leave kernel.btf empty";
+        findings.push(Finding::of_io(btf.display().to_string(), &error, remedy));
+    }
     findings
 }
 
