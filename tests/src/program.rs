@@ -4,9 +4,13 @@ use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
+use signal_hook::consts::SIGINT;
+use signal_hook::flag;
 
 use crate::Result;
 use crate::wait::wait_for;
@@ -30,6 +34,7 @@ impl Program {
     /// # Errors
     /// If a file cannot be made or the program cannot be started.
     pub fn start(name: &str, command: &mut Command, folder: &Path) -> Result<Program> {
+        heed_interrupts()?;
         std::fs::create_dir_all(folder)?;
         let output = folder.join(format!("{name}.out"));
         let log = folder.join(format!("{name}.log"));
@@ -156,6 +161,18 @@ impl Program {
         let tail: Vec<&str> = tail.into_iter().rev().collect();
         format!("{what}; its log ends:\n{}", tail.join("\n")).into()
     }
+}
+
+/// Sees to it that children end by SIGINT. What a shell starts in the background is told to ignore
+/// it, and hands that on; a signal with a handler, which here does what the default would, is
+/// handed on as the default.
+fn heed_interrupts() -> Result {
+    static HEEDED: OnceLock<bool> = OnceLock::new();
+    let heeded = HEEDED.get_or_init(|| {
+        let always = Arc::new(AtomicBool::new(true));
+        flag::register_conditional_default(SIGINT, always).is_ok()
+    });
+    if *heeded { Ok(()) } else { Err("SIGINT cannot be handled".into()) }
 }
 
 impl Drop for Program {
