@@ -8,6 +8,9 @@
 
 #include "network.bpf.h"
 
+/* Tries to take a number over from a flow that another processor is ending: it is done within a
+ * microsecond or two, unless its processor is taken away from it. */
+#define BEGIN_TRIES 128
 #define SWEEP_DESCRIPTORS 256 /* that one pass looks at */
 
 inline_always __u32 is_reading(__u8 operation)
@@ -40,21 +43,59 @@ inline_always void flow_add(struct flow *flow, __u8 operation, __s64 ret)
 	}
 }
 
-/*
- * Reports the end of a flow and deletes it. If the ring has no room, the entry stays and is
- * marked: the agent finds it when it next goes through the map, so nothing is lost.
- */
-inline_always void flow_end(struct flow_key *key, struct flow *flow, __u64 task, __u8 reason)
+/* Whether other threads use the same descriptors. Alone, a thread cannot be overtaken. */
+inline_always __u32 has_threads(__u64 task)
 {
-	struct event_flow_end *event = bpf_ringbuf_reserve(&ring, sizeof(*event), 0);
+	__u64 signal = READ(struct task_struct, task, signal);
+
+	return READ(struct signal_struct, signal, live.counter) > 1;
+}
+
+/* Whether a flow with this end must have lost its number to nothing or to another file. */
+inline_always __u32 is_freeing(__u8 reason)
+{
+	return reason == FLOW_CLOSED || reason == FLOW_CLOSED_RANGE ||
+	       reason == FLOW_CLOSED_DUP || reason == FLOW_EXEC;
+}
+
+/*
+ * Reports the end of a flow and deletes it; returns whether the end is told by this. If the
+ * ring has no room, the entry stays and is marked: the agent finds it when it next goes
+ * through the map, so nothing is lost.
+ */
+inline_always __u32 flow_end(struct flow_key *key, struct flow *flow, __u64 task, __u8 reason)
+{
+	struct claim claim = {.key = *key, .start_ns = flow->start_ns};
+	struct event_flow_end *event;
+	__u32 shared = has_threads(task), told = 0;
+	__u8 one = 1;
 	int slot;
 
+	if (shared) {
+		int refused = bpf_map_update_elem(&claims, &claim, &one, BPF_NOEXIST);
+
+		/* Another thread ends it. */
+		if (refused == -EEXIST)
+			return 0;
+		if (refused) {
+			flow->ended = reason;
+			return 1;
+		}
+		/* The entry may have been ended and its memory given to another since it was
+		 * looked up. From here on nobody else takes it away. */
+		flow = bpf_map_lookup_elem(&flows, key);
+		if (!flow || flow->start_ns != claim.start_ns ||
+		    (is_freeing(reason) && flow->file == task_file(task, key->fd)))
+			goto release;
+	}
 	/* An end that found no room before is still the end that it was. */
 	if (flow->ended)
 		reason = flow->ended;
+	told = 1;
+	event = bpf_ringbuf_reserve(&ring, sizeof(*event), 0);
 	if (!event) {
 		flow->ended = reason;
-		return;
+		goto release;
 	}
 	__builtin_memset(event, 0, sizeof(*event));
 	fill_header(&event->header, task, EVENT_FLOW_END, 0);
@@ -71,11 +112,17 @@ inline_always void flow_end(struct flow_key *key, struct flow *flow, __u64 task,
 	event->reason = reason;
 	event->shutdown = flow->shutdown;
 	event->mmaps = flow->mmaps;
-	/* Two threads may end one flow at once; only the one that deletes it reports it. */
-	if (bpf_map_delete_elem(&flows, key))
+	/* The agent may have taken the entry, and with it the end. */
+	if (bpf_map_delete_elem(&flows, key)) {
 		bpf_ringbuf_discard(event, BPF_RB_NO_WAKEUP);
-	else
+		told = 0;
+	} else {
 		bpf_ringbuf_submit(event, ring_flags());
+	}
+release:
+	if (shared)
+		bpf_map_delete_elem(&claims, &claim);
+	return told;
 }
 
 /*
@@ -145,6 +192,27 @@ inline_always void describe_inode(struct event_flow_start *event, __u64 file)
 	event->device = READ(struct super_block, READ(struct inode, inode, i_sb), s_dev);
 }
 
+/* Adds an operation to the flow that another thread has begun meanwhile. */
+inline_always void join(struct scratch *scratch, struct event_flow_start *event,
+			struct flow *flow, struct flow *other, struct tally *tally)
+{
+	struct volume *volume = SLOT_OF(other);
+
+	ADD(volume->read_ops, flow->volume[0].read_ops);
+	ADD(volume->write_ops, flow->volume[0].write_ops);
+	ADD(volume->read_bytes, flow->volume[0].read_bytes);
+	ADD(volume->write_bytes, flow->volume[0].write_bytes);
+	ADD(other->shutdown, flow->shutdown);
+	ADD(other->mmaps, flow->mmaps);
+	if (is_reading(event->operation) || is_writing(event->operation) ||
+	    event->operation == OPERATION_SHUTDOWN || event->operation == OPERATION_MMAP)
+		return;
+	event->flags |= FLOW_CONTINUED;
+	event->flow_ns = other->start_ns;
+	if (scratch_output(scratch, sizeof(*event)))
+		tally->lost_ring++;
+}
+
 /*
  * Makes the map entry that `event` describes and sends the event. Another thread may have made
  * it since it was last looked for: then this operation joins it, and an event tells only of
@@ -155,29 +223,26 @@ inline_always void flow_begin(struct scratch *scratch, struct event_flow_start *
 {
 	/* Of this answer only the lower half counts: before 6.4 the verifier calls a function that
 	 * returns an int, and leaves its upper half zero. */
-	int refused = bpf_map_update_elem(&flows, &event->key, flow, BPF_NOEXIST);
+	int refused, tries;
 	__u8 tracked = 1;
 
-	if (refused == -EEXIST) {
-		struct flow *other = bpf_map_lookup_elem(&flows, &event->key);
+#pragma clang loop unroll(disable)
+	for (tries = 0; tries < BEGIN_TRIES; tries++) {
+		struct flow *other;
 
-		if (other && other->file == flow->file && !other->ended) {
-			struct volume *volume = SLOT_OF(other);
-
-			ADD(volume->read_ops, flow->volume[0].read_ops);
-			ADD(volume->write_ops, flow->volume[0].write_ops);
-			ADD(volume->read_bytes, flow->volume[0].read_bytes);
-			ADD(volume->write_bytes, flow->volume[0].write_bytes);
-			ADD(other->shutdown, flow->shutdown);
-			ADD(other->mmaps, flow->mmaps);
-			if (is_reading(event->operation) || is_writing(event->operation) ||
-			    event->operation == OPERATION_SHUTDOWN ||
-			    event->operation == OPERATION_MMAP)
-				return;
-			event->flags |= FLOW_CONTINUED;
-			event->flow_ns = other->start_ns;
-			if (scratch_output(scratch, sizeof(*event)))
-				tally->lost_ring++;
+		refused = bpf_map_update_elem(&flows, &event->key, flow, BPF_NOEXIST);
+		if (refused != -EEXIST)
+			break;
+		other = bpf_map_lookup_elem(&flows, &event->key);
+		if (!other)
+			continue;
+		if (other->ended)
+			break;
+		/* What has just been opened goes on with no flow: the entry is that of the file
+		 * before, which may have had the same address, and is about to go. */
+		if (other->file == flow->file &&
+		    (event->operation != OPERATION_OPEN && event->operation != OPERATION_ACCEPT)) {
+			join(scratch, event, flow, other, tally);
 			return;
 		}
 	}

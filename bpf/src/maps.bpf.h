@@ -23,6 +23,26 @@ struct {
 	__type(value, struct flow);
 } flows SEC(".maps");
 
+/* Which flow is being ended: its entry in `flows`, by key and by age. */
+struct claim {
+	struct flow_key key;
+	__u64 start_ns;
+};
+
+#define CLAIMS_MAX 256 /* processors that end a flow at one time */
+
+/*
+ * The flows that are being ended. Deleting from `flows` goes by key alone, so that a thread
+ * could delete the flow that another has just begun on the same number. Whoever ends a flow
+ * of a process with threads first makes the flow's entry here, which only one can.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, CLAIMS_MAX);
+	__type(key, struct claim);
+	__type(value, __u8);
+} claims SEC(".maps");
+
 #define CALL_NUMBERS 512 /* above every number in use, without the ARM-private ones */
 
 struct {

@@ -166,9 +166,8 @@ int sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	if (ending.call == CALL_CLOSE) {
 		/* The number is free already; if another thread has opened and used it again, the
 		 * entry is that thread's, and the closed flow was reported when it was replaced. */
-		if (flow && !flow->ended && flow->file != task_file(ending.task, key.fd))
-			flow_end(&key, flow, ending.task, FLOW_CLOSED);
-		else
+		if (!flow || flow->ended || flow->file == task_file(ending.task, key.fd) ||
+		    !flow_end(&key, flow, ending.task, FLOW_CLOSED))
 			tally->filtered++;
 		return 0;
 	}

@@ -1,7 +1,9 @@
 //! Every way to move bytes through a descriptor, held against the program that moved them.
 
+use std::collections::BTreeMap;
 use std::process::Command;
 
+use codec::op;
 use serde_json::Value;
 use tests::Result;
 use tests::fleet::Fleet;
@@ -143,4 +145,34 @@ fn every_way_to_move_bytes_is_counted() -> Result {
     faults.extend(losses.map(|loss| format!("{loss:?}")));
     assert!(compared > 0);
     if faults.is_empty() { Ok(()) } else { Err(faults.join("\n").into()) }
+}
+
+/// Each open has its end, and none has two, although a number has long been given to another
+/// thread when the call that closed it ends. Where a thread's processor is taken away just then,
+/// the open is told as a flow of its own, which says so.
+#[test]
+fn threads_that_take_over_numbers_are_told_apart() -> Result {
+    let test = "threads_that_take_over_numbers_are_told_apart";
+    let Some(machine) = Machine::claim(test, &[Need::Agent])? else { return Ok(()) };
+    let fleet = Fleet::new(&machine)?;
+    let file = fleet.path("race");
+    std::fs::write(&file, "")?;
+    let (records, opens) = fleet.watch(|| {
+        let mut race = Command::new(env!("CARGO_BIN_EXE_workload-race"));
+        let output = race.arg("--file").arg(&file).args(["--threads", "6"]).output()?;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?.trim().parse::<usize>()?)
+    })?;
+    let path = file.to_string_lossy();
+    let mut found = BTreeMap::new();
+    for record in records.iter().filter(|record| text(record, "file.path") == path) {
+        let operations = record["opflags_bitmap"].as_u64().unwrap_or_default();
+        *found.entry((operations, text(record, "endreason"))).or_insert(0) += 1;
+    }
+    let count = |operations, end| found.get(&(operations, end)).copied().unwrap_or(0);
+    let closed = count(op::OPEN | op::CLOSE, "end_detected");
+    let alone = count(op::OPEN | op::TRUNCATE, "lack_of_resources");
+    assert!(closed + alone == opens && alone * 100 < opens, "{opens} opens: {found:?}");
+    assert_eq!(Summary::of(&fleet.store())?.unbalanced(), Vec::<String>::new());
+    Ok(())
 }

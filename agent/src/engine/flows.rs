@@ -78,9 +78,9 @@ impl Engine {
             exported: Totals::default(),
         };
         let untracked = start.flags & kernel_flow::UNTRACKED != 0;
-        let same_file = self.flows.get(&start.key).map(|known| known.file == start.file);
-        let goes_on = untracked && same_file == Some(true);
-        if same_file.is_some() && !goes_on {
+        // One that the kernel does not track displaces nothing: the end of what is known under
+        // its number, if it has one, is still on its way.
+        if !untracked && self.flows.contains_key(&start.key) {
             // Its end was not told, so its last counters are those of the last sweep.
             self.export(&start.key, now_ns, op::TRUNCATE, EndReason::EndDetected);
         }
@@ -101,7 +101,7 @@ impl Engine {
             }
             self.export(&start.key, now_ns, op::TRUNCATE, EndReason::LackOfResources);
             self.flows.remove(&start.key);
-            if let Some(known) = known.filter(|_| goes_on) {
+            if let Some(known) = known {
                 self.flows.insert(start.key, known);
             }
         }
