@@ -105,8 +105,36 @@ pub struct Limits {
     pub generation_records_max: u32,
 }
 
+/// Where finished frames go, oldest first.
+pub trait Sink {
+    /// Takes a frame, whole and alone in `frame`.
+    fn frame(&mut self, frame: &[u8]) -> Kept;
+}
+
+impl<S: Sink> Sink for std::rc::Rc<std::cell::RefCell<S>> {
+    fn frame(&mut self, frame: &[u8]) -> Kept {
+        self.borrow_mut().frame(frame)
+    }
+}
+
+impl Sink for Vec<Vec<u8>> {
+    fn frame(&mut self, frame: &[u8]) -> Kept {
+        self.push(frame.to_vec());
+        Kept::default()
+    }
+}
+
+/// What became of a frame, and of others to make room for it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Kept {
+    /// Records lost, and why.
+    pub lost: Option<(Term, u64)>,
+    /// Whether frames of this generation may be missing: the next begins at the next chance,
+    /// since a collector takes a generation only from its start.
+    pub restart: bool,
+}
+
 /// Collects records into frames.
-#[derive(Debug)]
 pub struct Batch {
     identity: Identity,
     limits: Limits,
@@ -124,9 +152,17 @@ pub struct Batch {
     /// The ledger.
     pub books: Books,
     books_told: Books,
-    finished: Vec<Vec<u8>>,
+    sink: Box<dyn Sink>,
+    restart: bool,
     last_ns: u64,
     pending_since_ns: Option<u64>,
+}
+
+impl std::fmt::Debug for Batch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Batch { generation, sequence, state, .. } = self;
+        write!(f, "Batch at frame {sequence} of generation {generation}, {state:?}")
+    }
 }
 
 impl Batch {
@@ -137,6 +173,7 @@ impl Batch {
         capabilities: Capabilities,
         clock: Clock,
         interruption: Option<Interruption>,
+        sink: Box<dyn Sink>,
     ) -> Batch {
         Batch {
             buffer: vec![0; limits.frame_bytes_max + HEADER_ROOM_BYTES],
@@ -154,7 +191,8 @@ impl Batch {
             farewell: None,
             books: Books::default(),
             books_told: Books::default(),
-            finished: Vec::new(),
+            sink,
+            restart: false,
             last_ns: 0,
             pending_since_ns: None,
         }
@@ -166,9 +204,9 @@ impl Batch {
     }
 
     /// To be called between records that do not refer to each other: ends the generation if it
-    /// is full.
+    /// is full, or frames of it are missing.
     pub fn between(&mut self) {
-        if self.generation_records >= self.limits.generation_records_max {
+        if self.restart || self.generation_records >= self.limits.generation_records_max {
             self.restart_generation();
         }
     }
@@ -176,6 +214,7 @@ impl Batch {
     /// Ends the generation: the next frame begins a new one.
     pub fn restart_generation(&mut self) {
         self.finish();
+        self.restart = false;
         self.generation += 1;
         self.generation_records = 0;
         self.generation_started = false;
@@ -241,7 +280,7 @@ impl Batch {
         if self.state.records() == 0 && ledger.is_empty() && self.farewell.is_none() {
             return;
         }
-        let identity = self.identity.clone();
+        let identity = &self.identity;
         let mut run_tag = [0; 8];
         run_tag.copy_from_slice(&identity.run_id[..8]);
         let first = !self.generation_started;
@@ -270,18 +309,17 @@ impl Batch {
             return;
         };
         if let Ok(frame) = writer.finish(&header) {
-            self.finished.push(frame.to_vec());
+            let kept = self.sink.frame(frame);
             self.sequence += 1;
             self.generation_started = true;
             self.clock_told = Some(self.clock);
             self.books_told = self.books.clone();
+            if let Some((term, records)) = kept.lost {
+                self.books.add_lost_records(term, records);
+            }
+            self.restart |= kept.restart;
         }
         self.state = Suspended::default();
         self.pending_since_ns = None;
-    }
-
-    /// Takes the finished frames, oldest first.
-    pub fn take_finished(&mut self) -> Vec<Vec<u8>> {
-        std::mem::take(&mut self.finished)
     }
 }

@@ -1,7 +1,9 @@
 //! Where kernel words become SysFlow words: events go in, records go into the batch, each
-//! behind the entities that it refers to, ancestors first. Bounds: the tables of processes and
-//! flows; a flow that finds no place is exported at once with the reason. The same events give
-//! the same records: it reads no clock, file or map except through [`Counters`].
+//! behind the entities that it refers to, ancestors first. Bounds: the tables of processes, flows,
+//! files and containers. A flow that finds no place makes one by the export of the flow that was
+//! idle longest; a file or container that finds none is written again each time. All memory is
+//! taken at start. The same events give the same records: it reads no clock, file or map except
+//! through [`Counters`].
 
 mod events;
 mod flows;
@@ -19,11 +21,17 @@ use crate::batch::Batch;
 use crate::entity::{Process, Processes};
 use crate::flow::{Flow, Object, Totals};
 use crate::privacy::Privacy;
-use events::{args, owner};
+use crate::table::Table;
+use events::Arguments;
 pub use processes::container_id;
 
 /// Attempts to connect that are remembered until their flow begins: it is in the ring right behind.
 const REFUSED_MAX: usize = 64;
+/// Containers that are known in one generation.
+const CONTAINERS_MAX: usize = 256;
+/// Room for the texts of one event, bytes: the kernel side sends at most 20,480, and masking a
+/// secret can make a text half as long again.
+const BUFFER_BYTES: usize = 32 * 1024;
 
 /// The kernel's flow counters, as far as the engine needs them.
 pub trait Counters {
@@ -40,6 +48,45 @@ pub struct Timeouts {
     pub active_ns: u64,
 }
 
+/// Bounds of the tables.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Flows.
+    pub flows_max: usize,
+    /// Processes.
+    pub processes_max: usize,
+    /// Files of one generation.
+    pub files_max: usize,
+    /// Bytes of the texts of processes and flows.
+    pub text_bytes: usize,
+}
+
+impl Bounds {
+    /// About how many bytes the engine takes.
+    pub const fn memory_bytes(&self) -> usize {
+        Table::<FlowKey, Flow>::memory_bytes(self.flows_max)
+            + self.flows_max * size_of::<(u64, FlowKey)>()
+            + Table::<u64, ()>::memory_bytes(self.files_max / 2)
+            + Processes::memory_bytes(self.processes_max, self.text_bytes)
+            + self.processes_max * size_of::<Oid>()
+            + size_of::<Buffers>() / size_of::<Vec<u8>>() * BUFFER_BYTES
+    }
+}
+
+/// Where texts are put together. Each is taken for as long as it is in use, so that two uses at
+/// one time would show as an allocation.
+#[derive(Debug)]
+struct Buffers {
+    /// Paths of the event at hand.
+    paths: Vec<u8>,
+    /// Arguments of the event at hand.
+    args: Vec<u8>,
+    /// The same, their secrets masked.
+    masked: Vec<u8>,
+    /// Texts of an entity that is written.
+    entity: Vec<u8>,
+}
+
 /// The engine.
 #[derive(Debug)]
 pub struct Engine {
@@ -49,16 +96,24 @@ pub struct Engine {
     pub batch: Batch,
     /// Names of users and groups on this device.
     pub users: Users,
-    flows: HashMap<FlowKey, Flow>,
-    flows_max: usize,
+    flows: Table<FlowKey, Flow>,
     files: HashMap<u64, FileId>,
+    files_max: usize,
+    /// Files written in this generation.
+    files_told: u32,
     numbers_generation: u32,
-    containers: HashMap<Vec<u8>, u32>,
+    containers: HashMap<u64, u32>,
+    containers_told: u32,
     hasher: RandomState,
     timeouts: Timeouts,
     privacy: Privacy,
     /// Attempts that failed and whose flow has not begun, oldest first.
     refused: VecDeque<SocketState>,
+    buffers: Buffers,
+    /// Room for [`Engine::keys_of`].
+    keys: Vec<(u64, FlowKey)>,
+    /// Room for lists of processes.
+    oids: Vec<Oid>,
 }
 
 /// Names of users and groups.
@@ -73,26 +128,36 @@ pub struct Users {
 impl Engine {
     /// An engine without processes or flows.
     pub fn new(
-        processes: Processes,
-        flows_max: usize,
+        bounds: Bounds,
         timeouts: Timeouts,
         users: Users,
         privacy: Privacy,
         batch: Batch,
     ) -> Engine {
+        let buffer = || Vec::with_capacity(BUFFER_BYTES);
         Engine {
-            processes,
+            processes: Processes::new(bounds.processes_max, bounds.text_bytes),
             batch,
             users,
-            flows: HashMap::with_capacity(flows_max * 2),
-            flows_max,
-            files: HashMap::new(),
+            flows: Table::new(bounds.flows_max),
+            files: HashMap::with_capacity(bounds.files_max),
+            files_max: bounds.files_max,
+            files_told: 0,
             numbers_generation: 0,
-            containers: HashMap::new(),
+            containers: HashMap::with_capacity(CONTAINERS_MAX),
+            containers_told: 0,
             hasher: RandomState::new(),
             timeouts,
             privacy,
             refused: VecDeque::with_capacity(REFUSED_MAX),
+            buffers: Buffers {
+                paths: buffer(),
+                args: buffer(),
+                masked: buffer(),
+                entity: buffer(),
+            },
+            keys: Vec::with_capacity(bounds.flows_max),
+            oids: Vec::with_capacity(bounds.processes_max),
         }
     }
 
@@ -116,15 +181,20 @@ impl Engine {
             }
             Event::ExecFailed { failed, path } => {
                 let Some(oid) = self.subject(&failed.header, Operation::Exec) else { return };
-                let mut args = path.to_vec();
-                args.push(0);
+                let mut args = Arguments::begin(&mut self.buffers.args);
+                args.text(path);
+                let args = args.end();
                 self.process_event(oid, &failed.header, Operation::Exec, &args, failed.ret);
+                self.buffers.args = args;
             }
             Event::Setuid(setuid) => {
                 let Some(oid) = self.subject(&setuid.header, Operation::Setuid) else { return };
                 self.note_owner(oid, setuid.header.time_ns, setuid.uid, setuid.gid);
-                let args = args(&[&owner(&self.users.users, setuid.wanted)]);
+                let mut args = Arguments::begin(&mut self.buffers.args);
+                args.owner(&self.users.users, setuid.wanted);
+                let args = args.end();
                 self.process_event(oid, &setuid.header, Operation::Setuid, &args, setuid.ret);
+                self.buffers.args = args;
             }
             Event::FlowStart { start, operation, path } => {
                 self.flow_start(start, *operation, path);
@@ -180,30 +250,40 @@ impl Engine {
             now_ns.saturating_sub(flow.since_ns) >= active_ns
                 && (flow.ops != 0 || flow.seen != flow.exported)
         });
-        for key in due {
-            let reason = match self.flows.get(&key) {
+        for (_, key) in &due {
+            let reason = match self.flows.get(key) {
                 Some(flow) if now_ns.saturating_sub(flow.active_ns) >= self.timeouts.idle_ns => {
                     EndReason::IdleTimeout
                 }
                 _ => EndReason::ActiveTimeout,
             };
-            self.export(&key, now_ns, 0, reason);
+            self.batch.between();
+            self.export(key, now_ns, 0, reason);
         }
-        for oid in self.processes.with_threads_since(now_ns.saturating_sub(self.timeouts.active_ns))
-        {
-            self.export_threads(oid, now_ns, EndReason::ActiveTimeout);
-        }
+        self.keys = due;
+        let since_ns = now_ns.saturating_sub(active_ns);
+        self.export_all_threads(since_ns, now_ns, EndReason::ActiveTimeout);
     }
 
     /// Exports everything at the end of the run.
     pub fn close(&mut self, now_ns: u64) {
-        for key in self.keys_of(|_, _| true) {
-            self.export(&key, now_ns, op::TRUNCATE, EndReason::ForcedEnd);
+        let open = self.keys_of(|_, _| true);
+        for (_, key) in &open {
+            self.batch.between();
+            self.export(key, now_ns, op::TRUNCATE, EndReason::ForcedEnd);
         }
-        for oid in self.processes.with_threads_since(u64::MAX) {
-            self.export_threads(oid, now_ns, EndReason::ForcedEnd);
-        }
+        self.keys = open;
+        self.export_all_threads(u64::MAX, now_ns, EndReason::ForcedEnd);
         self.batch.close(now_ns);
+    }
+
+    fn export_all_threads(&mut self, since_ns: u64, now_ns: u64, end: EndReason) {
+        let mut oids = std::mem::take(&mut self.oids);
+        self.processes.with_threads_since(since_ns, &mut oids);
+        for oid in &oids {
+            self.export_threads(*oid, now_ns, end);
+        }
+        self.oids = oids;
     }
 
     /// The boot-clock time, ns, until which everything that was observed is in records, as far
@@ -212,7 +292,8 @@ impl Engine {
     pub fn told_until(&self, swept_ns: u64, now_ns: u64) -> u64 {
         let flows = self
             .flows
-            .values()
+            .iter()
+            .map(|(_, flow)| flow)
             .filter(|flow| flow.ops != 0 || flow.seen != flow.exported)
             .map(|flow| flow.since_ns)
             .min();
@@ -224,16 +305,15 @@ impl Engine {
             .fold(now_ns, u64::min)
     }
 
-    /// The keys of these flows, oldest first: the order of a table must not reach the wire.
-    fn keys_of(&self, wanted: impl Fn(&FlowKey, &Flow) -> bool) -> Vec<FlowKey> {
-        let mut found: Vec<(u64, FlowKey)> = self
-            .flows
-            .iter()
-            .filter(|(key, flow)| wanted(key, flow))
-            .map(|(key, flow)| (flow.flow_ns, *key))
-            .collect();
+    /// The keys of these flows, oldest first: the order of a table must not reach the wire. The
+    /// list is `self.keys`, which wants it back.
+    fn keys_of(&mut self, wanted: impl Fn(&FlowKey, &Flow) -> bool) -> Vec<(u64, FlowKey)> {
+        let mut found = std::mem::take(&mut self.keys);
+        found.clear();
+        let fitting = self.flows.iter().filter(|(key, flow)| wanted(key, flow));
+        found.extend(fitting.map(|(key, flow)| (flow.flow_ns, *key)));
         found.sort_unstable_by_key(|(flow_ns, key)| (*flow_ns, key.tgid, key.fd, key.peer_port));
-        found.into_iter().map(|(_, key)| key).collect()
+        found
     }
 
     fn count(&mut self, operation: Operation, term: Term, count: u64) {

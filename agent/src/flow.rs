@@ -4,15 +4,17 @@
 
 use codec::{Address, Oid, Volume, op};
 
+use crate::texts::Text;
+
 /// The object of a flow.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub enum Object {
     /// A file, directory, pipe or unix socket.
     File {
         /// SysFlow `restype`.
         kind: u8,
-        /// Absolute path or name.
-        path: Vec<u8>,
+        /// Absolute path or name, in the pool of texts.
+        path: Text,
         /// Device number.
         device: u32,
         /// Inode number.
@@ -34,7 +36,7 @@ pub enum Object {
 }
 
 /// One flow that goes on.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Flow {
     /// Who.
     pub process: Oid,

@@ -19,5 +19,7 @@ pub mod slots;
 pub mod spool;
 pub mod status;
 pub mod supervisor;
+pub mod table;
+pub mod texts;
 pub mod tls;
 pub mod upload;

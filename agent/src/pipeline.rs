@@ -19,9 +19,8 @@ use codec::{Capabilities, Clock, Interruption, Operation, Term, hook};
 use rustix::time::{ClockId, clock_gettime};
 use smol::Timer;
 
-use crate::batch::{Batch, Identity, Limits};
-use crate::engine::{Counters, Engine, Timeouts};
-use crate::entity::Processes;
+use crate::batch::{Batch, Books, Identity, Kept, Limits, Sink};
+use crate::engine::{self, Counters, Engine, Timeouts};
 use crate::flow::Totals;
 use crate::privacy::Privacy;
 use crate::procfs::{self, UserFiles};
@@ -183,8 +182,8 @@ pub struct Settings {
     pub frame_age_max: Duration,
     /// Processes in the table.
     pub processes_max: usize,
-    /// Bytes of their paths and arguments.
-    pub text_bytes_max: usize,
+    /// Bytes of the texts of processes and flows.
+    pub text_bytes: usize,
     /// What is masked in arguments.
     pub privacy: Privacy,
 }
@@ -204,24 +203,56 @@ impl Default for Settings {
             limits: Limits { frame_bytes_max: 64 * 1024, generation_records_max: 10_000 },
             frame_age_max: Duration::from_secs(5),
             processes_max: 2048,
-            text_bytes_max: 1 << 20,
+            text_bytes: 1 << 20,
             privacy: Privacy::default(),
         }
     }
 }
 
+impl Settings {
+    /// Bounds of the tables of the engine.
+    pub fn engine_bounds(&self) -> engine::Bounds {
+        engine::Bounds {
+            // Those that the kernel keeps, and some whose end is still in the ring.
+            flows_max: self.bounds.flow_entries as usize + 1024,
+            processes_max: self.processes_max,
+            // Most records of a generation use a file that is known already.
+            files_max: self.limits.generation_records_max as usize,
+            text_bytes: self.text_bytes,
+        }
+    }
+}
+
 /// Where finished frames go.
-trait Outlet {
+trait Outlet: Sink {
     /// The probes are attached; no privilege is needed from here on.
     fn ready(&mut self, probes: &Probes) -> Result<(), Error>;
-    /// A frame is finished; everything until `until_ns` is in it or in those before.
-    fn frame(&mut self, frame: &[u8], until_ns: u64, engine: &mut Engine) -> Result<(), Error>;
+    /// Everything that was observed until `until_ns` has been given to the outlet.
+    ///
+    /// # Errors
+    /// If the outlet has failed, and nothing more is worth the watching.
+    fn told_until(&mut self, until_ns: u64) -> Result<(), Error>;
+    /// What was lost behind the outlet since it was last asked.
+    fn losses(&mut self) -> Losses {
+        Losses::default()
+    }
     /// Once for every frame age.
-    fn tick(&mut self, engine: &mut Engine);
+    fn tick(&mut self, _books: &Books) {}
     /// Once for every look into the ring, at least ten times a second while all is well.
     fn alive(&mut self, _now: Instant) {}
     /// The probes are detached: what is held is told, and then it ends.
     fn stopping(&mut self) {}
+}
+
+/// Records that were lost after they had been handed on.
+#[derive(Clone, Copy, Debug, Default)]
+struct Losses {
+    /// Refused by the collector.
+    refused: u64,
+    /// Damaged on the device.
+    damaged: u64,
+    /// Whether the collector has lost the generation.
+    restart: bool,
 }
 
 /// Watches until `stop` is set or `duration` is over.
@@ -231,7 +262,7 @@ fn watch(
     interruption: Option<Interruption>,
     duration: Option<Duration>,
     stop: &Arc<AtomicBool>,
-    outlet: &mut impl Outlet,
+    outlet: &Rc<RefCell<impl Outlet + 'static>>,
 ) -> Result<(), Error> {
     privileges::start().map_err(|e| Error::System("giving up capabilities", e))?;
     let probes = Rc::new(Probes::load(&settings.bounds).map_err(Error::Probes)?);
@@ -255,18 +286,20 @@ fn watch(
         jit: probes.is_jited(),
     };
     let mut offset = clock();
-    let batch = Batch::new(identity, settings.limits, capabilities, offset, interruption);
+    let sink = Box::new(Rc::clone(outlet));
+    let batch = Batch::new(identity, settings.limits, capabilities, offset, interruption, sink);
     let mut user_files = UserFiles::default();
     let mut engine = Engine::new(
-        Processes::new(settings.processes_max, settings.text_bytes_max),
-        settings.bounds.flow_entries as usize + 1024,
+        settings.engine_bounds(),
         settings.timeouts,
         user_files.changed().unwrap_or_default(),
         settings.privacy.clone(),
         batch,
     );
-    for process in procfs::processes(&probes.processes(), &settings.privacy) {
-        engine.processes.insert(process);
+    for (process, words) in procfs::processes(&probes.processes(), &settings.privacy) {
+        if engine.processes.insert(process) {
+            engine.processes.set_words(process.oid, words.slices());
+        }
     }
     let kernel = Rc::new(Kernel(Rc::clone(&probes)));
     let engine = Rc::new(RefCell::new(engine));
@@ -283,7 +316,7 @@ fn watch(
     };
     log::info!("watching: {} hooks attached", probes.attached().len());
 
-    outlet.ready(&probes)?;
+    outlet.borrow_mut().ready(&probes)?;
     let started = Instant::now();
     let (mut swept, mut framed, mut told) = (started, started, started);
     let mut swept_ns = boot_ns();
@@ -295,12 +328,12 @@ fn watch(
             if stopping {
                 // What comes after this is nobody's business, and the books can balance.
                 probes.detach();
-                outlet.stopping();
+                outlet.borrow_mut().stopping();
             }
             let drained_ns = boot_ns();
             ring.drain();
             let now = Instant::now();
-            outlet.alive(now);
+            outlet.borrow_mut().alive(now);
             // The guard ends before the wait: the ring's observer takes the engine itself.
             {
                 let mut engine = engine.borrow_mut();
@@ -332,16 +365,21 @@ fn watch(
                         told = now;
                         engine.batch.finish();
                     }
-                    outlet.tick(&mut engine);
+                    let losses = outlet.borrow_mut().losses();
+                    let books = &mut engine.batch.books;
+                    books.add_lost_records(Term::LostRefused, losses.refused);
+                    books.add_lost_records(Term::LostSpoolError, losses.damaged);
+                    if losses.restart {
+                        engine.batch.restart_generation();
+                    }
+                    outlet.borrow_mut().tick(&engine.batch.books);
                 }
-                let frames = engine.batch.take_finished();
                 let until_ns =
                     if stopping { drained_ns } else { engine.told_until(swept_ns, drained_ns) };
-                for frame in frames {
-                    outlet.frame(&frame, until_ns, &mut engine)?;
-                }
+                let mut outlet = outlet.borrow_mut();
+                outlet.told_until(until_ns)?;
                 if stopping {
-                    outlet.tick(&mut engine);
+                    outlet.tick(&engine.batch.books);
                 }
             }
             if stopping {
@@ -398,9 +436,23 @@ fn file_error(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     move |error| Error::File(path, error)
 }
 
+/// A folder that takes each frame as a file.
 struct Folder {
     out: PathBuf,
     number: u64,
+    failure: Option<Error>,
+}
+
+impl Sink for Folder {
+    fn frame(&mut self, frame: &[u8]) -> Kept {
+        let path = self.out.join(format!("{:020}.frame", self.number));
+        self.number += 1;
+        let written = std::fs::File::create_new(&path).and_then(|mut file| file.write_all(frame));
+        if let Err(error) = written {
+            self.failure = Some(Error::File(path, error));
+        }
+        Kept::default()
+    }
 }
 
 impl Outlet for Folder {
@@ -408,15 +460,9 @@ impl Outlet for Folder {
         drop_privileges(probes)
     }
 
-    fn frame(&mut self, frame: &[u8], _: u64, _: &mut Engine) -> Result<(), Error> {
-        let path = self.out.join(format!("{:020}.frame", self.number));
-        self.number += 1;
-        std::fs::File::create_new(&path)
-            .and_then(|mut file| file.write_all(frame))
-            .map_err(file_error(&path))
+    fn told_until(&mut self, _: u64) -> Result<(), Error> {
+        self.failure.take().map_or(Ok(()), Err)
     }
-
-    fn tick(&mut self, _: &mut Engine) {}
 }
 
 /// Watches without a collector: each frame becomes a file in `out`.
@@ -430,11 +476,11 @@ pub fn capture(settings: &Settings, duration: Option<Duration>, out: &Path) -> R
         return Err(Error::Config(text));
     }
     let stop = stop_on_signal()?;
-    let mut folder = Folder { out: out.into(), number: 0 };
+    let folder = Rc::new(RefCell::new(Folder { out: out.into(), number: 0, failure: None }));
     let run_id = run_state::random_id().map_err(|e| Error::System("a random run id", e))?;
     let identity = identity("capture".into(), boot_id()?, run_id);
-    watch(settings, identity, None, duration, &stop, &mut folder)?;
-    log::info!("{} frames in {}", folder.number, out.display());
+    watch(settings, identity, None, duration, &stop, &folder)?;
+    log::info!("{} frames in {}", folder.borrow().number, out.display());
     Ok(())
 }
 

@@ -101,7 +101,7 @@ impl Privacy {
     /// name that ends like one of them is a secret's, too. Case and punctuation do not matter.
     /// `environment` are the names of the variables that are kept.
     pub fn new(is_on: bool, names: &[String], environment: &[String]) -> Privacy {
-        let endings = names.iter().map(|name| plain(name.as_bytes()));
+        let endings = names.iter().map(|name| Plain::of(name.as_bytes()).bytes().to_vec());
         Privacy {
             is_on,
             environment: environment.iter().map(|name| name.as_bytes().to_vec()).collect(),
@@ -114,29 +114,30 @@ impl Privacy {
         !self.environment.is_empty()
     }
 
-    /// Of an environment (a NUL after each variable) what is kept, and whether secrets in it were
-    /// masked. A last variable without its NUL was cut off, and is left out.
-    pub fn environment(&self, env: &[u8]) -> (Vec<u8>, bool) {
-        let mut kept = Vec::new();
+    /// Of an environment (a NUL after each variable) appends to `out` what is kept, and returns
+    /// whether secrets in it were masked. A last variable without its NUL was cut off, and is left
+    /// out.
+    pub fn environment(&self, env: &[u8], out: &mut Vec<u8>) -> bool {
+        let mut masked = false;
         let whole = env.iter().rposition(|byte| *byte == 0).map_or(0, |end| end + 1);
         for variable in env[..whole].split_inclusive(|byte| *byte == 0) {
             let name = variable.split(|byte| *byte == b'=').next().unwrap_or_default();
             if self.environment.iter().any(|allowed| allowed == name) {
-                kept.extend_from_slice(variable);
+                masked |= self.arguments(b"", variable, out);
             }
         }
-        let is_redacted = self.arguments(b"", &mut kept);
-        (kept, is_redacted)
+        masked
     }
 
-    /// Masks the secrets in `args` (a NUL after each argument) of the program `exe`. Returns
-    /// whether there were any.
-    pub fn arguments(&self, exe: &[u8], args: &mut Vec<u8>) -> bool {
+    /// Appends to `out` the arguments `args` (a NUL after each) of the program `exe`, their secrets
+    /// masked. Returns whether there were any.
+    pub fn arguments(&self, exe: &[u8], args: &[u8], out: &mut Vec<u8>) -> bool {
         if !self.is_on || args.is_empty() {
+            out.extend_from_slice(args);
             return false;
         }
+        let start = out.len();
         let program = exe.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-        let mut out = Vec::with_capacity(args.len());
         let mut expected = None;
         let whole = args.strip_suffix(b"\0").unwrap_or(args);
         for (number, argument) in whole.split(|byte| *byte == 0).enumerate() {
@@ -146,17 +147,15 @@ impl Privacy {
             match expected.take() {
                 // Another option: the one before had no value, unless its program wants one.
                 Some((shape, is_sure)) if is_sure || !argument.starts_with(b"-") => {
-                    mask_value(argument, shape, &mut out);
+                    mask_value(argument, shape, out);
                 }
-                _ => expected = self.argument(program, argument, &mut out),
+                _ => expected = self.argument(program, argument, out),
             }
         }
         if args.last() == Some(&0) {
             out.push(0);
         }
-        let found = out != *args;
-        *args = out;
-        found
+        out.get(start..) != Some(args)
     }
 
     /// Appends one argument. Returns where in the next one the secret is that this one announces,
@@ -234,16 +233,44 @@ impl Privacy {
     }
 
     fn is_secret(&self, name: &[u8]) -> bool {
-        let name = plain(name);
+        let name = Plain::of(name);
         ENDINGS.iter().any(|ending| name.ends_with(ending.as_bytes()))
-            || WHOLE.iter().any(|whole| name == whole.as_bytes())
+            || WHOLE.iter().any(|whole| name.is_whole && name.bytes() == whole.as_bytes())
             || self.endings.iter().any(|ending| name.ends_with(ending))
     }
 }
 
-/// Letters and digits, in lower case.
-fn plain(name: &[u8]) -> Vec<u8> {
-    name.iter().filter(|b| b.is_ascii_alphanumeric()).map(u8::to_ascii_lowercase).collect()
+/// Longest ending of a name that is compared, bytes.
+const PLAIN_BYTES_MAX: usize = 128;
+
+/// Letters and digits of a name, in lower case: the last of them, where there are many.
+struct Plain {
+    /// Filled from its end.
+    buffer: [u8; PLAIN_BYTES_MAX],
+    start: usize,
+    /// Whether no letter or digit was left out.
+    is_whole: bool,
+}
+
+impl Plain {
+    fn of(name: &[u8]) -> Plain {
+        let mut letters = name.iter().rev().filter(|byte| byte.is_ascii_alphanumeric());
+        let mut plain = Plain { buffer: [0; _], start: PLAIN_BYTES_MAX, is_whole: true };
+        for (place, letter) in plain.buffer.iter_mut().rev().zip(&mut letters) {
+            *place = letter.to_ascii_lowercase();
+            plain.start -= 1;
+        }
+        plain.is_whole = letters.next().is_none();
+        plain
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.buffer[self.start..]
+    }
+
+    fn ends_with(&self, ending: &[u8]) -> bool {
+        self.bytes().ends_with(ending)
+    }
 }
 
 fn is_name(byte: u8) -> bool {
@@ -292,7 +319,7 @@ fn value_of(rest: &[u8], name: &[u8]) -> Option<(usize, usize)> {
     at += usize::from(quote.is_some());
     let value = rest.get(at..)?;
     // A scheme and what it wants: `Authorization: Bearer …`.
-    let is_header = plain(name).ends_with(b"authorization");
+    let is_header = Plain::of(name).ends_with(b"authorization");
     let is_end = |byte: &u8| match quote {
         Some(quote) => *byte == quote,
         None if is_header => *byte == b'\n',
@@ -338,10 +365,15 @@ mod tests {
 
     use super::*;
 
+    fn masked(privacy: &Privacy, exe: &[u8], args: &[u8]) -> (Vec<u8>, bool) {
+        let mut out = Vec::new();
+        let found = privacy.arguments(exe, args, &mut out);
+        (out, found)
+    }
+
     fn redacted(exe: &str, args: &str) -> String {
-        let mut bytes: Vec<u8> = args.bytes().map(|b| if b == b'|' { 0 } else { b }).collect();
-        let before = bytes.clone();
-        let found = Privacy::default().arguments(exe.as_bytes(), &mut bytes);
+        let before: Vec<u8> = args.bytes().map(|b| if b == b'|' { 0 } else { b }).collect();
+        let (bytes, found) = masked(&Privacy::default(), exe.as_bytes(), &before);
         assert_eq!(found, bytes != before);
         String::from_utf8(bytes).unwrap().replace('\0', "|")
     }
@@ -417,12 +449,13 @@ mod tests {
     #[test]
     fn names_can_be_added_and_all_can_be_switched_off() {
         let more = Privacy::new(true, &["PIN-code".into()], &[]);
-        let mut args = b"--sim-pincode\x001234\0".to_vec();
-        assert!(more.arguments(b"/bin/modem", &mut args));
-        assert_eq!(args, b"--sim-pincode\0***\0");
-        let mut args = b"--password=x\0".to_vec();
-        assert!(!Privacy::new(false, &[], &[]).arguments(b"/bin/modem", &mut args));
-        assert_eq!(args, b"--password=x\0");
+        let (args, found) = masked(&more, b"/bin/modem", b"--sim-pincode\x001234\0");
+        assert_eq!((args.as_slice(), found), (&b"--sim-pincode\0***\0"[..], true));
+        let off = Privacy::new(false, &[], &[]);
+        let (args, found) = masked(&off, b"/bin/modem", b"--password=x\0");
+        assert_eq!((args.as_slice(), found), (&b"--password=x\0"[..], false));
+        let long = [b"-", "pin".repeat(50).as_bytes(), b"code\0x\0"].concat();
+        assert!(masked(&more, b"/bin/modem", &long).1);
     }
 
     #[test]
@@ -430,9 +463,11 @@ mod tests {
         let names = ["LANG".to_string(), "DB_PASSWORD".to_string(), "CUT".to_string()];
         let privacy = Privacy::new(true, &[], &names);
         let env = b"PATH=/bin\0LANG=C\0LANGUAGE=de\0DB_PASSWORD=x\0CUT=of";
-        let (kept, is_redacted) = privacy.environment(env);
+        let mut kept = Vec::new();
+        let is_redacted = privacy.environment(env, &mut kept);
         assert_eq!((kept.as_slice(), is_redacted), (&b"LANG=C\0DB_PASSWORD=***\0"[..], true));
-        assert_eq!(Privacy::default().environment(env), (Vec::new(), false));
+        kept.clear();
+        assert!(!Privacy::default().environment(env, &mut kept) && kept.is_empty());
     }
 
     proptest! {
@@ -450,11 +485,10 @@ mod tests {
                 0..20,
             ),
         ) {
-            let mut args = parts.concat().into_bytes();
+            let args = parts.concat().into_bytes();
             let nuls = |bytes: &[u8]| bytes.iter().filter(|b| **b == 0).count();
-            let before = nuls(&args);
-            Privacy::default().arguments(b"/usr/bin/curl", &mut args);
-            prop_assert_eq!(before, nuls(&args));
+            let (told, _) = masked(&Privacy::default(), b"/usr/bin/curl", &args);
+            prop_assert_eq!(nuls(&args), nuls(&told));
         }
 
         #[test]
@@ -464,12 +498,12 @@ mod tests {
             tail in "[ -~]{0,10}",
         ) {
             let secret = format!("{option}=S3CR{tail}");
-            let mut args = others.iter().chain([&secret]).fold(Vec::new(), |mut all, arg| {
+            let args = others.iter().chain([&secret]).fold(Vec::new(), |mut all, arg| {
                 all.extend_from_slice(arg.as_bytes());
                 all.push(0);
                 all
             });
-            Privacy::default().arguments(b"/usr/bin/tool", &mut args);
+            let (args, _) = masked(&Privacy::default(), b"/usr/bin/tool", &args);
             prop_assert!(!args.windows(4).any(|bytes| bytes == b"S3CR"));
         }
     }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use codec::{Oid, process};
 
 use crate::engine::{Users, container_id};
-use crate::entity::{Process, START_TICK_NS};
+use crate::entity::{Process, START_TICK_NS, Words, split_arguments};
 use crate::privacy::Privacy;
 
 /// Arguments of a process are kept up to this length, as the kernel side does.
@@ -19,37 +19,48 @@ const ARGS_BYTES_MAX: usize = 2048;
 
 /// All processes, those with exact starts from `exact` where it knows them, and without the
 /// secrets that `privacy` finds in their arguments.
-pub fn processes(exact: &[bpf::Task], privacy: &Privacy) -> Vec<Process> {
+pub fn processes(exact: &[bpf::Task], privacy: &Privacy) -> Vec<(Process, Words<Vec<u8>>)> {
     let exact: HashMap<u32, &bpf::Task> = exact.iter().map(|task| (task.tgid, task)).collect();
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let mut found: Vec<(Process, u32)> = entries
+    let mut found: Vec<Found> = entries
         .flatten()
         .filter_map(|entry| {
             let pid = entry.file_name().to_str()?.parse().ok()?;
-            let (mut process, parent) = read_process(&entry.path(), pid, exact.get(&pid).copied())?;
-            let mut masked = privacy.arguments(&process.exe, &mut process.args)
-                | privacy.arguments(b"", &mut process.argv0);
+            let mut found = read_process(&entry.path(), pid, exact.get(&pid).copied())?;
+            let Words { exe, args, argv0, env, .. } = &mut found.words;
+            let mask = |exe: &[u8], text: &mut Vec<u8>| {
+                let mut masked = Vec::with_capacity(text.len());
+                let hidden = privacy.arguments(exe, text, &mut masked);
+                *text = masked;
+                hidden
+            };
+            let mut hidden = mask(exe, args) | mask(b"", argv0);
             if privacy.keeps_environment()
-                && let Ok(env) = fs::read(entry.path().join("environ"))
+                && let Ok(whole) = fs::read(entry.path().join("environ"))
             {
-                let (kept, hidden) = privacy.environment(&env);
-                process.env = kept;
-                masked |= hidden;
+                hidden |= privacy.environment(&whole, env);
             }
-            if masked {
-                process.flags |= process::REDACTED;
+            if hidden {
+                found.process.flags |= process::REDACTED;
             }
-            Some((process, parent))
+            Some(found)
         })
         .collect();
-    let oids: HashMap<u32, Oid> = found.iter().map(|(p, _)| (p.oid.pid, p.oid)).collect();
-    for (process, parent) in &mut found {
+    let oids: HashMap<u32, Oid> =
+        found.iter().map(|found| (found.process.oid.pid, found.process.oid)).collect();
+    for Found { process, parent, .. } in &mut found {
         process.parent = oids.get(parent).copied();
     }
-    found.into_iter().map(|(process, _)| process).collect()
+    found.into_iter().map(|found| (found.process, found.words)).collect()
 }
 
-fn read_process(folder: &Path, pid: u32, exact: Option<&bpf::Task>) -> Option<(Process, u32)> {
+struct Found {
+    process: Process,
+    words: Words<Vec<u8>>,
+    parent: u32,
+}
+
+fn read_process(folder: &Path, pid: u32, exact: Option<&bpf::Task>) -> Option<Found> {
     let stat = fs::read(folder.join("stat")).ok()?;
     // The program's name is in parentheses and may contain anything; fields follow the last.
     let after = stat.iter().rposition(|b| *b == b')')? + 1;
@@ -62,6 +73,7 @@ fn read_process(folder: &Path, pid: u32, exact: Option<&bpf::Task>) -> Option<(P
 
     let oid = Oid { start_ns: exact.map_or(start_ns, |task| task.start_ns), pid };
     let mut process = Process::unknown(oid);
+    let mut words = Words::<Vec<u8>>::default();
     process.flags = process::PRE_EXISTING;
     if exact.is_none() {
         process.flags |= process::START_COARSE;
@@ -76,7 +88,7 @@ fn read_process(folder: &Path, pid: u32, exact: Option<&bpf::Task>) -> Option<(P
     match fs::read_link(folder.join("exe")) {
         Ok(exe) => {
             let exe = exe.into_os_string().into_vec();
-            process.exe = match exe.strip_suffix(b" (deleted)") {
+            words.exe = match exe.strip_suffix(b" (deleted)") {
                 Some(name) => {
                     // As the kernel side has it: a memfd never was in the tree.
                     let is_memfd = name.starts_with(b"/memfd:");
@@ -90,18 +102,19 @@ fn read_process(folder: &Path, pid: u32, exact: Option<&bpf::Task>) -> Option<(P
         // A kernel thread has none: its name stands for it, as ps shows it.
         Err(_) => {
             let open = stat.iter().position(|b| *b == b'(')? + 1;
-            process.exe = [b"[", stat.get(open..after - 1)?, b"]"].concat();
+            words.exe = [b"[", stat.get(open..after - 1)?, b"]"].concat();
         }
     }
     if let Ok(cwd) = fs::read_link(folder.join("cwd")) {
-        process.cwd = cwd.into_os_string().as_bytes().to_vec();
+        words.cwd = cwd.into_os_string().as_bytes().to_vec();
     }
     if let Ok(mut args) = fs::read(folder.join("cmdline")) {
         if args.len() > ARGS_BYTES_MAX {
             args.truncate(ARGS_BYTES_MAX);
             process.flags |= process::ARGS_TRUNCATED;
         }
-        process.set_arguments(&args);
+        let (argv0, rest) = split_arguments(&words.exe, &args);
+        (words.argv0, words.args) = (argv0.to_vec(), rest.to_vec());
     }
     if let Ok(namespace) = fs::read_link(folder.join("ns/mnt")) {
         let number = namespace
@@ -112,9 +125,9 @@ fn read_process(folder: &Path, pid: u32, exact: Option<&bpf::Task>) -> Option<(P
     if let Ok(groups) = fs::read(folder.join("cgroup"))
         && let Some(id) = container_id(&groups)
     {
-        process.container = id.to_vec();
+        words.container = id.to_vec();
     }
-    Some((process, parent))
+    Some(Found { process, words, parent })
 }
 
 /// The files that name users and groups, read again when they change.

@@ -77,7 +77,7 @@ impl RunState {
     ///
     /// # Errors
     /// If the write fails: the next run takes this one for killed.
-    pub fn close(mut self) -> io::Result<()> {
+    pub fn close(&mut self) -> io::Result<()> {
         let Some(end_ns) = self.last_end_ns else { return Ok(()) };
         self.write(end_ns, CLOSED)?;
         self.slots.sync()
@@ -174,7 +174,7 @@ mod tests {
         let (second, told) = begin(BOOT, 400);
         assert_ne!(second.run_id(), run_id);
         assert_eq!(told, killed(400));
-        let (third, told) = begin(BOOT, 500);
+        let (mut third, told) = begin(BOOT, 500);
         assert_eq!(told, killed(500));
         third.close().unwrap();
 

@@ -9,11 +9,12 @@
     reason = "a test may stop at what it does not expect"
 )]
 
+use std::cell::RefCell;
 use std::fmt::Write as _;
+use std::rc::Rc;
 
 use agent::batch::{Batch, Identity, Limits};
-use agent::engine::{Counters, Engine, Timeouts, Users};
-use agent::entity::Processes;
+use agent::engine::{Bounds, Counters, Engine, Timeouts, Users};
 use agent::flow::Totals;
 use agent::privacy::Privacy;
 use bpf::{Event, FlowKey};
@@ -51,11 +52,12 @@ fn replay(limits: Limits) -> Vec<Vec<u8>> {
     };
     let capabilities = Capabilities { attached: 31, missing: 0, jit: true };
     let clock = Clock { offset_ns: 0, uncertainty_ns: 0, synchronized: false };
-    let batch = Batch::new(identity, limits, capabilities, clock, None);
+    let frames = Rc::new(RefCell::new(Vec::new()));
+    let sink = Box::new(Rc::clone(&frames));
+    let batch = Batch::new(identity, limits, capabilities, clock, None, sink);
     let timeouts = Timeouts { idle_ns: 60_000_000_000, active_ns: 30_000_000_000 };
     let mut engine = Engine::new(
-        Processes::new(256, 1 << 20),
-        256,
+        Bounds { flows_max: 256, processes_max: 256, files_max: 1024, text_bytes: 1 << 20 },
         timeouts,
         Users::default(),
         Privacy::default(),
@@ -69,7 +71,7 @@ fn replay(limits: Limits) -> Vec<Vec<u8>> {
         engine.observe(&event, &NoMaps);
     }
     engine.close(last_ns);
-    engine.batch.take_finished()
+    frames.take()
 }
 
 const WIDE: Limits = Limits { frame_bytes_max: 128 * 1024, generation_records_max: 100_000 };

@@ -2,6 +2,7 @@
 //! privileges. Their values become arguments, as `codec/README.md` lists them.
 
 use std::collections::HashMap;
+use std::io::Write as _;
 
 use bpf::{Attribute, Named, Privilege, Socket, Walked};
 use codec::{FileEvent, FileId, NetworkEvent, ObjectState, Oid, Operation, Record, Term, file};
@@ -29,30 +30,40 @@ impl Engine {
         let header = &event.path.header;
         let Some(oid) = self.subject(header, kind) else { return };
         let [first, second] = event.values;
-        let flags = || format!("{first:#x}").into_bytes();
-        let mut args = match kind {
-            Operation::Chmod => args(&[format!("{:04o}", first & 0o7777).as_bytes()]),
-            Operation::Chown => args(&[
-                &owner(&self.users.users, first as u32),
-                &owner(&self.users.groups, second as u32),
-            ]),
-            Operation::Resize => args(&[first.cast_signed().to_string().as_bytes()]),
+        let mut args = Arguments::begin(&mut self.buffers.args);
+        match kind {
+            Operation::Chmod => args.number(format_args!("{:04o}", first & 0o7777)),
+            Operation::Chown => {
+                args.owner(&self.users.users, first as u32);
+                args.owner(&self.users.groups, second as u32);
+            }
+            Operation::Resize => args.number(format_args!("{}", first.cast_signed())),
             Operation::Mknod => {
-                let mode = format!("{:06o}", first & 0o177777);
-                match first & S_IFMT {
-                    S_IFCHR | S_IFBLK => args(&[mode.as_bytes(), device(second).as_bytes()]),
-                    _ => args(&[mode.as_bytes()]),
+                args.number(format_args!("{:06o}", first & 0o177777));
+                if matches!(first & S_IFMT, S_IFCHR | S_IFBLK) {
+                    let (major, minor) = device(second);
+                    args.number(format_args!("{major}:{minor}"));
                 }
             }
-            Operation::Mount => args(&[source, text, &flags()]),
-            Operation::Open => args(&[format!("{:#x}", open_flags(first as u32)).as_bytes()]),
-            _ => args(&[&flags()]),
-        };
-        self.privacy.arguments(b"", &mut args);
+            Operation::Mount => {
+                args.text(source);
+                args.text(text);
+                args.hexadecimal(first);
+            }
+            Operation::Open => args.hexadecimal(open_flags(first as u32).into()),
+            _ => args.hexadecimal(first),
+        }
+        let args = args.end();
+        let mut masked = std::mem::take(&mut self.buffers.masked);
+        masked.clear();
+        self.privacy.arguments(b"", &args, &mut masked);
+        self.buffers.args = args;
         self.write_processes(oid, header.time_ns, ObjectState::Reup);
+        let mut path = std::mem::take(&mut self.buffers.paths);
+        path.clear();
         let file = if event.mode != 0 {
-            let path = walked_file(event, name);
-            let (kind, path, flags) = object::file(event.mode, event.inode, &path);
+            let walked = walked_file(event, name);
+            let (kind, flags) = object::file(event.mode, event.inode, &walked, &mut path);
             let (device, inode) = (event.device, event.inode);
             let words = FileWords { kind, path: &path, device, inode, flags };
             self.event_file(oid, words, header.time_ns, ObjectState::Reup)
@@ -61,11 +72,12 @@ impl Engine {
                 Operation::Mknod => (object::kind(first as u16), ObjectState::Created),
                 _ => (b'?', ObjectState::Reup),
             };
-            let path = names::named(name);
+            names::named(name, &mut path);
             let flags = file::AS_NAMED | names::file_flags(name.base.flags);
             let words = FileWords { kind: restype, path: &path, device: 0, inode: 0, flags };
             self.event_file(oid, words, header.time_ns, state)
         };
+        self.buffers.paths = path;
         let record = Record::FileEvent(FileEvent {
             process: oid,
             time_ns: header.time_ns,
@@ -74,11 +86,12 @@ impl Engine {
             file,
             ret: event.path.ret,
             new_file: None,
-            args: &args,
+            args: &masked,
         });
         if self.write(&record, kind) {
             self.count(kind, Term::Stored, 1);
         }
+        self.buffers.masked = masked;
     }
 
     /// bind, listen, or an accept that failed.
@@ -101,10 +114,13 @@ impl Engine {
                 ret: event.ret,
             })
         } else {
-            let (restype, path, flags) = object::file(event.mode, event.inode, path);
+            let mut words = std::mem::take(&mut self.buffers.paths);
+            words.clear();
+            let (restype, flags) = object::file(event.mode, event.inode, path, &mut words);
             let (device, inode) = (event.device, event.inode);
-            let words = FileWords { kind: restype, path: &path, device, inode, flags };
-            let file = self.event_file(oid, words, header.time_ns, ObjectState::Reup);
+            let file = FileWords { kind: restype, path: &words, device, inode, flags };
+            let file = self.event_file(oid, file, header.time_ns, ObjectState::Reup);
+            self.buffers.paths = words;
             Record::FileEvent(FileEvent {
                 process: oid,
                 time_ns: header.time_ns,
@@ -132,22 +148,47 @@ impl Engine {
         let kind = Operation::ALL[operation as usize];
         let Some(oid) = self.subject(&event.header, kind) else { return };
         let [first, second, third] = event.values;
-        let hex = |value: u64| format!("{value:#x}").into_bytes();
-        let number = |value: u64| value.to_string().into_bytes();
-        let args = match kind {
-            Operation::Setgid => {
-                self.note_owner(oid, event.header.time_ns, second as u32, third as u32);
-                args(&[&owner(&self.users.groups, first as u32)])
+        if kind == Operation::Setgid {
+            self.note_owner(oid, event.header.time_ns, second as u32, third as u32);
+        }
+        let mut args = Arguments::begin(&mut self.buffers.args);
+        match kind {
+            Operation::Setgid => args.owner(&self.users.groups, first as u32),
+            Operation::Capset => event.values.iter().for_each(|value| args.hexadecimal(*value)),
+            Operation::Ptrace => {
+                args.text(request(first));
+                args.number(format_args!("{second}"));
             }
-            Operation::Capset => args(&[&hex(first), &hex(second), &hex(third)]),
-            Operation::Ptrace => args(&[request(first), &number(second)]),
-            Operation::LoadModule if path.names.is_empty() => args(&[b"", text, &number(first)]),
-            Operation::LoadModule => args(&[&names::walked(path), text, &hex(first)]),
-            Operation::LoadBpf => args(&[&number(first), text]),
-            Operation::UnloadModule | Operation::Memfd => args(&[text, &hex(first)]),
-            _ => args(&[&hex(first)]),
-        };
+            Operation::LoadModule => {
+                if path.names.is_empty() {
+                    args.text(b"");
+                } else {
+                    let mut name = std::mem::take(&mut self.buffers.paths);
+                    name.clear();
+                    names::walked(path, &mut name);
+                    args.text(&name);
+                    self.buffers.paths = name;
+                }
+                args.text(text);
+                if path.names.is_empty() {
+                    args.number(format_args!("{first}"));
+                } else {
+                    args.hexadecimal(first);
+                }
+            }
+            Operation::LoadBpf => {
+                args.number(format_args!("{first}"));
+                args.text(text);
+            }
+            Operation::UnloadModule | Operation::Memfd => {
+                args.text(text);
+                args.hexadecimal(first);
+            }
+            _ => args.hexadecimal(first),
+        }
+        let args = args.end();
         self.process_event(oid, &event.header, kind, &args, event.ret);
+        self.buffers.args = args;
     }
 
     /// Notes and tells who a process is now.
@@ -180,30 +221,50 @@ fn walked_file<'a>(event: &Attribute, name: &Named<'a>) -> Walked<'a> {
     }
 }
 
-/// Texts with a NUL after each.
-pub(super) fn args(texts: &[&[u8]]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(texts.iter().map(|text| text.len() + 1).sum());
-    for text in texts {
-        out.extend(text.iter().filter(|byte| **byte != 0));
-        out.push(0);
+/// Arguments that are put together, a NUL after each, in a buffer of the engine.
+pub(super) struct Arguments(Vec<u8>);
+
+impl Arguments {
+    /// Takes the buffer, to be put back after [`Arguments::end`].
+    pub(super) fn begin(buffer: &mut Vec<u8>) -> Arguments {
+        let mut out = std::mem::take(buffer);
+        out.clear();
+        Arguments(out)
     }
-    out
+
+    pub(super) fn end(self) -> Vec<u8> {
+        self.0
+    }
+
+    /// Appends a text, without the NULs in it.
+    pub(super) fn text(&mut self, text: &[u8]) {
+        self.0.extend(text.iter().filter(|byte| **byte != 0));
+        self.0.push(0);
+    }
+
+    fn number(&mut self, number: std::fmt::Arguments<'_>) {
+        // Writing to memory does not fail.
+        let _ = self.0.write_fmt(number);
+        self.0.push(0);
+    }
+
+    fn hexadecimal(&mut self, number: u64) {
+        self.number(format_args!("{number:#x}"));
+    }
+
+    /// Appends a user's or group's name, or its number where it has none; nothing for "as it is".
+    pub(super) fn owner(&mut self, names: &HashMap<u32, Vec<u8>>, id: u32) {
+        match names.get(&id) {
+            Some(name) => self.text(name),
+            None if id == u32::MAX => self.text(b""),
+            None => self.number(format_args!("{id}")),
+        }
+    }
 }
 
-/// A user's or group's name, or its number where it has none; nothing for "as it is".
-pub(super) fn owner(names: &HashMap<u32, Vec<u8>>, id: u32) -> Vec<u8> {
-    match names.get(&id) {
-        Some(name) => name.clone(),
-        None if id == u32::MAX => Vec::new(),
-        None => id.to_string().into_bytes(),
-    }
-}
-
-/// A device number as user space encodes it, in words.
-fn device(number: u64) -> String {
-    let major = number >> 8 & 0xfff;
-    let minor = number & 0xff | number >> 12 & 0xf_ff00;
-    format!("{major}:{minor}")
+/// Major and minor of a device number as user space encodes it.
+fn device(number: u64) -> (u64, u64) {
+    (number >> 8 & 0xfff, number & 0xff | number >> 12 & 0xf_ff00)
 }
 
 /// The requests of ptrace that are recorded, by name.
@@ -223,15 +284,15 @@ mod tests {
 
     #[test]
     fn devices_are_told_as_major_and_minor() {
-        assert_eq!(device(0x0103), "1:3");
-        assert_eq!(device(0x1234_56ff | 0xff), "1110:74751");
+        assert_eq!(device(0x0103), (1, 3));
+        assert_eq!(device(0x1234_56ff | 0xff), (1110, 74751));
     }
 
     #[test]
     fn owners_have_names_numbers_or_stay_as_they_are() {
         let names = HashMap::from([(0, b"root".to_vec())]);
-        assert_eq!(owner(&names, 0), b"root");
-        assert_eq!(owner(&names, 7), b"7");
-        assert_eq!(owner(&names, u32::MAX), b"");
+        let mut args = Arguments::begin(&mut Vec::new());
+        [0, 7, u32::MAX].into_iter().for_each(|id| args.owner(&names, id));
+        assert_eq!(args.end(), b"root\x007\0\0");
     }
 }

@@ -1,7 +1,7 @@
 //! Flows: their beginning, their records and their end.
 
 use bpf::{ClosedRange, FlowEnd, FlowKey, FlowStart, Walked, flow as kernel_flow};
-use codec::{EndReason, FileFlow, NetworkFlow, ObjectState, Operation, Record, Term, op};
+use codec::{EndReason, FileFlow, NetworkFlow, ObjectState, Operation, Record, Term, file, op};
 
 use super::records::FileWords;
 use super::{Counters, Engine, object};
@@ -62,8 +62,8 @@ impl Engine {
             return;
         }
         let now_ns = start.header.time_ns;
-        let object = object::of(start, operation, path);
-        let flow = Flow {
+        let object = self.object(start, operation, path);
+        let mut flow = Flow {
             process: oid,
             tid: start.header.tid,
             object,
@@ -77,33 +77,62 @@ impl Engine {
             seen: Totals::default(),
             exported: Totals::default(),
         };
-        let untracked = start.flags & kernel_flow::UNTRACKED != 0;
-        // One that the kernel does not track displaces nothing: the end of what is known under
-        // its number, if it has one, is still on its way.
-        if !untracked && self.flows.contains_key(&start.key) {
+        if start.flags & kernel_flow::UNTRACKED != 0 {
+            // One that the kernel does not track displaces nothing: the end of what is known
+            // under its number, if it has one, is still on its way.
+            let once = |wanted| u32::from(operation == wanted);
+            let (shutdowns, mmaps) = (once(bpf::Operation::Shutdown), once(bpf::Operation::Mmap));
+            flow.note(Totals::new(&start.volume, shutdowns, mmaps), now_ns);
+            let end = EndReason::LackOfResources;
+            self.tell(&start.key, &mut flow, now_ns, op::TRUNCATE, end);
+            self.release(&flow);
+            return;
+        }
+        if self.flows.contains(&start.key) {
             // Its end was not told, so its last counters are those of the last sweep.
             self.export(&start.key, now_ns, op::TRUNCATE, EndReason::EndDetected);
+            self.remove(&start.key);
         }
-        if !untracked && self.flows.len() >= self.flows_max {
+        if self.flows.is_full() {
             let oldest = self.flows.iter().min_by_key(|(_, f)| f.active_ns).map(|(key, _)| *key);
             if let Some(key) = oldest {
                 self.export(&key, now_ns, op::TRUNCATE, EndReason::LackOfResources);
-                self.flows.remove(&key);
+                self.remove(&key);
             }
         }
-        let known = self.flows.insert(start.key, flow);
-        if untracked {
-            if let Some(flow) = self.flows.get_mut(&start.key) {
-                let once = |wanted| u32::from(operation == wanted);
-                let (shutdowns, mmaps) =
-                    (once(bpf::Operation::Shutdown), once(bpf::Operation::Mmap));
-                flow.note(Totals::new(&start.volume, shutdowns, mmaps), now_ns);
+        // There is a place.
+        let _ = self.flows.insert(start.key, flow);
+    }
+
+    /// The object of a flow that begins, its path in the pool.
+    fn object(
+        &mut self,
+        start: &FlowStart,
+        operation: bpf::Operation,
+        path: &Walked<'_>,
+    ) -> Object {
+        let mut words = std::mem::take(&mut self.buffers.paths);
+        words.clear();
+        let mut object = object::of(start, operation, path, &mut words);
+        if let Object::File { path, flags, .. } = &mut object {
+            match self.processes.store(&words) {
+                Some(text) => *path = text,
+                None => *flags |= file::PATH_TRUNCATED,
             }
-            self.export(&start.key, now_ns, op::TRUNCATE, EndReason::LackOfResources);
-            self.flows.remove(&start.key);
-            if let Some(known) = known {
-                self.flows.insert(start.key, known);
-            }
+        }
+        self.buffers.paths = words;
+        object
+    }
+
+    fn remove(&mut self, key: &FlowKey) {
+        if let Some(flow) = self.flows.remove(key) {
+            self.release(&flow);
+        }
+    }
+
+    fn release(&mut self, flow: &Flow) {
+        if let Object::File { path, .. } = flow.object {
+            self.processes.release(path);
         }
     }
 
@@ -127,9 +156,10 @@ impl Engine {
             let peers = self.keys_of(|key, flow| {
                 key.fd == end.key.fd && flow.process == process && flow.file == file
             });
-            for key in peers {
-                self.take_and_end(&key, closing_bit(end.reason), end.header.time_ns, counters);
+            for (_, key) in &peers {
+                self.take_and_end(key, closing_bit(end.reason), end.header.time_ns, counters);
             }
+            self.keys = peers;
         }
     }
 
@@ -141,9 +171,10 @@ impl Engine {
         let keys = self.keys_of(|key, flow| {
             flow.process == oid && u32::try_from(key.fd).is_ok_and(|fd| closed.contains(&fd))
         });
-        for key in keys {
-            self.take_and_end(&key, op::CLOSE, range.header.time_ns, counters);
+        for (_, key) in &keys {
+            self.take_and_end(key, op::CLOSE, range.header.time_ns, counters);
         }
+        self.keys = keys;
     }
 
     pub(super) fn end_flow(&mut self, key: &FlowKey, reason: u8, now_ns: u64) {
@@ -151,7 +182,7 @@ impl Engine {
             self.count(Operation::Close, Term::Aggregated, 1);
         }
         self.export(key, now_ns, closing_bit(reason), EndReason::EndDetected);
-        self.flows.remove(key);
+        self.remove(key);
     }
 
     /// Ends a flow whose map entry the kernel side has left to the agent.
@@ -167,13 +198,20 @@ impl Engine {
             flow.note(total, now_ns);
         }
         self.export(key, now_ns, bits, EndReason::EndDetected);
-        self.flows.remove(key);
+        self.remove(key);
     }
 
     /// Writes what a flow did since its last record, if anything. `bits` are added; a flow that
     /// only ends with TRUNCATE has nothing to say.
     pub(super) fn export(&mut self, key: &FlowKey, now_ns: u64, bits: u64, end: EndReason) {
-        let Some(flow) = self.flows.get_mut(key) else { return };
+        let Some(mut flow) = self.flows.get(key).copied() else { return };
+        self.tell(key, &mut flow, now_ns, bits, end);
+        if let Some(known) = self.flows.get_mut(key) {
+            *known = flow;
+        }
+    }
+
+    fn tell(&mut self, key: &FlowKey, flow: &mut Flow, now_ns: u64, bits: u64, end: EndReason) {
         let taken = flow.take();
         let (done, ops) = match taken {
             Some((done, ops)) => (done, ops | bits),
@@ -181,17 +219,21 @@ impl Engine {
             None => return,
         };
         let since_ns = std::mem::replace(&mut flow.since_ns, now_ns);
-        let flow = flow.clone();
         self.write_processes(flow.process, now_ns, ObjectState::Reup);
         let (reading, writing, record) = match &flow.object {
             Object::File { kind, path, device, inode, flags } => {
                 let container = self.container_of(flow.process);
+                let mut words = std::mem::take(&mut self.buffers.paths);
+                words.clear();
+                self.processes.append(*path, &mut words);
+                let path = words.as_slice();
                 let file = self.file(
                     FileWords { kind: *kind, path, device: *device, inode: *inode, flags: *flags },
                     container,
                     now_ns,
                     ObjectState::Reup,
                 );
+                self.buffers.paths = words;
                 (
                     Operation::Read,
                     Operation::Write,

@@ -1,30 +1,48 @@
 //! What a flow is with: the kernel's words for a file or a socket in SysFlow's.
 
+use std::io::Write as _;
+
 use bpf::{FlowStart, Walked, flow as kernel_flow, path};
 use codec::{Address, file, network as network_flag};
 
 use crate::flow::Object;
 use crate::names;
+use crate::texts::Text;
 
 pub(super) const AF_UNIX: u16 = 1;
 const AF_INET: u16 = 2;
 /// File types of the inode's mode that have a letter of their own; all others are `f`.
 const RESTYPE: [(u16, u8); 3] = [(0o040000, b'd'), (0o010000, b'p'), (0o140000, b'u')];
 
-/// The object of a flow that begins.
-pub(super) fn of(start: &FlowStart, operation: bpf::Operation, path: &Walked<'_>) -> Object {
+/// The object of a flow that begins; the path or name of a file is appended to `out`, and has its
+/// place in the pool still to be found.
+pub(super) fn of(
+    start: &FlowStart,
+    operation: bpf::Operation,
+    path: &Walked<'_>,
+    out: &mut Vec<u8>,
+) -> Object {
     if start.family > AF_UNIX {
         return network(start, operation);
     }
     // A namespace has a name of its own, or where it is mounted a path.
     let is_namespace = path.flags & path::NAMESPACE != 0 || path.flags & path::DETACHED == 0;
-    let (kind, path, flags) = if operation == bpf::Operation::Setns && !is_namespace {
+    let (kind, flags) = if operation == bpf::Operation::Setns && !is_namespace {
         // A namespace is also entered by a process's descriptor, which is no file.
-        (b'?', format!("pidfd:[{}]", start.inode).into_bytes(), file::DETACHED)
+        numbered(out, b"pidfd", start.inode);
+        (b'?', file::DETACHED)
     } else {
-        file(start.mode, start.inode, path)
+        file(start.mode, start.inode, path, out)
     };
-    Object::File { kind, path, device: start.device, inode: start.inode, flags }
+    let (device, inode) = (start.device, start.inode);
+    Object::File { kind, path: Text::EMPTY, device, inode, flags }
+}
+
+/// Appends the name of a thing without a path: its kind and number.
+fn numbered(out: &mut Vec<u8>, kind: &[u8], inode: u64) {
+    out.extend_from_slice(kind);
+    // Writing to memory does not fail.
+    let _ = write!(out, ":[{inode}]");
 }
 
 /// The `restype` of files of this mode.
@@ -33,29 +51,36 @@ pub(super) fn kind(mode: u16) -> u8 {
     kind.map_or(b'f', |(_, letter)| letter)
 }
 
-/// A file, pipe or unix socket of this mode: its `restype`, its path or name, and bits of
-/// [`mod@file`].
-pub(super) fn file(mode: u16, inode: u64, path: &Walked<'_>) -> (u8, Vec<u8>, u32) {
+/// A file, pipe or unix socket of this mode: its `restype` and bits of [`mod@file`]; its path or
+/// name is appended to `out`.
+pub(super) fn file(mode: u16, inode: u64, path: &Walked<'_>, out: &mut Vec<u8>) -> (u8, u32) {
     let kind = kind(mode);
-    let (name, flags) = match kind {
-        b'u' if path.names.is_empty() => (format!("socket:[{inode}]").into_bytes(), file::DETACHED),
+    let flags = match kind {
+        b'u' if path.names.is_empty() => {
+            numbered(out, b"socket", inode);
+            file::DETACHED
+        }
         b'u' => {
-            let name = unix_name(path.names);
+            let start = out.len();
+            unix_name(path.names, out);
             // A relative name is the program's word at bind; where it stood then is not known.
-            let is_whole = name.starts_with(b"/") || name.starts_with(b"@");
-            (name, if is_whole { 0 } else { file::PATH_TRUNCATED })
+            let is_whole = matches!(out.get(start), Some(b'/' | b'@'));
+            if is_whole { 0 } else { file::PATH_TRUNCATED }
         }
         b'p' if path.flags & path::DETACHED != 0 => {
-            (format!("pipe:[{inode}]").into_bytes(), file::DETACHED)
+            numbered(out, b"pipe", inode);
+            file::DETACHED
         }
         _ if path.flags & path::NAMESPACE != 0 => {
-            let kind = path.names.strip_suffix(&[0]).unwrap_or(path.names);
-            let name = [kind, format!(":[{inode}]").as_bytes()].concat();
-            (name, file::DETACHED)
+            numbered(out, path.names.strip_suffix(&[0]).unwrap_or(path.names), inode);
+            file::DETACHED
         }
-        _ => (names::walked(path), names::file_flags(path.flags)),
+        _ => {
+            names::walked(path, out);
+            names::file_flags(path.flags)
+        }
     };
-    (kind, name, flags)
+    (kind, flags)
 }
 
 fn network(start: &FlowStart, operation: bpf::Operation) -> Object {
@@ -90,11 +115,14 @@ pub(super) fn address(family: u16, bytes: &[u8; 16]) -> Address {
     }
 }
 
-/// A unix socket's name: an abstract one begins with a NUL, which is written as `@`; a path
-/// ends at its NUL.
-fn unix_name(bytes: &[u8]) -> Vec<u8> {
+/// Appends a unix socket's name: an abstract one begins with a NUL, which is written as `@`; a
+/// path ends at its NUL.
+fn unix_name(bytes: &[u8], out: &mut Vec<u8>) {
     match bytes.split_first() {
-        Some((0, rest)) => [b"@", rest].concat(),
-        _ => bytes.split(|b| *b == 0).next().unwrap_or_default().to_vec(),
+        Some((0, rest)) => {
+            out.push(b'@');
+            out.extend_from_slice(rest);
+        }
+        _ => out.extend_from_slice(bytes.split(|b| *b == 0).next().unwrap_or_default()),
     }
 }

@@ -4,7 +4,7 @@ use bpf::{Header, Named, Started, Walked, path};
 use codec::{EndReason, ObjectState, Oid, Operation, ProcessFlow, Record, Term, op, process};
 
 use super::{Counters, Engine};
-use crate::entity::Process;
+use crate::entity::{Process, Words, split_arguments};
 use crate::names;
 
 impl Engine {
@@ -18,10 +18,8 @@ impl Engine {
         let oid = Oid { start_ns: fork.child_start_ns, pid: fork.child_tgid };
         let parent = self.processes.resolve(fork.parent_tgid, fork.parent_start_ns);
         if self.processes.get(oid).is_none() {
-            let mut child = match self.processes.get(creator) {
-                Some(process) => process.clone(),
-                None => Process::unknown(oid),
-            };
+            let known = self.processes.child_of(creator);
+            let mut child = known.unwrap_or_else(|| Process::unknown(oid));
             child.flags &= !(process::START_COARSE | process::PRE_EXISTING);
             child.oid = oid;
             child.parent = Some(parent);
@@ -49,25 +47,38 @@ impl Engine {
         let Some(oid) = self.subject(&exec.header, Operation::Exec) else { return };
         let parent = (exec.parent_tgid != 0)
             .then(|| self.processes.resolve(exec.parent_tgid, exec.parent_start_ns));
+        let (mut paths, mut masked) =
+            (std::mem::take(&mut self.buffers.paths), std::mem::take(&mut self.buffers.masked));
+        paths.clear();
+        masked.clear();
+        names::walked(&started.exe, &mut paths);
+        let exe_end = paths.len();
+        names::walked(&started.cwd, &mut paths);
+        let cwd_end = paths.len();
+        script(started, &mut paths);
+        let exe = &paths[..exe_end];
+        let (argv0, args) = split_arguments(exe, started.args);
+        let mut hidden = self.privacy.arguments(exe, args, &mut masked);
+        let args_end = masked.len();
+        hidden |= self.privacy.arguments(b"", argv0, &mut masked);
+        let argv0_end = masked.len();
+        hidden |= self.privacy.environment(started.env, &mut masked);
+        let words = Words {
+            exe,
+            cwd: &paths[exe_end..cwd_end],
+            script: &paths[cwd_end..],
+            args: &masked[..args_end],
+            argv0: &masked[args_end..argv0_end],
+            env: &masked[argv0_end..],
+            container: container_id(started.cgroup).unwrap_or_default(),
+        };
         if let Some(process) = self.processes.get_mut(oid) {
             process.parent = process.parent.or(parent);
-            process.exe = names::walked(&started.exe);
-            process.cwd = names::walked(&started.cwd);
-            process.script = script(started);
-            process.set_arguments(started.args);
-            let (env, hidden) = self.privacy.environment(started.env);
-            process.env = env;
-            let masked = self.privacy.arguments(&process.exe, &mut process.args)
-                | self.privacy.arguments(b"", &mut process.argv0)
-                | hidden;
             process.uid = exec.uid;
             process.gid = exec.gid;
             process.tty = exec.tty != 0;
             process.entry = exec.namespace_pid == 1;
             process.mount_namespace = exec.mount_namespace;
-            if let Some(id) = container_id(started.cgroup) {
-                process.container = id.to_vec();
-            }
             let walks = started.exe.flags | started.cwd.flags;
             process.flags = [
                 (exec.args_total > started.args.len() as u32, process::ARGS_TRUNCATED),
@@ -76,14 +87,15 @@ impl Engine {
                 (started.exe.flags & path::DELETED != 0, process::EXE_DELETED),
                 (started.exe.flags & path::DETACHED != 0, process::EXE_DETACHED),
                 (exec.header.flags & bpf::EVENT_COMPAT != 0, process::COMPAT),
-                (masked, process::REDACTED),
+                (hidden, process::REDACTED),
             ]
             .into_iter()
             .filter(|(is_set, _)| *is_set)
             .fold(0, |flags, (_, flag)| flags | flag);
             process.written = None;
         }
-        self.processes.settle(oid);
+        self.processes.set_words(oid, words);
+        (self.buffers.paths, self.buffers.masked) = (paths, masked);
         self.write_processes(oid, exec.header.time_ns, state);
         self.process_event(oid, &exec.header, Operation::Exec, &[], 0);
     }
@@ -97,9 +109,11 @@ impl Engine {
             return;
         }
         // What the kernel side's own sweep does not reach: high descriptors, and peers.
-        for key in self.keys_of(|_, flow| flow.process == oid) {
-            self.take_and_end(&key, op::TRUNCATE, now_ns, counters);
+        let open = self.keys_of(|_, flow| flow.process == oid);
+        for (_, key) in &open {
+            self.take_and_end(key, op::TRUNCATE, now_ns, counters);
         }
+        self.keys = open;
         self.export_threads(oid, now_ns, EndReason::EndDetected);
         self.process_event(oid, &exit.header, Operation::Exit, &[], exit.status);
         if let Some(process) = self.processes.get_mut(oid) {
@@ -170,15 +184,14 @@ pub fn container_id(cgroup: &[u8]) -> Option<&[u8]> {
     cgroup.split(|byte| !byte.is_ascii_hexdigit()).find(|part| part.len() == 64)
 }
 
-/// The absolute path of the script that was started; empty if none was.
-fn script(started: &Started<'_>) -> Vec<u8> {
+/// Appends the absolute path of the script that was started; nothing if none was.
+fn script(started: &Started<'_>, out: &mut Vec<u8>) {
     let base = if started.script.starts_with(b"/") {
         Walked { names: b"", flags: 0 }
     } else {
         started.cwd
     };
-    match started.script {
-        b"" => Vec::new(),
-        name => names::named(&Named { base, root_bytes: 0, name }),
+    if !started.script.is_empty() {
+        names::named(&Named { base, root_bytes: 0, name: started.script }, out);
     }
 }

@@ -1,7 +1,6 @@
 //! How the engine writes: each record behind the entities that it refers to, each entity once in
 //! a generation.
 
-use std::collections::HashMap;
 use std::hash::BuildHasher;
 
 use bpf::{Header, Named};
@@ -10,7 +9,7 @@ use codec::{
     file, op,
 };
 
-use super::Engine;
+use super::{CONTAINERS_MAX, Engine};
 use crate::names;
 
 /// SysFlow's `CT_CUSTOM`: the control group tells the container's id, not its runtime.
@@ -32,14 +31,22 @@ impl Engine {
         let container = self.container_of(oid);
         let restype = if ops & (op::MKDIR | op::RMDIR) != 0 { b'd' } else { b'?' };
         let name = |engine: &mut Engine, named: &Named<'_>, is_content: bool, state| {
-            let path = if is_content { named.name.to_vec() } else { names::named(named) };
+            let mut path = std::mem::take(&mut engine.buffers.paths);
+            path.clear();
+            if is_content {
+                path.extend_from_slice(named.name);
+            } else {
+                names::named(named, &mut path);
+            }
             let flags = file::AS_NAMED | names::file_flags(named.base.flags);
-            engine.file(
+            let file = engine.file(
                 FileWords { kind: restype, path: &path, device: 0, inode: 0, flags },
                 container,
                 header.time_ns,
                 state,
-            )
+            );
+            engine.buffers.paths = path;
+            file
         };
         let created = if ops & (op::MKDIR | op::RMDIR | op::UNLINK) != 0 {
             ObjectState::Created
@@ -72,19 +79,21 @@ impl Engine {
         ret: i32,
     ) {
         self.write_processes(oid, header.time_ns, ObjectState::Reup);
-        let mut args = args.to_vec();
-        self.privacy.arguments(b"", &mut args);
+        let mut masked = std::mem::take(&mut self.buffers.masked);
+        masked.clear();
+        self.privacy.arguments(b"", args, &mut masked);
         let record = Record::ProcessEvent(ProcessEvent {
             process: oid,
             time_ns: header.time_ns,
             tid: header.tid,
             ops: bit(kind),
-            args: &args,
+            args: &masked,
             ret,
         });
         if self.write(&record, kind) {
             self.count(kind, Term::Stored, 1);
         }
+        self.buffers.masked = masked;
     }
 
     pub(super) fn write(&mut self, record: &Record<'_>, kind: Operation) -> bool {
@@ -103,13 +112,17 @@ impl Engine {
             let container = self.container_of(next);
             let Some(process) = self.processes.get_mut(next) else { continue };
             process.written = Some(generation);
-            let process = process.clone();
-            let name = |names: &HashMap<u32, Vec<u8>>, id| names.get(&id).cloned();
-            let user = name(&self.users.users, process.uid).unwrap_or_default();
-            let group = name(&self.users.groups, process.gid).unwrap_or_default();
+            let process = *process;
+            let mut buffer = std::mem::take(&mut self.buffers.entity);
+            let words = self.processes.words(&process, &mut buffer);
+            let user = self.users.users.get(&process.uid).map_or(&[][..], Vec::as_slice);
+            let group = self.users.groups.get(&process.gid).map_or(&[][..], Vec::as_slice);
             let state = if next == oid { state } else { ObjectState::Reup };
-            let record = process.record(state, now_ns, container, &user, &group);
-            self.write(&Record::Process(record), Operation::Exec);
+            let record = process.record(&words, state, now_ns, container, user, group);
+            if !self.batch.push(&Record::Process(record)) {
+                self.batch.books.add(Operation::Exec, Term::LostEncoding, 1);
+            }
+            self.buffers.entity = buffer;
         }
     }
 
@@ -118,25 +131,35 @@ impl Engine {
         if self.numbers_generation != self.batch.generation() {
             self.numbers_generation = self.batch.generation();
             self.files.clear();
+            self.files_told = 0;
             self.containers.clear();
+            self.containers_told = 0;
         }
     }
 
     /// The number of the process's container in this generation, written if it is new.
     pub(super) fn container_of(&mut self, oid: Oid) -> u32 {
-        let Some(id) = self.processes.get(oid).map(|p| p.container.clone()) else { return 0 };
-        if id.is_empty() {
-            return 0;
-        }
+        let mut buffer = std::mem::take(&mut self.buffers.entity);
+        let id = self.processes.container(oid, &mut buffer);
+        let number = if id.is_empty() { 0 } else { self.container(id) };
+        self.buffers.entity = buffer;
+        number
+    }
+
+    fn container(&mut self, id: &[u8]) -> u32 {
         self.begin_numbers();
-        if let Some(number) = self.containers.get(&id) {
+        let key = self.hasher.hash_one(id);
+        if let Some(number) = self.containers.get(&key) {
             return *number;
         }
-        let number = self.containers.len() as u32 + 1;
-        self.containers.insert(id.clone(), number);
+        self.containers_told += 1;
+        let number = self.containers_told;
+        if self.containers.len() < CONTAINERS_MAX {
+            self.containers.insert(key, number);
+        }
         let record = Record::Container(Container {
             id: number,
-            full_id: &id,
+            full_id: id,
             name: &[],
             image: &[],
             image_id: &[],
@@ -168,8 +191,11 @@ impl Engine {
         if let Some(id) = self.files.get(&key) {
             return *id;
         }
-        let id = FileId(self.files.len() as u32);
-        self.files.insert(key, id);
+        let id = FileId(self.files_told);
+        self.files_told += 1;
+        if self.files.len() < self.files_max {
+            self.files.insert(key, id);
+        }
         let record = Record::File(File {
             state,
             id,

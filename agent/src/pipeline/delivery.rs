@@ -1,16 +1,18 @@
 //! `run`: finished frames go into the spool, and from there to the collector by the upload
 //! thread. Keeps the state of the run and the status file.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bpf::{Bounds, Probes};
 use codec::{Frame, Term};
 
-use super::{Error, Outlet, Settings, boot_id, boot_ns, drop_privileges, identity, watch};
-use crate::batch::{Identity, Limits};
+use super::{Error, Losses, Outlet, Settings, boot_id, boot_ns, drop_privileges, identity, watch};
+use crate::batch::{Books, Identity, Kept, Limits, Sink};
 use crate::config::Config;
-use crate::engine::{Engine, Timeouts};
+use crate::engine::Timeouts;
 use crate::logger::RateLimit;
 use crate::privacy::Privacy;
 use crate::run_state::RunState;
@@ -27,38 +29,48 @@ const LAST_DELIVERY: Duration = Duration::from_secs(20);
 /// The same complaint is repeated so often.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
-struct Delivery<'c> {
-    config: &'c Config,
+struct Delivery {
+    config: Config,
     writer: Writer,
     /// What the upload thread is started with, once no privilege is left to inherit.
     thread: Option<(upload::Settings, Reader)>,
     upload: Option<Upload>,
     state: RunState,
     status: Status,
-    generations_lost: u64,
-    damaged_records: u64,
+    /// What the upload thread had lost when it was last asked.
+    lost: Lost,
+    /// Whether a frame has come since the state was last written.
+    framed: bool,
     complaint: RateLimit,
     supervisor: Supervisor,
     /// What the supervisor has been told of the state.
     told: String,
 }
 
-impl Delivery<'_> {
-    fn write_status(&mut self, engine: Option<&Engine>) {
+#[derive(Clone, Copy, Debug, Default)]
+struct Lost {
+    generations: u64,
+    refused: u64,
+    damaged: u64,
+}
+
+impl Delivery {
+    fn write_status(&mut self, books: Option<&Books>) {
         let status = &mut self.status;
         status.written_unix_s = unix_s();
         status.spool = status::Spool::new(self.writer.depth(), self.config.spool.bytes_max);
         if let Some(upload) = &self.upload {
             status.upload = upload.counters().snapshot();
         }
-        if let Some(engine) = engine {
+        if let Some(books) = books {
             status.ledger = Term::ALL
                 .into_iter()
-                .map(|term| (term.name().to_string(), engine.batch.books.sum(term)))
+                .map(|term| (term.name().to_string(), books.sum(term)))
                 .collect();
         }
         if let Err(error) = status.write(&self.config.status.file) {
-            self.complain(format_args!("{}: {error}", self.config.status.file.display()));
+            let text = format!("{}: {error}", self.config.status.file.display());
+            self.complain(format_args!("{text}"));
         }
     }
 
@@ -87,7 +99,31 @@ impl Delivery<'_> {
     }
 }
 
-impl Outlet for Delivery<'_> {
+impl Sink for Delivery {
+    fn frame(&mut self, frame: &[u8]) -> Kept {
+        match self.writer.append(frame) {
+            Ok(appended) => {
+                self.framed = true;
+                if appended.waiting_bytes >= self.config.collector.upload_bytes_max as u64
+                    && let Some(upload) = &self.upload
+                {
+                    upload.wake();
+                }
+                Kept {
+                    lost: Some((Term::LostSpoolFull, appended.dropped_records)),
+                    restart: appended.dropped_frames > 0,
+                }
+            }
+            Err(error) => {
+                self.complain(format_args!("frame lost: {error}"));
+                let records = Frame::decode(frame).map_or(0, |(f, _)| u64::from(f.header.records));
+                Kept { lost: Some((Term::LostSpoolError, records)), restart: true }
+            }
+        }
+    }
+}
+
+impl Outlet for Delivery {
     fn ready(&mut self, probes: &Probes) -> Result<(), Error> {
         // Without privileges the kernel does not say it any more.
         self.status.jit = probes.is_jited();
@@ -108,49 +144,33 @@ impl Outlet for Delivery<'_> {
         Ok(())
     }
 
-    fn frame(&mut self, frame: &[u8], until_ns: u64, engine: &mut Engine) -> Result<(), Error> {
-        match self.writer.append(frame) {
-            Ok(appended) => {
-                engine.batch.books.add_lost_records(Term::LostSpoolFull, appended.dropped_records);
-                if appended.dropped_frames > 0 {
-                    // The collector takes a generation only from its start.
-                    engine.batch.restart_generation();
-                }
-                if appended.waiting_bytes >= self.config.collector.upload_bytes_max as u64
-                    && let Some(upload) = &self.upload
-                {
-                    upload.wake();
-                }
-            }
-            Err(error) => {
-                self.complain(format_args!("frame lost: {error}"));
-                let records = Frame::decode(frame).map_or(0, |(f, _)| u64::from(f.header.records));
-                engine.batch.books.add_lost_records(Term::LostSpoolError, records);
-                engine.batch.restart_generation();
-                return Ok(());
-            }
-        }
-        if let Err(error) = self.state.frame_written(until_ns) {
+    fn told_until(&mut self, until_ns: u64) -> Result<(), Error> {
+        if std::mem::take(&mut self.framed)
+            && let Err(error) = self.state.frame_written(until_ns)
+        {
             self.complain(format_args!("state of the run not written: {error}"));
         }
         Ok(())
     }
 
-    fn tick(&mut self, engine: &mut Engine) {
-        if let Some(upload) = &self.upload {
-            let counters = upload.counters();
-            let lost = counters.generations_lost();
-            let books = &mut engine.batch.books;
-            books.set_lost_records(Term::LostRefused, counters.refused_records());
-            let damaged = counters.damaged_records();
-            books.add_lost_records(Term::LostSpoolError, damaged - self.damaged_records);
-            self.damaged_records = damaged;
-            if lost != self.generations_lost {
-                self.generations_lost = lost;
-                engine.batch.restart_generation();
-            }
+    fn losses(&mut self) -> Losses {
+        let Some(upload) = &self.upload else { return Losses::default() };
+        let counters = upload.counters();
+        let lost = Lost {
+            generations: counters.generations_lost(),
+            refused: counters.refused_records(),
+            damaged: counters.damaged_records(),
+        };
+        let before = std::mem::replace(&mut self.lost, lost);
+        Losses {
+            refused: lost.refused - before.refused,
+            damaged: lost.damaged - before.damaged,
+            restart: lost.generations != before.generations,
         }
-        self.write_status(Some(engine));
+    }
+
+    fn tick(&mut self, books: &Books) {
+        self.write_status(Some(books));
         let summary = self.summary();
         if summary != self.told {
             self.supervisor.status(&summary);
@@ -196,7 +216,7 @@ impl Settings {
             },
             frame_age_max: Duration::from_secs(config.frames.age_max_s.into()),
             processes_max: config.memory.processes_max as usize,
-            text_bytes_max: config.memory.text_bytes,
+            text_bytes: config.memory.text_bytes,
             privacy: Privacy::new(
                 config.privacy.redact,
                 &config.privacy.redact_names,
@@ -250,20 +270,21 @@ pub fn run(config: &Config) -> Result<(), Error> {
         clock,
         timeouts: upload::Timeouts::default(),
     };
-    let mut delivery = Delivery {
-        config,
+    let delivery = Rc::new(RefCell::new(Delivery {
+        config: config.clone(),
         writer,
         thread: Some((settings, reader)),
         upload: None,
         state,
         status,
-        generations_lost: 0,
-        damaged_records: 0,
+        lost: Lost::default(),
+        framed: false,
         complaint: RateLimit::new(COMPLAINT_INTERVAL),
         supervisor: Supervisor::from_environment(Instant::now()),
         told: String::new(),
-    };
-    watch(&Settings::new(config), identity, interruption, None, &stop, &mut delivery)?;
+    }));
+    watch(&Settings::new(config), identity, interruption, None, &stop, &delivery)?;
+    let mut delivery = delivery.borrow_mut();
     if let Some(upload) = &delivery.upload {
         let report = upload.shutdown(Instant::now() + LAST_DELIVERY);
         if !report.emptied {
@@ -272,6 +293,5 @@ pub fn run(config: &Config) -> Result<(), Error> {
     }
     delivery.status.ready = false;
     delivery.write_status(None);
-    let Delivery { state, .. } = delivery;
-    state.close().map_err(super::file_error(folder))
+    delivery.state.close().map_err(super::file_error(folder))
 }

@@ -1,0 +1,158 @@
+//! After its start the path of events takes no memory: the allocations of this thread are counted
+//! while a recorded scene goes through over and over, each time as the doing of other processes on
+//! other files, through tables that are far too small for it.
+//!
+//! `SYSFLOW_EVENTS` says how many events go through.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may stop at the unexpected")]
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use agent::batch::{Batch, Identity, Kept, Limits, Sink};
+use agent::engine::{Bounds, Counters, Engine, Timeouts, Users};
+use agent::flow::Totals;
+use agent::privacy::Privacy;
+use bpf::{Event, FlowKey, Header};
+use codec::{Capabilities, Clock, Frame, Term};
+
+const SCENE: &[u8] = include_bytes!("replay/scene.events");
+/// Unless `SYSFLOW_EVENTS` says otherwise.
+const EVENTS: u64 = 500_000;
+/// Between two rounds of the scene: process ids, and time on the boot clock, ns.
+const PIDS: u32 = 1_000;
+const ROUND_NS: u64 = 1_000_000_000;
+
+/// Checks each frame, and keeps none.
+#[derive(Default)]
+struct Seen {
+    frames: u64,
+    records: u64,
+}
+
+impl Sink for Seen {
+    fn frame(&mut self, frame: &[u8]) -> Kept {
+        let (decoded, rest) = Frame::decode(frame).unwrap();
+        assert!(rest.is_empty());
+        self.frames += 1;
+        self.records += u64::from(decoded.header.records);
+        Kept::default()
+    }
+}
+
+struct NoMaps;
+
+impl Counters for NoMaps {
+    fn take(&self, _: &FlowKey, _: u64) -> Option<Totals> {
+        None
+    }
+}
+
+/// The events of the scene, as they happen in round `round`: to others, and later.
+fn events(round: u64) -> impl Iterator<Item = Event<'static>> {
+    let mut rest = SCENE;
+    std::iter::from_fn(move || {
+        let (length, after) = rest.split_first_chunk()?;
+        let (event, after) = after.split_at(u32::from_le_bytes(*length) as usize);
+        rest = after;
+        let mut event = Event::decode(event).expect("a recorded event");
+        shift(&mut event, round);
+        Some(event)
+    })
+}
+
+fn shift(event: &mut Event<'_>, round: u64) {
+    let pid = |pid: &mut u32| *pid += PIDS * (round % 4_000) as u32;
+    let time = |time_ns: &mut u64| *time_ns += ROUND_NS * round;
+    let header = |header: &mut Header| {
+        time(&mut header.time_ns);
+        time(&mut header.start_ns);
+        pid(&mut header.tgid);
+        pid(&mut header.tid);
+    };
+    match event {
+        Event::Fork(fork) => {
+            header(&mut fork.header);
+            time(&mut fork.child_start_ns);
+            time(&mut fork.parent_start_ns);
+            pid(&mut fork.child_tgid);
+            pid(&mut fork.child_tid);
+            pid(&mut fork.parent_tgid);
+        }
+        Event::Exec(started) => {
+            header(&mut started.exec.header);
+            time(&mut started.exec.parent_start_ns);
+            pid(&mut started.exec.parent_tgid);
+        }
+        Event::Exit(exit) => header(&mut exit.header),
+        Event::Clone(clone) => header(&mut clone.header),
+        Event::ExecFailed { failed, .. } => header(&mut failed.header),
+        Event::Setuid(setuid) => header(&mut setuid.header),
+        Event::FlowStart { start, .. } => {
+            header(&mut start.header);
+            pid(&mut start.key.tgid);
+            time(&mut start.flow_ns);
+            start.inode += round;
+            start.file += round;
+        }
+        Event::FlowEnd(end) => {
+            header(&mut end.header);
+            pid(&mut end.key.tgid);
+            time(&mut end.flow_ns);
+        }
+        Event::ClosedRange(range) => header(&mut range.header),
+        Event::Path { path, .. } => header(&mut path.header),
+        Event::SocketState(state) => header(&mut state.header),
+        Event::IoUring(event) => header(&mut event.header),
+        Event::Attribute { attribute, .. } => header(&mut attribute.path.header),
+        Event::Socket { socket, .. } => header(&mut socket.header),
+        Event::Privilege { privilege, .. } => header(&mut privilege.header),
+    }
+}
+
+#[test]
+fn events_take_no_memory() {
+    let wanted = std::env::var("SYSFLOW_EVENTS");
+    let wanted = wanted.map_or(EVENTS, |count| count.parse().expect("SYSFLOW_EVENTS: a number"));
+    let identity = Identity {
+        agent_id: "replay".into(),
+        boot_id: [1; 16],
+        run_id: [2; 16],
+        kernel: "6.18".into(),
+        machine: "x86_64".into(),
+    };
+    let capabilities = Capabilities { attached: 31, missing: 0, jit: true };
+    let clock = Clock { offset_ns: 0, uncertainty_ns: 0, synchronized: false };
+    let limits = Limits { frame_bytes_max: 16 * 1024, generation_records_max: 1_000 };
+    let seen = Rc::new(RefCell::new(Seen::default()));
+    let sink = Box::new(Rc::clone(&seen));
+    let mut engine = Engine::new(
+        Bounds { flows_max: 8, processes_max: 16, files_max: 64, text_bytes: 16 * 1024 },
+        Timeouts { idle_ns: 2 * ROUND_NS, active_ns: ROUND_NS },
+        Users::default(),
+        Privacy::new(true, &[], &["PATH".to_string()]),
+        Batch::new(identity, limits, capabilities, clock, None, sink),
+    );
+    let mut count = 0;
+    let mut rounds = 0..;
+    let taken = allocation_counter::measure(|| {
+        while count < wanted {
+            let round = rounds.next().unwrap_or_default();
+            let mut last_ns = 0;
+            for event in events(round) {
+                if let Event::Exit(exit) = &event {
+                    last_ns = exit.header.time_ns;
+                }
+                engine.observe(&event, &NoMaps);
+                count += 1;
+            }
+            engine.expire(last_ns);
+            engine.told_until(last_ns, last_ns);
+        }
+    });
+    let (seen, lost) = (seen.borrow(), engine.batch.books.sum(Term::LostTable));
+    println!("{count} events, {} records in {} frames, {lost} lost", seen.records, seen.frames);
+    assert_eq!(taken.count_total, 0, "allocations in {count} events: {taken:?}");
+    // The tables were full, and what passed was told all the same.
+    assert!(seen.records > count / 2 && seen.frames > 100);
+}
