@@ -3,7 +3,7 @@
 
 mod delivery;
 
-pub use delivery::run;
+pub use delivery::{purge, run};
 
 use std::cell::RefCell;
 use std::fmt;
@@ -224,11 +224,20 @@ trait Outlet {
     fn stopping(&mut self) {}
 }
 
+/// What runs before this one left to be told.
+#[derive(Clone, Copy, Default)]
+struct Former {
+    /// One that ended without a farewell.
+    interruption: Option<Interruption>,
+    /// Records that were purged from the spool.
+    purged_records: u64,
+}
+
 /// Watches until `stop` is set or `duration` is over.
 fn watch(
     settings: &Settings,
     identity: Identity,
-    interruption: Option<Interruption>,
+    former: Former,
     duration: Option<Duration>,
     stop: &Arc<AtomicBool>,
     outlet: &mut impl Outlet,
@@ -255,7 +264,9 @@ fn watch(
         jit: probes.is_jited(),
     };
     let mut offset = clock();
-    let batch = Batch::new(identity, settings.limits, capabilities, offset, interruption);
+    let mut batch =
+        Batch::new(identity, settings.limits, capabilities, offset, former.interruption);
+    batch.books.add_lost_records(Term::LostPurged, former.purged_records);
     let mut user_files = UserFiles::default();
     let mut engine = Engine::new(
         Processes::new(settings.processes_max, settings.text_bytes_max),
@@ -433,7 +444,7 @@ pub fn capture(settings: &Settings, duration: Option<Duration>, out: &Path) -> R
     let mut folder = Folder { out: out.into(), number: 0 };
     let run_id = run_state::random_id().map_err(|e| Error::System("a random run id", e))?;
     let identity = identity("capture".into(), boot_id()?, run_id);
-    watch(settings, identity, None, duration, &stop, &mut folder)?;
+    watch(settings, identity, Former::default(), duration, &stop, &mut folder)?;
     log::info!("{} frames in {}", folder.number, out.display());
     Ok(())
 }

@@ -7,14 +7,15 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bpf::{Bounds, Probes};
 use codec::{Frame, Term};
 
-use super::{Error, Outlet, Settings, boot_id, boot_ns, drop_privileges, identity, watch};
+use super::{Error, Former, Outlet, Settings, boot_id, boot_ns, drop_privileges, identity, watch};
 use crate::batch::{Identity, Limits};
 use crate::config::Config;
 use crate::engine::{Engine, Timeouts};
 use crate::logger::RateLimit;
 use crate::privacy::Privacy;
+use crate::purge::{self, Untold};
 use crate::run_state::RunState;
-use crate::spool::{self, Reader, Spool, Sync, Writer};
+use crate::spool::{self, Purged, Reader, Spool, SpoolError, Sync, Writer};
 use crate::status::{self, Status};
 use crate::supervisor::Supervisor;
 use crate::tls::clock::Clock;
@@ -34,6 +35,8 @@ struct Delivery<'c> {
     thread: Option<(upload::Settings, Reader)>,
     upload: Option<Upload>,
     state: RunState,
+    /// Until the frame that tells of it is in the spool.
+    untold: Option<Untold>,
     status: Status,
     generations_lost: u64,
     damaged_records: u64,
@@ -130,6 +133,12 @@ impl Outlet for Delivery<'_> {
                 return Ok(());
             }
         }
+        // The first frame of the run has told it.
+        if let Some(mut untold) = self.untold.take()
+            && let Err(error) = untold.told()
+        {
+            self.complain(format_args!("purged records will be told again: {error}"));
+        }
         if let Err(error) = self.state.frame_written(until_ns) {
             self.complain(format_args!("state of the run not written: {error}"));
         }
@@ -206,6 +215,25 @@ impl Settings {
     }
 }
 
+/// Throws away what waits in the spool; the next run tells the collector of it.
+///
+/// # Errors
+/// See [`Error`]; [`SpoolError::InUse`] if an agent runs.
+pub fn purge(config: &Config) -> Result<Purged, Error> {
+    let folder = config.state_directory();
+    let note = folder.join(purge::FILE);
+    let untold = Untold::find(folder).map_err(super::file_error(&note))?;
+    let until = untold.as_ref().map_or(0, Untold::until);
+    // What an earlier purge counted is not counted again.
+    spool::complete_purge(&config.spool.directory, until).map_err(Error::Spool)?;
+    let purged = spool::purge(&config.spool.directory, |purged| {
+        Untold::open(folder)
+            .and_then(|mut untold| untold.add(purged.records, purged.until))
+            .map_err(|source| SpoolError::Io { action: "write", path: note.clone(), source })
+    });
+    purged.map_err(Error::Spool)
+}
+
 /// Watches, spools and delivers until SIGTERM.
 ///
 /// # Errors
@@ -214,6 +242,10 @@ pub fn run(config: &Config) -> Result<(), Error> {
     let stop = super::stop_on_signal()?;
     let folder = config.state_directory();
     let limits = spool::Limits { bytes_max: config.spool.bytes_max, sync: Sync::EachFrame };
+    let untold = Untold::find(folder).map_err(super::file_error(&folder.join(purge::FILE)))?;
+    let until = untold.as_ref().map_or(0, Untold::until);
+    spool::complete_purge(&config.spool.directory, until).map_err(Error::Spool)?;
+    let untold = untold.filter(|untold| untold.records() > 0);
     let (writer, reader, recovery) =
         Spool::open(&config.spool.directory, limits).map_err(Error::Spool)?;
     if recovery.cut_bytes + recovery.damaged_bytes > 0 {
@@ -250,12 +282,15 @@ pub fn run(config: &Config) -> Result<(), Error> {
         clock,
         timeouts: upload::Timeouts::default(),
     };
+    let purged_records = untold.as_ref().map_or(0, Untold::records);
+    let former = Former { interruption, purged_records };
     let mut delivery = Delivery {
         config,
         writer,
         thread: Some((settings, reader)),
         upload: None,
         state,
+        untold,
         status,
         generations_lost: 0,
         damaged_records: 0,
@@ -263,7 +298,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
         supervisor: Supervisor::from_environment(Instant::now()),
         told: String::new(),
     };
-    watch(&Settings::new(config), identity, interruption, None, &stop, &mut delivery)?;
+    watch(&Settings::new(config), identity, former, None, &stop, &mut delivery)?;
     if let Some(upload) = &delivery.upload {
         let report = upload.shutdown(Instant::now() + LAST_DELIVERY);
         if !report.emptied {
