@@ -16,6 +16,9 @@ Usage: sysflow-agent COMMAND [OPTION]...
   run      [--config FILE]               watch, spool and deliver until SIGTERM
   check    [--config FILE]               say what keeps `run` from working here
   status   [--config FILE]               print what the running agent says of itself
+  spool list  [--config FILE] [--json]   what waits in the spool; beside a running agent, too
+  spool purge [--config FILE] --yes      throw away what waits; the agent's next run tells the
+                                         collector how many records that were
   capture  [--for SECONDS] --out DIR     watch without a collector: frames into DIR
 
   --config FILE   configuration (default: /etc/sysflow/agent.toml)
@@ -41,6 +44,18 @@ pub enum Command {
     },
     /// Print the status file of the running agent.
     Status {
+        /// Configuration file.
+        config: PathBuf,
+    },
+    /// Print what waits in the spool.
+    SpoolList {
+        /// Configuration file.
+        config: PathBuf,
+        /// As JSON.
+        json: bool,
+    },
+    /// Throw away what waits in the spool.
+    SpoolPurge {
         /// Configuration file.
         config: PathBuf,
     },
@@ -87,6 +102,8 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command, Usage
     let mut config = None;
     let mut out = None;
     let mut duration = None;
+    let mut sub = None;
+    let (mut json, mut yes) = (false, false);
     while let Some(word) = parser.next()? {
         match word {
             Short('h') | Long("help") => return Ok(Command::Help),
@@ -94,11 +111,19 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command, Usage
             Short('c') | Long("config") => config = Some(PathBuf::from(parser.value()?)),
             Long("out") => out = Some(PathBuf::from(parser.value()?)),
             Long("for") => duration = Some(seconds(&parser.value()?.string()?)?),
+            Long("json") => json = true,
+            Long("yes") => yes = true,
+            Value(word) if name.as_deref() == Some("spool") && sub.is_none() => {
+                sub = Some(word.string()?);
+            }
             Value(word) if name.is_none() => name = Some(word.string()?),
             word => return Err(word.unexpected().into()),
         }
     }
     let name = name.ok_or_else(|| UsageError("a command is missing".into()))?;
+    if (json || yes) && name != "spool" {
+        return Err(UsageError(format!("{name}: --json and --yes belong to spool")));
+    }
     if name == "capture" {
         if config.is_some() {
             return Err(UsageError("capture has no --config".into()));
@@ -114,7 +139,22 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command, Usage
         "run" => Ok(Command::Run { config }),
         "check" => Ok(Command::Check { config }),
         "status" => Ok(Command::Status { config }),
+        "spool" => spool(sub.as_deref(), config, json, yes),
         _ => Err(UsageError(format!("{name:?} is not a command"))),
+    }
+}
+
+fn spool(sub: Option<&str>, config: PathBuf, json: bool, yes: bool) -> Result<Command, UsageError> {
+    match (sub, json, yes) {
+        (Some("list"), json, false) => Ok(Command::SpoolList { config, json }),
+        (Some("list"), _, true) => Err(UsageError("spool list has no --yes".into())),
+        (Some("purge"), false, true) => Ok(Command::SpoolPurge { config }),
+        (Some("purge"), true, _) => Err(UsageError("spool purge has no --json".into())),
+        (Some("purge"), ..) => {
+            Err(UsageError("spool purge throws away what was not delivered: say --yes".into()))
+        }
+        (Some(other), ..) => Err(UsageError(format!("spool {other:?} is not a command"))),
+        (None, ..) => Err(UsageError("spool: list or purge is missing".into())),
     }
 }
 
@@ -142,6 +182,12 @@ mod tests {
         let duration = Some(Duration::from_secs(5));
         let out = PathBuf::from("d");
         assert_eq!(parsed("capture --for 5 --out d"), Ok(Command::Capture { duration, out }));
+        let config = PathBuf::from(CONFIG_FILE);
+        assert_eq!(
+            parsed("spool list --json"),
+            Ok(Command::SpoolList { config: config.clone(), json: true })
+        );
+        assert_eq!(parsed("spool purge --yes"), Ok(Command::SpoolPurge { config }));
         assert_eq!(parsed("run --help"), Ok(Command::Help));
         assert_eq!(parsed("-V"), Ok(Command::Version));
     }
@@ -151,6 +197,10 @@ mod tests {
         for (line, text) in [
             ("", "a command is missing"),
             ("walk", "\"walk\" is not a command"),
+            ("spool", "spool: list or purge is missing"),
+            ("spool empty", "spool \"empty\" is not a command"),
+            ("spool purge", "spool purge throws away what was not delivered: say --yes"),
+            ("run --yes", "run: --json and --yes belong to spool"),
             ("run run", "unexpected argument \"run\""),
             ("run --fast", "invalid option '--fast'"),
             ("run --config", "missing argument for option '--config'"),

@@ -8,7 +8,7 @@ use codec::{
 };
 
 /// Room for prefix, header and checksum beside the records.
-const HEADER_ROOM_BYTES: usize = 9 * 1024;
+const HEADER_ROOM_BYTES: usize = 10 * 1024;
 
 /// Who this agent is, for the first frame of each generation.
 #[derive(Clone, Debug)]

@@ -57,6 +57,8 @@ pub struct Collector {
     pub certificate: PathBuf,
     /// The certificate's key, PEM.
     pub key: PathBuf,
+    /// HTTP proxy on the way there, `http://host:port`; TLS goes through it to the collector.
+    pub proxy: Option<String>,
     /// Time between two uploads, s.
     pub upload_interval_s: u32,
     /// Largest body of one request, bytes.
@@ -140,6 +142,7 @@ impl Default for Config {
                 ca: "/etc/sysflow/ca.pem".into(),
                 certificate: "/etc/sysflow/agent.pem".into(),
                 key: "/etc/sysflow/agent.key".into(),
+                proxy: None,
                 upload_interval_s: 30,
                 upload_bytes_max: 1024 * 1024,
             },
@@ -323,6 +326,19 @@ mod tests {
         let config =
             Config::parse(Path::new("x"), "collector.url = \"https://[::1]:7443/\"").unwrap();
         assert_eq!(config.collector.url, "https://[::1]:7443");
+        let with_proxy = |proxy: &str| {
+            let text = format!("collector.url = \"https://c\"\ncollector.proxy = {proxy:?}\n");
+            Config::parse(Path::new("x"), &text).map(|config| config.collector.proxy)
+        };
+        for good in ["http://proxy:3128", "http://10.0.0.1:80", "http://[::1]:3128"] {
+            assert_eq!(with_proxy(good).unwrap().as_deref(), Some(good));
+            // What is allowed here, the client takes.
+            assert!(ureq::Proxy::new(good).is_ok());
+        }
+        assert_eq!(with_proxy("").unwrap(), None);
+        for bad in ["proxy:3128", "https://proxy:3128", "http://proxy", "http://me:pw@proxy:1"] {
+            assert!(with_proxy(bad).unwrap_err().to_string().contains("must be http://HOST:PORT"));
+        }
         assert_eq!(config.spool, Config::default().spool);
     }
 

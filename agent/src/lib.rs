@@ -14,6 +14,7 @@ pub mod pipeline;
 pub mod privacy;
 pub mod privileges;
 pub mod procfs;
+pub mod purge;
 pub mod run_state;
 pub mod slots;
 pub mod spool;

@@ -10,6 +10,7 @@ use agent::check::{self, EXIT_CONFIGURATION, EXIT_GOOD};
 use agent::config::{Config, ConfigError};
 use agent::logger;
 use agent::pipeline::{self, Settings};
+use agent::spool::Contents;
 use agent::status::Status;
 
 /// Exit code: the command line is wrong.
@@ -32,6 +33,8 @@ fn main() -> ExitCode {
         Command::Check { config } => check(&config),
         Command::Status { config } => status(&config),
         Command::Run { config } => run(&config),
+        Command::SpoolList { config, json } => spool_list(&config, json),
+        Command::SpoolPurge { config } => spool_purge(&config),
         Command::Capture { duration, out } => {
             finish(pipeline::capture(&Settings::default(), duration, &out))
         }
@@ -82,6 +85,38 @@ fn check(file: &Path) -> u8 {
     let lines: String = findings.iter().map(|finding| format!("{finding}\n")).collect();
     print(&lines);
     check::exit_code(&findings)
+}
+
+fn spool_list(file: &Path, json: bool) -> u8 {
+    let config = match Config::load(file) {
+        Ok(config) => config,
+        Err(error) => return misconfigured(&error),
+    };
+    let contents = match Contents::read(&config.spool.directory) {
+        Ok(contents) => contents,
+        Err(error) => return finish(Err(pipeline::Error::Spool(error))),
+    };
+    if !json {
+        return print(&contents.describe());
+    }
+    match serde_json::to_string(&contents) {
+        Ok(text) => print(&(text + "\n")),
+        Err(error) => finish(Err(pipeline::Error::Config(error.to_string()))),
+    }
+}
+
+fn spool_purge(file: &Path) -> u8 {
+    match Config::load(file) {
+        Ok(config) => match pipeline::purge(&config) {
+            Ok(purged) => print(&format!(
+                "{} frames purged, {} records: the agent's next run tells the collector; {} \
+                 damaged bytes, whose records nobody can count\n",
+                purged.frames, purged.records, purged.damaged_bytes
+            )),
+            Err(error) => finish(Err(error)),
+        },
+        Err(error) => misconfigured(&error),
+    }
 }
 
 fn status(file: &Path) -> u8 {

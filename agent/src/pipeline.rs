@@ -3,7 +3,7 @@
 
 mod delivery;
 
-pub use delivery::run;
+pub use delivery::{purge, run};
 
 use std::cell::RefCell;
 use std::fmt;
@@ -255,11 +255,20 @@ struct Losses {
     restart: bool,
 }
 
+/// What runs before this one left to be told.
+#[derive(Clone, Copy, Default)]
+struct Former {
+    /// One that ended without a farewell.
+    interruption: Option<Interruption>,
+    /// Records that were purged from the spool.
+    purged_records: u64,
+}
+
 /// Watches until `stop` is set or `duration` is over.
 fn watch(
     settings: &Settings,
     identity: Identity,
-    interruption: Option<Interruption>,
+    former: Former,
     duration: Option<Duration>,
     stop: &Arc<AtomicBool>,
     outlet: &Rc<RefCell<impl Outlet + 'static>>,
@@ -287,7 +296,9 @@ fn watch(
     };
     let mut offset = clock();
     let sink = Box::new(Rc::clone(outlet));
-    let batch = Batch::new(identity, settings.limits, capabilities, offset, interruption, sink);
+    let mut batch =
+        Batch::new(identity, settings.limits, capabilities, offset, former.interruption, sink);
+    batch.books.add_lost_records(Term::LostPurged, former.purged_records);
     let mut user_files = UserFiles::default();
     let mut engine = Engine::new(
         settings.engine_bounds(),
@@ -479,7 +490,7 @@ pub fn capture(settings: &Settings, duration: Option<Duration>, out: &Path) -> R
     let folder = Rc::new(RefCell::new(Folder { out: out.into(), number: 0, failure: None }));
     let run_id = run_state::random_id().map_err(|e| Error::System("a random run id", e))?;
     let identity = identity("capture".into(), boot_id()?, run_id);
-    watch(settings, identity, None, duration, &stop, &folder)?;
+    watch(settings, identity, Former::default(), duration, &stop, &folder)?;
     log::info!("{} frames in {}", folder.borrow().number, out.display());
     Ok(())
 }

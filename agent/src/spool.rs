@@ -10,7 +10,7 @@
 //! 1. A frame is in the spool whole or not at all: a failed write is cut back, and opening
 //!    cuts what follows the last whole frame of each segment.
 //! 2. A frame leaves by [`Reader::acknowledge`], by [`Reader::discard`], with its segment for
-//!    the quota, or because its bytes are damaged; each of the last three is counted.
+//!    the quota, because its bytes are damaged, or by [`purge`]; each of the last four is counted.
 //! 3. Frames leave in the order in which they came, those of the pinned segment apart.
 //! 4. Segments together have at most `bytes_max` bytes, and there are at most
 //!    [`SEGMENTS_MAX`].
@@ -22,6 +22,7 @@
 //! 8. One process owns the spool: the lock goes with the process.
 //! 9. Nothing is mapped, and memory does not grow with the size of the spool.
 
+mod contents;
 mod reader;
 mod scan;
 mod writer;
@@ -38,6 +39,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::slots::Slots;
 
+pub use contents::{Contents, Purged, SegmentContents, StreamContents, complete_purge, purge};
 pub use reader::{Reader, Sent, Settled};
 pub use writer::{Appended, Writer};
 
@@ -141,7 +143,11 @@ impl fmt::Display for SpoolError {
                 write!(f, "spool: {action} {}: {source}", path.display())
             }
             SpoolError::InUse { directory, owner } => {
-                write!(f, "spool: {} is in use by process {owner}", directory.display())
+                write!(
+                    f,
+                    "spool: {} is in use by process {owner} (stop that agent first)",
+                    directory.display()
+                )
             }
             SpoolError::NotAFrame(error) => write!(f, "spool: {error}"),
             SpoolError::NoRoom { bytes, bytes_max } => {
@@ -285,6 +291,15 @@ fn segment_path(directory: &Path, number: u64) -> PathBuf {
     directory.join(format!("{number:020}.{EXTENSION}"))
 }
 
+/// What the position file holds for a segment number and an offset.
+fn position_bytes(number: u64, end: u64) -> [u8; POSITION_BYTES] {
+    let mut position = [0; POSITION_BYTES];
+    let (number_bytes, end_bytes) = position.split_at_mut(8);
+    number_bytes.copy_from_slice(&number.to_le_bytes());
+    end_bytes.copy_from_slice(&end.to_le_bytes());
+    position
+}
+
 fn lock(directory: &Path) -> Result<File, SpoolError> {
     let path = directory.join(LOCK_FILE);
     let mut file = OpenOptions::new()
@@ -317,13 +332,8 @@ fn position_of(bytes: &[u8; POSITION_BYTES]) -> Option<(u64, u64)> {
     Some((u64::from_le_bytes(*number), u64::from_le_bytes(offset.try_into().ok()?)))
 }
 
-/// Reads all segments. Returns those that hold frames, the number for the next one, and the
-/// report.
-fn recover(
-    directory: &Path,
-    position: Option<(u64, u64)>,
-) -> Result<(VecDeque<Segment>, u64, Recovery), SpoolError> {
-    let (settled_number, settled_bytes) = position.unwrap_or_default();
+/// The numbers of the segments in a folder, oldest first.
+fn segment_numbers(directory: &Path) -> Result<Vec<u64>, SpoolError> {
     let mut numbers = Vec::new();
     for entry in fs::read_dir(directory).map_err(failed("list", directory))? {
         let path = entry.map_err(failed("list", directory))?.path();
@@ -335,6 +345,17 @@ fn recover(
         }
     }
     numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// Reads all segments. Returns those that hold frames, the number for the next one, and the
+/// report.
+fn recover(
+    directory: &Path,
+    position: Option<(u64, u64)>,
+) -> Result<(VecDeque<Segment>, u64, Recovery), SpoolError> {
+    let (settled_number, settled_bytes) = position.unwrap_or_default();
+    let numbers = segment_numbers(directory)?;
     let next = numbers.last().copied().unwrap_or(0).max(settled_number) + 1;
     let mut recovery = Recovery::default();
     let mut segments = VecDeque::new();

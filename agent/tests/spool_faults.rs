@@ -153,7 +153,7 @@ fn one_process_owns_a_spool() {
     let ends = Spool::open(directory.path(), LIMITS).unwrap();
     let error = Spool::open(directory.path(), LIMITS).unwrap_err();
     let expected = format!(
-        "spool: {} is in use by process {}",
+        "spool: {} is in use by process {} (stop that agent first)",
         directory.path().display(),
         std::process::id()
     );

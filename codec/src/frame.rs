@@ -24,7 +24,7 @@ const VERSION: u8 = 0;
 const PREFIX_BYTES: usize = 8;
 const CHECKSUM_BYTES: usize = 4;
 /// Largest header, bytes. The ledger is the largest part: its counters have at most 13 bytes.
-const HEADER_BYTES_MAX: usize = 8 * 1024;
+const HEADER_BYTES_MAX: usize = 9 * 1024;
 const _: () = assert!(LEDGER_COUNTERS_MAX * 13 + 1024 <= HEADER_BYTES_MAX);
 
 const EXTENSION_END: u8 = 0;

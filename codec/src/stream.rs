@@ -287,11 +287,13 @@ pub enum Term {
     LostSpoolError,
     /// Lost: the collector refused the frame for good (unit: records).
     LostRefused,
+    /// Lost: an operator purged the spool; told by the run after (unit: records).
+    LostPurged,
 }
 
 impl Term {
     /// All terms, in the order of their numbers.
-    pub const ALL: [Term; 13] = [
+    pub const ALL: [Term; 14] = [
         Term::Observed,
         Term::Stored,
         Term::Aggregated,
@@ -305,6 +307,7 @@ impl Term {
         Term::LostSpoolFull,
         Term::LostSpoolError,
         Term::LostRefused,
+        Term::LostPurged,
     ];
 
     /// The name that reports print.
@@ -323,6 +326,7 @@ impl Term {
             Term::LostSpoolFull => "lost_spool_full",
             Term::LostSpoolError => "lost_spool_error",
             Term::LostRefused => "lost_refused",
+            Term::LostPurged => "lost_purged",
         }
     }
 

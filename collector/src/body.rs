@@ -1,9 +1,36 @@
 //! Takes an upload's body apart and checks all that can be checked without the store.
 //!
 //! A body is taken whole or not at all, so every frame is decoded, down to its last record,
-//! before anything else happens.
+//! before anything else happens. What is kept of a frame beside its bytes is small, and a body
+//! holds at most [`FRAMES_MAX`]: a body of the smallest frames must not cost many times its size.
 
 use codec::{Frame, StreamKey};
+
+/// Most frames of one body: twice what an agent sends at a time.
+pub(crate) const FRAMES_MAX: usize = 1024;
+
+/// A frame that has been checked: what the store needs to know of it.
+#[derive(Debug)]
+pub(crate) struct Checked<'a> {
+    pub(crate) key: StreamKey,
+    pub(crate) generation: u32,
+    /// The boot, where the frame begins its generation.
+    pub(crate) starts_in: Option<[u8; 16]>,
+    /// The whole frame.
+    pub(crate) bytes: &'a [u8],
+}
+
+impl<'a> From<&Frame<'a>> for Checked<'a> {
+    fn from(frame: &Frame<'a>) -> Self {
+        let header = &frame.header;
+        Checked {
+            key: header.key,
+            generation: header.generation,
+            starts_in: header.start.as_ref().map(|start| start.boot_id),
+            bytes: frame.bytes,
+        }
+    }
+}
 
 /// Why a body, or a frame in it, is not taken. Each is one answer to the agent.
 #[derive(Debug)]
@@ -12,6 +39,8 @@ pub(crate) enum Refusal {
     Malformed(String),
     /// A frame speaks for another agent.
     Foreign(String),
+    /// The body holds more frames than one may.
+    TooLarge(String),
     /// The store lacks what the frame builds upon: the agent begins a new generation.
     GenerationLost(String),
     /// The place of the frame is taken by other bytes.
@@ -24,13 +53,17 @@ pub(crate) enum Refusal {
 ///
 /// # Errors
 /// [`Refusal::Malformed`] names the frame, its place and what is wrong;
-/// [`Refusal::Foreign`] names the two agents.
-pub(crate) fn frames<'a>(agent: &str, body: &'a [u8]) -> Result<Vec<Frame<'a>>, Refusal> {
+/// [`Refusal::Foreign`] names the two agents; [`Refusal::TooLarge`] the bound.
+pub(crate) fn frames<'a>(agent: &str, body: &'a [u8]) -> Result<Vec<Checked<'a>>, Refusal> {
     let mut frames = Vec::new();
     let mut rest = body;
     while !rest.is_empty() {
         let at = body.len() - rest.len();
         let number = frames.len() + 1;
+        if number > FRAMES_MAX {
+            let text = format!("body of more than {FRAMES_MAX} frames: send fewer at a time");
+            return Err(Refusal::TooLarge(text));
+        }
         let malformed =
             |what: &dyn std::fmt::Display| malformed(number, at, &what.to_string(), "send it anew");
         let (frame, after) = Frame::decode(rest).map_err(|error| malformed(&error))?;
@@ -52,7 +85,7 @@ pub(crate) fn frames<'a>(agent: &str, body: &'a [u8]) -> Result<Vec<Frame<'a>>, 
                 return Err(malformed(&"generation start without a clock mapping"));
             }
         }
-        frames.push(frame);
+        frames.push(Checked::from(&frame));
         rest = after;
     }
     if frames.is_empty() {

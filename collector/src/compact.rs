@@ -16,15 +16,20 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use codec::Frame;
+use log::Level;
 
 use crate::convert::{self, Stream};
 use crate::health::Health;
 use crate::layout::{self, GenerationKey};
+use crate::logger;
 use crate::manifest::{FixedClock, Manifest, to_json, written_generations};
 use crate::sf::{self, SfFile};
 use crate::sysflow::{Header, Record, SCHEMA_VERSION};
 
 const PENDING_MAX: usize = 64 * 1024;
+
+/// Most generations that are remembered as waiting, and as broken, to count them.
+const REMEMBERED_MAX: usize = 64 * 1024;
 
 /// A file in the making that is older than this belongs to nobody any more.
 const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
@@ -134,7 +139,7 @@ impl Worker {
         self.broken.remove(key);
         match compact(&self.root, key, highest) {
             Ok(manifest) => {
-                if manifest.waiting {
+                if manifest.waiting && self.waiting.len() < REMEMBERED_MAX {
                     self.waiting.insert(key.clone());
                 }
                 self.health.update(|counters| {
@@ -148,8 +153,14 @@ impl Worker {
                 });
             }
             Err(error) => {
-                log::error!("{key}: no .sf file: {error}");
-                self.broken.insert(key.clone());
+                logger::seldom(
+                    Level::Error,
+                    "no .sf file",
+                    format_args!("{key}: no .sf file: {error}"),
+                );
+                if self.broken.len() < REMEMBERED_MAX {
+                    self.broken.insert(key.clone());
+                }
             }
         }
         let (waiting, broken) = (self.waiting.len(), self.broken.len());

@@ -5,7 +5,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 /// The whole file.
 #[derive(Debug, Deserialize)]
@@ -36,7 +36,7 @@ impl Default for Listen {
 }
 
 /// Files in PEM; relative paths are relative to the configuration file.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Tls {
     /// The fleet's CA: who it signed may connect.
@@ -45,6 +45,22 @@ pub(crate) struct Tls {
     pub(crate) certificate: PathBuf,
     /// The collector's private key.
     pub(crate) key: PathBuf,
+    /// Lists of revoked certificates, by the CAs of `ca`: one file or several.
+    #[serde(default, deserialize_with = "one_or_more")]
+    pub(crate) crl: Vec<PathBuf>,
+}
+
+fn one_or_more<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<PathBuf>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "tls.crl is a file name or a list of them")]
+    enum Files {
+        One(PathBuf),
+        More(Vec<PathBuf>),
+    }
+    Ok(match Files::deserialize(value)? {
+        Files::One(file) => vec![file],
+        Files::More(files) => files,
+    })
 }
 
 /// Where frames are kept.
@@ -61,12 +77,18 @@ pub(crate) struct StoreConfig {
 pub(crate) struct Limits {
     /// Largest body of one upload, bytes; more is answered with 413.
     pub(crate) body_bytes_max: usize,
-    /// Connections that are served at a time; more are answered with 503.
+    /// Connections that are served at a time. When all are taken the one that is idle longest
+    /// gives way; if none is, a new one is answered with 503.
     pub(crate) connections_max: usize,
-    /// Uploads that are worked on at a time, which bounds the memory for bodies; more are
-    /// answered with 503.
+    /// Of them, those of one agent; its oldest gives way to a new one.
+    pub(crate) agent_connections_max: usize,
+    /// Connections in the TLS handshake; the oldest gives way to a new one.
+    pub(crate) handshakes_max: usize,
+    /// Uploads that are worked on at a time, which bounds the memory for bodies; more wait for
+    /// half of the request's time, and are then answered with 503.
     pub(crate) uploads_max: usize,
-    /// Longest time for a handshake, and for a request from its first byte to its answer, s.
+    /// Longest time for a handshake, for a request's head and for its body, and for an answer to
+    /// be taken, s.
     pub(crate) request_timeout_s: u64,
 }
 
@@ -75,6 +97,8 @@ impl Default for Limits {
         Limits {
             body_bytes_max: 4 << 20,
             connections_max: 256,
+            agent_connections_max: 4,
+            handshakes_max: 256,
             uploads_max: 32,
             request_timeout_s: 30,
         }
@@ -112,8 +136,9 @@ impl Config {
         let mut config: Config = toml::from_str(&text).map_err(|e| error(&e))?;
         config.limits.check().map_err(|e| error(&e))?;
         let base = path.parent().unwrap_or(Path::new("")).to_owned();
-        let Tls { ca, certificate, key } = &mut config.tls;
-        for file in [ca, certificate, key, &mut config.store.directory] {
+        let Tls { ca, certificate, key, crl } = &mut config.tls;
+        let files = [ca, certificate, key, &mut config.store.directory].into_iter();
+        for file in files.chain(crl) {
             *file = base.join(&*file);
         }
         Ok(config)
@@ -125,6 +150,8 @@ impl Limits {
         let bounds = [
             ("body_bytes_max", self.body_bytes_max as u64, 1024..=(1 << 30)),
             ("connections_max", self.connections_max as u64, 1..=65_536),
+            ("agent_connections_max", self.agent_connections_max as u64, 1..=65_536),
+            ("handshakes_max", self.handshakes_max as u64, 16..=65_536),
             ("uploads_max", self.uploads_max as u64, 1..=65_536),
             ("request_timeout_s", self.request_timeout_s, 1..=3600),
         ];
@@ -160,6 +187,15 @@ mod tests {
         assert_eq!(config.tls.certificate, Path::new("/c.pem"));
         assert_eq!(config.limits.body_bytes_max, 4194304);
         assert_eq!(config.listen.address.port(), 7443);
+        assert!(config.tls.crl.is_empty());
+    }
+
+    #[test]
+    fn revocation_lists_are_one_file_or_several() {
+        let with = |crl: &str| load(&MINIMAL.replace("[store]", &format!("crl = {crl}\n[store]")));
+        assert!(with("'a.pem'").unwrap().tls.crl[0].is_absolute());
+        assert_eq!(with("['a.pem', '/b.pem']").unwrap().tls.crl[1], Path::new("/b.pem"));
+        assert!(with("1").unwrap_err().to_string().contains("tls.crl is a file name"));
     }
 
     #[test]

@@ -17,8 +17,8 @@ use crate::sysflow::{
     Pod, Process, ProcessEvent, ProcessFlow, Record, Volume,
 };
 
-/// Most containers, and most file numbers, of one generation. An agent begins a new generation
-/// after 10,000 records by default; this is a hundred times as much.
+/// Most containers, processes and file numbers of one generation together. An agent begins a
+/// new generation after 10,000 records by default; this is a hundred times as much.
 const NAMES_MAX: usize = 1_000_000;
 
 /// Container id of a record whose container number no record names.
@@ -67,13 +67,13 @@ pub(crate) struct Stream {
     unresolved: Unresolved,
 }
 
-/// A generation holds more containers or files than the tables take.
+/// A generation holds more names than the tables take.
 #[derive(Debug)]
 pub(crate) struct TooManyNames;
 
 impl std::fmt::Display for TooManyNames {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "generation names more than {NAMES_MAX} files or containers")
+        write!(f, "generation names more than {NAMES_MAX} files, processes and containers")
     }
 }
 
@@ -260,12 +260,18 @@ impl Stream {
         })
     }
 
+    /// Whether one more name may be noted, if it is not known already.
+    fn has_room(&self, known: bool) -> Result<(), TooManyNames> {
+        let names = self.containers.len() + self.files.len() + self.processes.len();
+        // One number may be given to one path after the other.
+        let full = self.kinds.len() >= NAMES_MAX || (names >= NAMES_MAX && !known);
+        if full { Err(TooManyNames) } else { Ok(()) }
+    }
+
     fn note_container(&mut self, r: &codec::Container<'_>) -> Result<Container, TooManyNames> {
         let full_id = text(r.full_id);
         let id: String = full_id.chars().take(SHORT_ID_BYTES).collect();
-        if self.containers.len() >= NAMES_MAX && !self.containers.contains_key(&r.id) {
-            return Err(TooManyNames);
-        }
+        self.has_room(self.containers.contains_key(&r.id))?;
         self.containers.insert(r.id, id.clone());
         let known = usize::from(r.kind) < CONTAINER_TYPES.len();
         Ok(Container {
@@ -282,9 +288,7 @@ impl Stream {
 
     fn note_process(&mut self, r: &codec::Process<'_>) -> Result<Process, TooManyNames> {
         let oid = self.oid(r.oid);
-        if self.processes.len() >= NAMES_MAX && !self.processes.contains(&oid) {
-            return Err(TooManyNames);
-        }
+        self.has_room(self.processes.contains(&oid))?;
         self.processes.insert(oid);
         Ok(Process {
             state: state(r.state),
@@ -310,9 +314,7 @@ impl Stream {
     }
 
     fn note_file(&mut self, r: &codec::File<'_>) -> Result<File, TooManyNames> {
-        if self.files.len() >= NAMES_MAX && !self.files.contains_key(&r.id) {
-            return Err(TooManyNames);
-        }
+        self.has_room(self.files.contains_key(&r.id))?;
         let container_id = self.container(r.container);
         let oid = foid(container_id.as_deref().unwrap_or_default(), r.path);
         let inode = Inode { device: r.device, number: r.inode, flags: r.flags };

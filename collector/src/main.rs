@@ -11,6 +11,7 @@ mod body;
 mod capture;
 mod compact;
 mod config;
+mod connections;
 mod convert;
 mod frame_files;
 mod health;
@@ -21,6 +22,7 @@ mod manifest;
 mod print;
 mod ranges;
 mod receive;
+mod reload;
 mod serve;
 mod sf;
 mod store;
@@ -122,7 +124,7 @@ fn main() -> ExitCode {
 
 fn serve(path: &std::path::Path) -> ExitCode {
     let result = match Config::load(path) {
-        Ok(config) => serve::serve(config),
+        Ok(config) => serve::serve(path, config),
         Err(error) => Err(StartError::Config(error.to_string())),
     };
     match result {

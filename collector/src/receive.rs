@@ -1,8 +1,8 @@
 //! The requests of the delivery protocol and their answers.
 //!
 //! `POST /v1/frames` takes frames, `GET /v1/health` tells the counters. A body is bounded
-//! before and while it is read; the number of bodies in memory is bounded too. Every refusal
-//! has a kind, is counted under it and says in `detail` what is wrong and what to do.
+//! before and while it is read; the number of bodies in memory is bounded too, and those that
+//! wait for a place get one in turn. Every refusal has a kind, is counted under it and says in `detail` what is wrong and what to do.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,6 +11,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
+use log::Level;
 use serde_json::json;
 use tokio::sync::Semaphore;
 
@@ -18,6 +19,8 @@ use crate::body::{self, Refusal};
 use crate::compact::Compactor;
 use crate::health::{self, Health};
 use crate::layout;
+use crate::logger;
+use crate::reload::Rules;
 use crate::store::{Store, Stored};
 
 const FRAMES_TYPE: &str = "application/vnd.sysflow.frames";
@@ -40,7 +43,7 @@ pub(crate) struct Receiver {
     pub(crate) uploads: Arc<Semaphore>,
     pub(crate) body_bytes_max: usize,
     pub(crate) request_timeout: Duration,
-    pub(crate) denied: Vec<String>,
+    pub(crate) rules: Arc<Rules>,
 }
 
 /// Who asks.
@@ -79,12 +82,13 @@ impl From<Refusal> for Refused {
         match refusal {
             Refusal::Malformed(detail) => refuse(StatusCode::BAD_REQUEST, "malformed", detail),
             Refusal::Foreign(detail) => refuse(StatusCode::FORBIDDEN, "foreign-frame", detail),
+            Refusal::TooLarge(detail) => refuse(StatusCode::PAYLOAD_TOO_LARGE, "too-large", detail),
             Refusal::GenerationLost(detail) => {
                 refuse(StatusCode::CONFLICT, "generation-lost", detail)
             }
             Refusal::Conflict(detail) => refuse(StatusCode::CONFLICT, "conflict", detail),
             Refusal::Unavailable(error) => {
-                log::error!("store: {error}");
+                logger::seldom(Level::Error, "store", format_args!("store: {error}"));
                 busy(format!("store: {error}: try again"), RETRY_STORE_S)
             }
         }
@@ -100,26 +104,29 @@ impl Receiver {
     ) -> Answer {
         let expects = request.headers().contains_key(header::EXPECT);
         let (parts, mut body) = request.into_parts();
+        // Waiting for room, the body and the disk have bounds of their own.
         let answered = tokio::time::timeout(
-            self.request_timeout,
+            3 * self.request_timeout,
             self.route(&client, &parts.method, parts.uri.path(), &parts.headers, &mut body),
         );
-        let answered = answered.await.unwrap_or_else(|_| {
-            let seconds = self.request_timeout.as_secs();
-            let detail = format!("request took more than {seconds} s: send less at a time");
-            Err(refuse(StatusCode::REQUEST_TIMEOUT, "timeout", detail))
-        });
+        let answered = answered
+            .await
+            .unwrap_or_else(|_| Err(busy("store: takes too long: try again", RETRY_STORE_S)));
         match answered {
             Ok(answer) => answer,
             Err(refused) => {
-                log::warn!(
-                    "{}: {} {}: {} {}: {}",
-                    client.address,
-                    parts.method,
-                    parts.uri.path(),
-                    refused.status.as_u16(),
+                logger::seldom(
+                    Level::Warn,
                     refused.kind,
-                    refused.detail
+                    format_args!(
+                        "{}: {} {}: {} {}: {}",
+                        client.address,
+                        parts.method,
+                        parts.uri.path(),
+                        refused.status.as_u16(),
+                        refused.kind,
+                        refused.detail
+                    ),
                 );
                 self.health.update(|counters| health::count(&mut counters.refused, refused.kind));
                 // A client that waits for leave to send has nothing on the way.
@@ -173,7 +180,7 @@ impl Receiver {
             Ok(agent) => agent.clone(),
             Err(why) => return Err(refuse(StatusCode::UNAUTHORIZED, "identity", why)),
         };
-        if self.denied.contains(&agent) {
+        if self.rules.denies(&agent) {
             let detail = format!("agent {agent:?} is on this collector's list of denied agents");
             return Err(refuse(StatusCode::FORBIDDEN, "denied", detail));
         }
@@ -186,10 +193,17 @@ impl Receiver {
                 format!("content type is {given:?}: send {FRAMES_TYPE}"),
             ));
         }
-        let Ok(permit) = Arc::clone(&self.uploads).try_acquire_owned() else {
+        // In turn: whoever holds the places with slow bodies cannot be faster than the others.
+        let turn = Arc::clone(&self.uploads).acquire_owned();
+        let Ok(Ok(permit)) = tokio::time::timeout(self.request_timeout / 2, turn).await else {
             return Err(busy("too many uploads at a time: try again", RETRY_BUSY_S));
         };
-        let bytes = self.read(body).await?;
+        let bytes = tokio::time::timeout(self.request_timeout, self.read(body));
+        let bytes = bytes.await.map_err(|_| {
+            let seconds = self.request_timeout.as_secs();
+            let detail = format!("body took more than {seconds} s: send less at a time");
+            refuse(StatusCode::REQUEST_TIMEOUT, "timeout", detail)
+        })??;
         let receiver = Arc::clone(self);
         // Not stopped by the timeout: what has begun to be stored is stored whole.
         let stored = tokio::task::spawn_blocking(move || {
@@ -234,7 +248,9 @@ impl Receiver {
         if announced.lower() > limit as u64 {
             return Err(too_large(&announced.lower().to_string()));
         }
-        let mut bytes = Vec::with_capacity(announced.upper().unwrap_or(0) as usize);
+        // Memory is taken when it is written; a vector that grows would take more on the way.
+        let capacity = announced.upper().map_or(limit, |upper| limit.min(upper as usize));
+        let mut bytes = Vec::with_capacity(capacity);
         while let Some(part) = body.frame().await {
             let part = part.map_err(|error| {
                 let detail = format!("body ends early ({error}): send it anew");

@@ -1,37 +1,45 @@
 //! The server: listens, shakes hands, serves connections, and ends in order.
 //!
-//! At most `connections_max` connections are served; a few more are let in to be told 503,
-//! and beyond those the kernel's queue holds them back. At SIGTERM or SIGINT requests under
-//! way are finished, then the compactor, and the process ends with 0.
+//! `connections` decides who has a place, `reload` by which rules clients are taken; when those
+//! change, connections end after their request and shake hands anew. What a connection holds in
+//! memory is bounded, and so is the time that it may stand still. At SIGTERM or SIGINT requests
+//! under way are finished, then the compactor, and the process ends with 0.
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use log::Level;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::MissedTickBehavior;
 use tokio_rustls::TlsAcceptor;
 
 use crate::compact::Compactor;
 use crate::config::Config;
+use crate::connections::{Bounds, Connections, Place, Ticket};
 use crate::health::{self, Health};
+use crate::logger;
 use crate::receive::{Client, Receiver};
+use crate::reload::{self, Sources};
 use crate::store::Store;
 use crate::tls;
-
-/// Connections that are let in beyond the limit, to be told so.
-const SURPLUS_MAX: usize = 16;
 
 /// How long, and for how many bytes, a closed connection is read on, so that the peer gets
 /// to the last words (an alert, an answer) before a reset could overtake them.
 const LINGER_TIME: Duration = Duration::from_secs(2);
 const LINGER_BYTES: u64 = 1 << 20;
+
+/// Most that is buffered of a request's head, and of its body at a time.
+const BUFFER_BYTES_MAX: usize = 32 * 1024;
 
 /// A breath after `accept` failed, which it does when descriptors run out.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -55,15 +63,16 @@ impl From<io::Error> for StartError {
 ///
 /// # Errors
 /// [`StartError`]; once it listens, it only ends in order.
-pub(crate) fn serve(config: Config) -> Result<(), StartError> {
-    let acceptor = TlsAcceptor::from(tls::server_config(&config.tls).map_err(StartError::Config)?);
+pub(crate) fn serve(file: &Path, config: Config) -> Result<(), StartError> {
+    let (sources, rules) = Sources::read(file, &config).map_err(StartError::Config)?;
     let directory = &config.store.directory;
     let in_store =
         |error: io::Error| StartError::Config(format!("{}: {error}", directory.display()));
     let store = Store::open(directory).map_err(in_store)?;
     let health = Arc::new(Health::default());
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .max_blocking_threads(config.limits.uploads_max)
+        // One more reads the files of the configuration.
+        .max_blocking_threads(config.limits.uploads_max + 1)
         .enable_all()
         .build()?;
     let compactor = Compactor::start(directory, Arc::clone(&health))?;
@@ -74,12 +83,17 @@ pub(crate) fn serve(config: Config) -> Result<(), StartError> {
         uploads: Arc::new(Semaphore::new(config.limits.uploads_max)),
         body_bytes_max: config.limits.body_bytes_max,
         request_timeout: Duration::from_secs(config.limits.request_timeout_s),
-        denied: config.agents.denied,
+        rules,
+    });
+    let connections = Connections::new(Bounds {
+        handshakes_max: config.limits.handshakes_max,
+        connections_max: config.limits.connections_max,
+        agent_connections_max: config.limits.agent_connections_max,
     });
     let served = runtime.block_on(accept(
         config.listen.address,
-        config.limits.connections_max,
-        acceptor,
+        connections,
+        sources,
         Arc::clone(&receiver),
     ));
     // Waits for uploads that are being stored.
@@ -92,50 +106,54 @@ pub(crate) fn serve(config: Config) -> Result<(), StartError> {
 
 async fn accept(
     address: SocketAddr,
-    connections_max: usize,
-    acceptor: TlsAcceptor,
+    connections: Arc<Connections>,
+    sources: Sources,
     receiver: Arc<Receiver>,
 ) -> io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let hangup = signal(SignalKind::hangup())?;
     let listener = TcpListener::bind(address).await?;
+    let renewing = tokio::spawn(renew(sources, hangup));
     let mut out = io::stdout();
     writeln!(out, "listening on {}", listener.local_addr()?)?;
     out.flush()?;
 
-    let served = Arc::new(Semaphore::new(connections_max));
-    let surplus = Arc::new(Semaphore::new(SURPLUS_MAX));
     // Dropped to tell the connections to end; each holds a receiver.
     let (ending, told) = watch::channel(());
     let wait_s = receiver.request_timeout;
     loop {
-        let (permit, is_surplus) = tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            permit = place(&served, &surplus) => permit,
-        };
         let (stream, peer) = tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    log::error!("accept: {error}");
+                    logger::seldom(Level::Error, "accept", format_args!("accept: {error}"));
                     tokio::time::sleep(ACCEPT_RETRY).await;
                     continue;
                 }
             },
         };
-        let connection =
-            Connection { peer, is_surplus, receiver: Arc::clone(&receiver), told: told.clone() };
-        let acceptor = acceptor.clone();
-        tokio::spawn(async move {
-            connection.run(stream, acceptor).await;
-            drop(permit);
-        });
+        let (ticket, crowded) = connections.admit();
+        if crowded {
+            receiver.health.update(|counters| {
+                health::count(&mut counters.handshakes_refused, "crowded-out");
+            });
+        }
+        let number = ticket.number();
+        let connection = Connection {
+            peer,
+            ticket,
+            receiver: Arc::clone(&receiver),
+            told: told.clone(),
+            renewed: receiver.rules.renewed(),
+        };
+        connections.attach(number, tokio::spawn(connection.run(stream)).abort_handle());
     }
     drop(listener);
     drop(told);
+    renewing.abort();
     log::info!("ending: finishing requests");
     let closed = ending.closed();
     let _ = ending.send(());
@@ -145,31 +163,49 @@ async fn accept(
     Ok(())
 }
 
-/// Room for one more connection: a served one where there is, else a surplus one.
-async fn place(
-    served: &Arc<Semaphore>,
-    surplus: &Arc<Semaphore>,
-) -> (Option<OwnedSemaphorePermit>, bool) {
-    if let Ok(permit) = Arc::clone(served).try_acquire_owned() {
-        return (Some(permit), false);
-    }
-    tokio::select! {
-        biased;
-        permit = Arc::clone(served).acquire_owned() => (permit.ok(), false),
-        permit = Arc::clone(surplus).acquire_owned() => (permit.ok(), true),
+/// Looks after the files of the configuration.
+async fn renew(mut sources: Sources, mut hangup: Signal) {
+    let mut looks = tokio::time::interval(reload::INTERVAL);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let now = tokio::select! {
+            _ = looks.tick() => false,
+            _ = hangup.recv() => true,
+        };
+        let work = tokio::task::spawn_blocking(move || {
+            if now {
+                sources.renew_now()
+            } else {
+                sources.look()
+            }
+            sources
+        });
+        match work.await {
+            Ok(back) => sources = back,
+            Err(error) => {
+                log::error!("reading files anew: {error}: restart for changes to take effect");
+                return;
+            }
+        }
     }
 }
 
 struct Connection {
     peer: SocketAddr,
-    is_surplus: bool,
+    ticket: Ticket,
     receiver: Arc<Receiver>,
     told: watch::Receiver<()>,
+    renewed: watch::Receiver<()>,
 }
 
 impl Connection {
-    async fn run(mut self, stream: TcpStream, acceptor: TlsAcceptor) {
+    async fn run(mut self, stream: TcpStream) {
         let timeout = self.receiver.request_timeout;
+        // Also one that takes no answers, which no other timer sees.
+        if let Err(error) = SockRef::from(&stream).set_tcp_user_timeout(Some(timeout)) {
+            log::debug!("{}: TCP_USER_TIMEOUT: {error}", self.peer);
+        }
+        let acceptor = TlsAcceptor::from(self.receiver.rules.server());
         let shaking = tokio::time::timeout(timeout, acceptor.accept(stream).into_fallible());
         let shaken = tokio::select! {
             shaken = shaking => shaken,
@@ -193,20 +229,33 @@ impl Connection {
             Some(certificate) => tls::agent_id(certificate),
             None => Err("no certificate".to_owned()),
         };
-        let client = Client { address: self.peer, agent, surplus: self.is_surplus };
+        let surplus = match self.ticket.promote(agent.as_deref().ok()) {
+            Place::Served => false,
+            Place::Surplus => true,
+            Place::None => return,
+        };
+        let client = Client { address: self.peer, agent, surplus };
         let receiver = Arc::clone(&self.receiver);
+        let activity = Arc::clone(&self.ticket.activity);
         let service = service_fn(move |request| {
             let answer = Arc::clone(&receiver).answer(client.clone(), request);
-            async move { Ok::<_, std::convert::Infallible>(answer.await) }
+            let activity = Arc::clone(&activity);
+            async move {
+                activity.begin();
+                let answer = answer.await;
+                activity.end();
+                Ok::<_, std::convert::Infallible>(answer)
+            }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(timeout)
+            .max_buf_size(BUFFER_BYTES_MAX)
             .serve_connection(TokioIo::new(tls), service);
         tokio::pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            _ = self.told.changed() => {
+            _ = either(&mut self.told, &mut self.renewed) => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -218,10 +267,20 @@ impl Connection {
 
     fn note_refusal(&self, error: &io::Error) {
         let reason = tls::handshake_refusal(error);
-        log::warn!("{}: TLS handshake refused: {reason}: {error}", self.peer);
+        let peer = self.peer;
+        let text = format_args!("{peer}: TLS handshake refused: {reason}: {error}");
+        logger::seldom(Level::Warn, reason, text);
         self.receiver
             .health
             .update(|counters| health::count(&mut counters.handshakes_refused, reason));
+    }
+}
+
+/// Waits until one of them changes.
+async fn either(one: &mut watch::Receiver<()>, other: &mut watch::Receiver<()>) {
+    tokio::select! {
+        _ = one.changed() => {}
+        _ = other.changed() => {}
     }
 }
 

@@ -17,9 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use codec::Frame;
-
-use crate::body::{self, Refusal};
+use crate::body::{self, Checked, Refusal};
 use crate::frame_files::{held_start, link_if_absent, list, write_durable};
 use crate::layout::{self, GenerationKey};
 use crate::ranges::{RANGES_MAX, Ranges};
@@ -85,7 +83,7 @@ pub(crate) struct Store {
 
 /// A frame of a body with its place in the store.
 struct Placed<'a, 'b> {
-    frame: &'b Frame<'a>,
+    frame: &'b Checked<'a>,
     stream: StreamName,
     key: GenerationKey,
     held: bool,
@@ -115,7 +113,7 @@ impl Store {
     /// # Errors
     /// A [`Refusal`]; then nothing of the body was stored, except where the disk failed on
     /// the way ([`Refusal::Unavailable`]): then the agent sends again what is not acknowledged.
-    pub(crate) fn put(&self, agent: &str, frames: &[Frame<'_>]) -> Result<Stored, Refusal> {
+    pub(crate) fn put(&self, agent: &str, frames: &[Checked<'_>]) -> Result<Stored, Refusal> {
         let shared = self.agent(agent);
         let mut known = lock(&shared);
         if known.streams.len() > STREAMS_MAX {
@@ -150,7 +148,7 @@ impl Store {
         &self,
         agent: &str,
         known: &mut Agent,
-        frames: &'b [Frame<'a>],
+        frames: &'b [Checked<'a>],
     ) -> Result<Vec<Placed<'a, 'b>>, Refusal> {
         let mut placed: Vec<Placed<'a, 'b>> = Vec::with_capacity(frames.len());
         let mut starts: HashMap<GenerationKey, u64> = HashMap::new();
@@ -158,37 +156,36 @@ impl Store {
         let mut added: HashMap<StreamName, usize> = HashMap::new();
         let mut told: HashMap<[u8; 8], [u8; 16]> = HashMap::new();
         for frame in frames {
-            let header = &frame.header;
-            let id = header.key;
+            let id = frame.key;
             let boot = self.boot(agent, known, &mut told, frame)?;
             let key = GenerationKey {
                 agent: agent.to_owned(),
                 boot,
                 run: id.run_tag,
                 class: id.class,
-                generation: header.generation,
+                generation: frame.generation,
             };
             let stream = (boot, id.run_tag, id.class);
             let state = self.stream(known, &key).map_err(Refusal::Unavailable)?;
             let start = match starts.get(&key) {
                 Some(sequence) => Some(*sequence),
                 None => {
-                    held_start(&state.directory, header.generation).map_err(Refusal::Unavailable)?
+                    held_start(&state.directory, frame.generation).map_err(Refusal::Unavailable)?
                 }
             };
-            match (start, &header.start) {
+            match (start, frame.starts_in) {
                 (Some(sequence), Some(_)) if sequence != id.sequence => {
                     return Err(Refusal::Malformed(format!(
                         "{}: generation {} begins here and at frame {sequence}: begin a new one",
                         body::name(&id),
-                        header.generation
+                        frame.generation
                     )));
                 }
                 (None, None) => {
                     return Err(Refusal::GenerationLost(format!(
                         "{}: the start of generation {} is not held: begin a new generation",
                         body::name(&id),
-                        header.generation
+                        frame.generation
                     )));
                 }
                 (None, Some(_)) => {
@@ -226,10 +223,10 @@ impl Store {
         agent: &str,
         known: &mut Agent,
         body: &mut HashMap<[u8; 8], [u8; 16]>,
-        frame: &Frame<'_>,
+        frame: &Checked<'_>,
     ) -> Result<[u8; 16], Refusal> {
-        let id = frame.header.key;
-        let told = frame.header.start.as_ref().map(|start| start.boot_id);
+        let id = frame.key;
+        let told = frame.starts_in;
         let boot = match known.boots.get(&id.run_tag).or_else(|| body.get(&id.run_tag)) {
             Some(boot) => Some(*boot),
             None => {
@@ -306,7 +303,7 @@ impl Store {
                 self.create_directories(&stream.directory)?;
                 stream.rooted = true;
             }
-            let id = place.frame.header.key;
+            let id = place.frame.key;
             let file = stream.directory.join(layout::frame_name(id.sequence));
             if place.held || !self.write_new(&stream.directory, &file, place.frame)? {
                 stored.duplicates += 1;
@@ -314,8 +311,8 @@ impl Store {
                 stored.new += 1;
                 stored.generations.insert(place.key.clone(), 0);
             }
-            if place.frame.header.start.is_some() {
-                let start = layout::start_name(place.frame.header.generation);
+            if place.frame.starts_in.is_some() {
+                let start = layout::start_name(place.frame.generation);
                 link_if_absent(&file, &stream.directory.join(start))?;
             }
             stream.held.insert(id.sequence);
@@ -355,7 +352,7 @@ impl Store {
         &self,
         directory: &Path,
         file: &Path,
-        frame: &Frame<'_>,
+        frame: &Checked<'_>,
     ) -> Result<bool, WriteError> {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
         let making = directory.join(format!(".{:016x}-{serial}.making", self.salt));
@@ -365,7 +362,7 @@ impl Store {
         let new = written?;
         removed?;
         if !new && fs::read(file)? != frame.bytes {
-            return Err(WriteError::Taken(frame.header.key));
+            return Err(WriteError::Taken(frame.key));
         }
         Ok(new)
     }
@@ -393,10 +390,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Whether the frame is held; an error if other bytes are.
-fn is_held(directory: &Path, frame: &Frame<'_>) -> Result<bool, Refusal> {
-    match fs::read(directory.join(layout::frame_name(frame.header.key.sequence))) {
+fn is_held(directory: &Path, frame: &Checked<'_>) -> Result<bool, Refusal> {
+    match fs::read(directory.join(layout::frame_name(frame.key.sequence))) {
         Ok(bytes) if bytes == frame.bytes => Ok(true),
-        Ok(_) => Err(taken(&frame.header.key)),
+        Ok(_) => Err(taken(&frame.key)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(Refusal::Unavailable(error)),
     }

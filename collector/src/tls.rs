@@ -2,17 +2,21 @@
 //!
 //! A client needs a certificate of the fleet's CA; what it may say is decided by the id in
 //! that certificate (SAN URI `sysflow:agent:<id>`), never by its common name. TLS 1.3 only:
-//! both ends are ours.
+//! both ends are ours. A revocation list is checked when it is read: one that only failed in
+//! handshakes would lock the whole fleet out. For the same reason a list that is past its time
+//! stays in use, with a warning, and certificates of a CA without a list are not checked.
 
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{CertificateError, RootCertStore, ServerConfig};
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use x509_parser::prelude::{
+    ASN1Time, CertificateRevocationList, FromDer, GeneralName, X509Certificate,
+};
 
 use crate::config;
 use crate::layout;
@@ -32,20 +36,81 @@ pub(crate) fn server_config(tls: &config::Tls) -> Result<Arc<ServerConfig>, Stri
     let chain = certificates(&tls.certificate)?;
     let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|error| named(&tls.key, &error))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier =
-        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-            .build()
-            .map_err(|error| named(&tls.ca, &error))?;
+    let mut verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+    if !tls.crl.is_empty() {
+        verifier = verifier.with_crls(revocation_lists(tls)?).allow_unknown_revocation_status();
+    }
+    let verifier = verifier.build().map_err(|error| named(&tls.ca, &error))?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .and_then(|builder| {
             builder.with_client_cert_verifier(verifier).with_single_cert(chain, key)
         })
-        .map_err(|error| named(&tls.certificate, &error))?;
+        .map_err(|error| match error {
+            rustls::Error::InconsistentKeys(_) => {
+                let certificate = tls.certificate.display();
+                named(&tls.key, &format_args!("is not the key of {certificate}: take its own"))
+            }
+            error => named(&tls.certificate, &error),
+        })?;
     // A resumed session would not see a certificate that has expired meanwhile.
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     Ok(Arc::new(config))
+}
+
+/// The lists of `tls.crl`, each signed by a CA of `tls.ca`.
+fn revocation_lists(
+    tls: &config::Tls,
+) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
+    let authorities = certificates(&tls.ca)?;
+    let mut lists = Vec::new();
+    for path in &tls.crl {
+        let named = |what: &dyn std::fmt::Display| format!("{}: {what}", path.display());
+        let found: Vec<_> = CertificateRevocationListDer::pem_file_iter(path)
+            .and_then(Iterator::collect)
+            .map_err(|error| named(&error))?;
+        if found.is_empty() {
+            return Err(named(&"holds no revocation list in PEM form (X509 CRL)"));
+        }
+        for list in &found {
+            let (_, parsed) = CertificateRevocationList::from_der(list)
+                .map_err(|error| named(&format_args!("list cannot be read: {error}")))?;
+            let is_signer = |authority: &CertificateDer<'_>| {
+                X509Certificate::from_der(authority).is_ok_and(|(_, authority)| {
+                    authority.subject() == parsed.issuer()
+                        && parsed.verify_signature(authority.public_key()).is_ok()
+                })
+            };
+            if !authorities.iter().any(is_signer) {
+                return Err(named(&format_args!(
+                    "is not signed by a CA of {}: take the list of the fleet's CA",
+                    tls.ca.display()
+                )));
+            }
+        }
+        lists.extend(found);
+    }
+    Ok(lists)
+}
+
+/// Warns of revocation lists that should have been renewed; they stay in use.
+pub(crate) fn warn_of_old_lists(tls: &config::Tls) {
+    for path in &tls.crl {
+        let lists = CertificateRevocationListDer::pem_file_iter(path).into_iter().flatten();
+        for list in lists.flatten() {
+            if let Ok((_, parsed)) = CertificateRevocationList::from_der(&list)
+                && let Some(next) = parsed.next_update()
+                && next < ASN1Time::now()
+            {
+                log::warn!(
+                    "{}: was to be renewed by {next}; it stays in use: take a newer list",
+                    path.display()
+                );
+            }
+        }
+    }
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
@@ -54,7 +119,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
         .and_then(Iterator::collect)
         .map_err(|error| named(&error))?;
     if certificates.is_empty() {
-        return Err(named(&"holds no certificate"));
+        return Err(named(&"holds no certificate in PEM form"));
     }
     Ok(certificates)
 }
@@ -107,6 +172,7 @@ pub(crate) fn handshake_refusal(error: &io::Error) -> &'static str {
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
                 "not-valid-yet"
             }
+            CertificateError::Revoked => "revoked",
             CertificateError::UnknownIssuer => "unknown-issuer",
             // A CA of the same name with another key.
             CertificateError::BadSignature => "bad-signature",

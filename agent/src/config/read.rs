@@ -64,6 +64,7 @@ impl Reader<'_> {
             "collector.ca" => self.path(item, &mut config.collector.ca),
             "collector.certificate" => self.path(item, &mut config.collector.certificate),
             "collector.key" => self.path(item, &mut config.collector.key),
+            "collector.proxy" => self.proxy(item, &mut config.collector.proxy),
             "collector.upload_interval_s" => {
                 self.number(item, &mut config.collector.upload_interval_s);
             }
@@ -178,6 +179,22 @@ impl Reader<'_> {
         } else {
             let name = item.name;
             self.problem(&item.key, format!("{name} = {text:?}: must be https://HOST[:PORT]"));
+        }
+    }
+
+    /// An empty text is no proxy.
+    fn proxy(&mut self, item: &Item<'_>, target: &mut Option<String>) {
+        let Some(text) = self.string(item) else { return };
+        let url = text.strip_suffix('/').unwrap_or(&text);
+        let is_proxy = url.strip_prefix("http://").is_some_and(|place| {
+            place.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok())
+                && is_collector_url(&format!("https://{place}"))
+        });
+        if is_proxy || url.is_empty() {
+            *target = is_proxy.then(|| url.to_string());
+        } else {
+            let name = item.name;
+            self.problem(&item.key, format!("{name} = {text:?}: must be http://HOST:PORT"));
         }
     }
 

@@ -9,14 +9,17 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bpf::{Bounds, Probes};
 use codec::{Frame, Term};
 
-use super::{Error, Losses, Outlet, Settings, boot_id, boot_ns, drop_privileges, identity, watch};
+use super::{
+    Error, Former, Losses, Outlet, Settings, boot_id, boot_ns, drop_privileges, identity, watch,
+};
 use crate::batch::{Books, Identity, Kept, Limits, Sink};
 use crate::config::Config;
 use crate::engine::Timeouts;
 use crate::logger::RateLimit;
 use crate::privacy::Privacy;
+use crate::purge::{self, Untold};
 use crate::run_state::RunState;
-use crate::spool::{self, Reader, Spool, Sync, Writer};
+use crate::spool::{self, Purged, Reader, Spool, SpoolError, Sync, Writer};
 use crate::status::{self, Status};
 use crate::supervisor::Supervisor;
 use crate::tls::clock::Clock;
@@ -36,6 +39,8 @@ struct Delivery {
     thread: Option<(upload::Settings, Reader)>,
     upload: Option<Upload>,
     state: RunState,
+    /// Until the frame that tells of it is in the spool.
+    untold: Option<Untold>,
     status: Status,
     /// What the upload thread had lost when it was last asked.
     lost: Lost,
@@ -145,9 +150,16 @@ impl Outlet for Delivery {
     }
 
     fn told_until(&mut self, until_ns: u64) -> Result<(), Error> {
-        if std::mem::take(&mut self.framed)
-            && let Err(error) = self.state.frame_written(until_ns)
+        if !std::mem::take(&mut self.framed) {
+            return Ok(());
+        }
+        // The first frame of the run has told it.
+        if let Some(mut untold) = self.untold.take()
+            && let Err(error) = untold.told()
         {
+            self.complain(format_args!("purged records will be told again: {error}"));
+        }
+        if let Err(error) = self.state.frame_written(until_ns) {
             self.complain(format_args!("state of the run not written: {error}"));
         }
         Ok(())
@@ -226,6 +238,25 @@ impl Settings {
     }
 }
 
+/// Throws away what waits in the spool; the next run tells the collector of it.
+///
+/// # Errors
+/// See [`Error`]; [`SpoolError::InUse`] if an agent runs.
+pub fn purge(config: &Config) -> Result<Purged, Error> {
+    let folder = config.state_directory();
+    let note = folder.join(purge::FILE);
+    let untold = Untold::find(folder).map_err(super::file_error(&note))?;
+    let until = untold.as_ref().map_or(0, Untold::until);
+    // What an earlier purge counted is not counted again.
+    spool::complete_purge(&config.spool.directory, until).map_err(Error::Spool)?;
+    let purged = spool::purge(&config.spool.directory, |purged| {
+        Untold::open(folder)
+            .and_then(|mut untold| untold.add(purged.records, purged.until))
+            .map_err(|source| SpoolError::Io { action: "write", path: note.clone(), source })
+    });
+    purged.map_err(Error::Spool)
+}
+
 /// Watches, spools and delivers until SIGTERM.
 ///
 /// # Errors
@@ -234,6 +265,10 @@ pub fn run(config: &Config) -> Result<(), Error> {
     let stop = super::stop_on_signal()?;
     let folder = config.state_directory();
     let limits = spool::Limits { bytes_max: config.spool.bytes_max, sync: Sync::EachFrame };
+    let untold = Untold::find(folder).map_err(super::file_error(&folder.join(purge::FILE)))?;
+    let until = untold.as_ref().map_or(0, Untold::until);
+    spool::complete_purge(&config.spool.directory, until).map_err(Error::Spool)?;
+    let untold = untold.filter(|untold| untold.records() > 0);
     let (writer, reader, recovery) =
         Spool::open(&config.spool.directory, limits).map_err(Error::Spool)?;
     if recovery.cut_bytes + recovery.damaged_bytes > 0 {
@@ -270,12 +305,15 @@ pub fn run(config: &Config) -> Result<(), Error> {
         clock,
         timeouts: upload::Timeouts::default(),
     };
+    let purged_records = untold.as_ref().map_or(0, Untold::records);
+    let former = Former { interruption, purged_records };
     let delivery = Rc::new(RefCell::new(Delivery {
         config: config.clone(),
         writer,
         thread: Some((settings, reader)),
         upload: None,
         state,
+        untold,
         status,
         lost: Lost::default(),
         framed: false,
@@ -283,7 +321,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
         supervisor: Supervisor::from_environment(Instant::now()),
         told: String::new(),
     }));
-    watch(&Settings::new(config), identity, interruption, None, &stop, &delivery)?;
+    watch(&Settings::new(config), identity, former, None, &stop, &delivery)?;
     let mut delivery = delivery.borrow_mut();
     if let Some(upload) = &delivery.upload {
         let report = upload.shutdown(Instant::now() + LAST_DELIVERY);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use codec::{FRAME_BYTES_MAX, StreamKey};
 
 use super::scan::{self, Found};
-use super::{Depth, POSITION_BYTES, Shared, SpoolError, failed};
+use super::{Depth, POSITION_BYTES, Shared, SpoolError, failed, position_bytes};
 use crate::slots::Slots;
 
 /// Most frames of one batch: bounds what is remembered of it.
@@ -254,10 +254,6 @@ impl Reader {
             let _ = fs::remove_file(self.shared.path(number));
         }
         // A position that is not written costs a repeat after a restart, no more.
-        let mut position = [0; POSITION_BYTES];
-        let (number_bytes, end_bytes) = position.split_at_mut(8);
-        number_bytes.copy_from_slice(&number.to_le_bytes());
-        end_bytes.copy_from_slice(&end.to_le_bytes());
-        let _ = self.position.write(&position);
+        let _ = self.position.write(&position_bytes(number, end));
     }
 }

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 
-use codec::{DecodeError, FRAME_BYTES_MAX, Frame, StreamKey};
+use codec::{Counter, DecodeError, FRAME_BYTES_MAX, Frame, StreamKey, Term};
 
 /// The first bytes of every frame.
 const MAGIC: &[u8] = b"SFE";
@@ -19,6 +19,12 @@ pub(super) struct FoundFrame {
     pub(super) starts: bool,
     pub(super) records: u32,
     pub(super) bytes: usize,
+    /// Oldest and newest record, boot clock, ns.
+    pub(super) times_ns: [u64; 2],
+    /// Unix time minus boot clock, ns, where the frame tells it.
+    pub(super) offset_ns: Option<i64>,
+    /// Purged records that the run tells of, where the frame is its first.
+    pub(super) purged_told: u64,
 }
 
 /// What is at the start of some bytes.
@@ -56,15 +62,25 @@ pub(super) fn find(bytes: &[u8], last: bool) -> Found {
 
 fn look(bytes: &[u8], last: bool) -> Option<Found> {
     match Frame::decode(bytes) {
-        Ok((frame, _)) => Some(Found::Frame(FoundFrame {
-            key: frame.header.key,
-            generation: frame.header.generation,
-            starts: frame.header.start.is_some(),
-            records: frame.header.records,
-            bytes: frame.bytes.len(),
-        })),
+        Ok((frame, _)) => Some(Found::Frame(found(&frame))),
         Err(DecodeError::Truncated) if !last => Some(Found::Partial),
         Err(_) => None,
+    }
+}
+
+fn found(frame: &Frame<'_>) -> FoundFrame {
+    let header = &frame.header;
+    let is_purged = |counter: &&Counter| counter.term == Term::LostPurged;
+    let purged = header.ledger.iter().find(is_purged).map_or(0, |counter| counter.total);
+    FoundFrame {
+        key: header.key,
+        generation: header.generation,
+        starts: header.start.is_some(),
+        records: header.records,
+        bytes: frame.bytes.len(),
+        times_ns: [header.first_ns, header.last_ns],
+        offset_ns: header.clock.map(|clock| clock.offset_ns),
+        purged_told: if header.key.sequence == 0 { purged } else { 0 },
     }
 }
 

@@ -17,7 +17,8 @@ use rustls::pki_types::ServerName;
 use ureq::Timeout;
 use ureq::unversioned::transport::time::Duration;
 use ureq::unversioned::transport::{
-    Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport, TransportAdapter,
+    Buffers, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, Transport,
+    TransportAdapter,
 };
 
 use super::certificate::Certificate;
@@ -47,7 +48,8 @@ impl TlsConnector {
 }
 
 impl<In: Transport> Connector<In> for TlsConnector {
-    type Out = TlsTransport<In>;
+    /// The connection to a proxy itself is plain; what goes through it is not.
+    type Out = Either<In, TlsTransport<In>>;
 
     fn connect(
         &self,
@@ -55,6 +57,9 @@ impl<In: Transport> Connector<In> for TlsConnector {
         chained: Option<In>,
     ) -> Result<Option<Self::Out>, ureq::Error> {
         let Some(transport) = chained else { return Ok(None) };
+        if !details.needs_tls() {
+            return Ok(Some(Either::A(transport)));
+        }
         let host = details.uri.host().unwrap_or_default();
         // An IPv6 address stands in brackets in a URL, not in a certificate.
         let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
@@ -74,7 +79,7 @@ impl<In: Transport> Connector<In> for TlsConnector {
         self.collector_not_after.store(not_after, Ordering::Relaxed);
         let config = details.config;
         let buffers = LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size());
-        Ok(Some(TlsTransport { buffers, session }))
+        Ok(Some(Either::B(TlsTransport { buffers, session })))
     }
 }
 

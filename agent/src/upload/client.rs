@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use ureq::Proxy;
 use ureq::unversioned::resolver::DefaultResolver;
-use ureq::unversioned::transport::{Connector, TcpConnector};
+use ureq::unversioned::transport::{ConnectProxyConnector, Connector, TcpConnector};
 
 use super::answer::{self, Outcome};
 use crate::config;
@@ -57,6 +58,7 @@ impl Default for Timeouts {
 #[derive(Debug)]
 pub(super) struct Client {
     url: String,
+    proxy: Option<String>,
     files: Files,
     clock: Arc<Clock>,
     timeouts: Timeouts,
@@ -76,11 +78,12 @@ impl Client {
         let connector = TlsConnector::new(Arc::clone(&credentials));
         Client {
             url: format!("{}{PATH}", collector.url),
+            proxy: collector.proxy.clone(),
             files: collector.into(),
             clock,
             timeouts,
             collector_not_after: connector.collector_not_after(),
-            agent: agent(connector, timeouts),
+            agent: agent(connector, timeouts, collector.proxy.as_deref()),
             credentials,
         }
     }
@@ -97,7 +100,7 @@ impl Client {
         let credentials = Arc::new(Credentials::load(&self.files, Some(id), &self.clock)?);
         let connector = TlsConnector::new(Arc::clone(&credentials));
         self.collector_not_after = connector.collector_not_after();
-        self.agent = agent(connector, self.timeouts);
+        self.agent = agent(connector, self.timeouts, self.proxy.as_deref());
         self.credentials = credentials;
         Ok(true)
     }
@@ -161,7 +164,10 @@ impl Client {
     }
 
     fn reason(&self, error: &ureq::Error) -> String {
-        let url = &self.url;
+        let url = &match &self.proxy {
+            Some(proxy) => format!("{} by way of {proxy} (collector.proxy)", self.url),
+            None => self.url.clone(),
+        };
         match error {
             ureq::Error::Io(error) => match error.kind() {
                 io::ErrorKind::ConnectionRefused => {
@@ -186,15 +192,17 @@ impl Client {
     }
 }
 
-fn agent(connector: TlsConnector, timeouts: Timeouts) -> ureq::Agent {
+fn agent(connector: TlsConnector, timeouts: Timeouts, proxy: Option<&str>) -> ureq::Agent {
+    // The configuration has checked its form.
+    let proxy = proxy.and_then(|proxy| Proxy::new(proxy).ok());
     let config = ureq::Agent::config_builder()
         .https_only(true)
         .http_status_as_error(false)
         // A collector does not redirect, and frames follow nobody.
         .max_redirects(0)
         .max_redirects_will_error(false)
-        // The environment must not lead frames elsewhere either.
-        .proxy(None)
+        // The environment must not lead frames elsewhere either: only the configuration does.
+        .proxy(proxy)
         .user_agent(concat!("sysflow-agent/", env!("CARGO_PKG_VERSION")))
         .max_response_header_size(ANSWER_HEAD_BYTES_MAX)
         .input_buffer_size(BUFFER_BYTES)
@@ -207,6 +215,8 @@ fn agent(connector: TlsConnector, timeouts: Timeouts) -> ureq::Agent {
         .timeout_per_write(Some(timeouts.stall))
         .timeout_await_100(Some(LEAVE_TIME.min(timeouts.stall)))
         .build();
-    let connector = Connector::<()>::chain(TcpConnector::default(), connector);
+    let connector =
+        Connector::<()>::chain(ConnectProxyConnector::default(), TcpConnector::default())
+            .chain(connector);
     ureq::Agent::with_parts(config, connector, DefaultResolver::default())
 }

@@ -268,14 +268,23 @@ fn wrong_paths_methods_and_types_are_named() {
 fn one_connection_too_many_is_told_to_come_back() {
     let site = Site::new("[limits]\nconnections_max = 1\n");
     let collector = site.start();
+    let body = Run::new(AGENT, 1).start(0, 0);
     let mut first = collector.connect(AGENT);
     assert_eq!(first.get("/v1/health").status, 200);
-    let mut second = collector.connect(AGENT);
+    // With a request under way it does not give way.
+    first
+        .send(
+            format!("{}host: c\r\nexpect: 100-continue\r\n\r\n", post_head(body.len())).as_bytes(),
+        )
+        .unwrap();
+    first.leave_to_send();
+    let mut second = collector.connect("gw-2");
     let answer = second.get("/v1/health");
     answer.refusal(503, "unavailable");
     assert_eq!(answer.header("retry-after"), Some("5"));
     assert!(second.is_closed());
-    assert_eq!(first.get("/v1/health").status, 200);
+    first.send(&body).unwrap();
+    assert_eq!(first.receive().unwrap().status, 200);
 }
 
 #[test]

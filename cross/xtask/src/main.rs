@@ -37,6 +37,7 @@ cargo xtask VERB
             --days N     how long the certificates are valid (30)
             --expired    the agent's certificate expired an hour ago
             --as NAME    call the agent's files NAME.pem and NAME.key (agent)
+            --revoke FILE  issue nothing; put this certificate on the CA's list DIR/crl.pem
 ";
 
 /// Exit code for a command line that is not understood (sysexits EX_USAGE).
@@ -121,6 +122,7 @@ fn parse_pki(parser: &mut lexopt::Parser) -> Result<(PathBuf, pki::Options)> {
             Arg::Long("host") => hosts.push(parser.value()?.string()?),
             Arg::Long("days") => options.days = parser.value()?.parse()?,
             Arg::Long("expired") => options.is_expired = true,
+            Arg::Long("revoke") => options.revoked.push(parser.value()?.into()),
             Arg::Long("as") => options.file_stem = parser.value()?.string()?,
             Arg::Value(value) if directory.is_none() => directory = Some(value.into()),
             other => return Err(other.unexpected().into()),

@@ -4,16 +4,20 @@
 //! common name. Keys are ECDSA P-256, written readable for their owner only. The CA's name
 //! contains a random number, so that two throw-away CAs are told apart by name.
 
+use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    RevokedCertParams, SanType, SerialNumber,
 };
 use time::{Duration, OffsetDateTime};
+use x509_parser::pem::{Pem, parse_x509_pem};
+use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
 use crate::Result;
 
@@ -38,6 +42,8 @@ pub struct Options {
     pub is_expired: bool,
     /// Name of the agent's two files without their ending.
     pub file_stem: String,
+    /// Certificates to revoke; if there are any, nothing is issued.
+    pub revoked: Vec<PathBuf>,
 }
 
 impl Default for Options {
@@ -49,12 +55,14 @@ impl Default for Options {
             days: 90,
             is_expired: false,
             file_stem: "agent".to_string(),
+            revoked: Vec::new(),
         }
     }
 }
 
 /// Makes `ca.pem` and `ca.key` in `directory` unless they are there, and, signed by them,
-/// `collector.pem`, `collector.key` and the agent's two files.
+/// `collector.pem`, `collector.key` and the agent's two files. With certificates to revoke it
+/// writes `crl.pem` instead: the CA's list of them and of those that were on it before.
 ///
 /// # Errors
 /// Names the option or the file that cannot be used.
@@ -62,6 +70,9 @@ pub fn make(directory: &Path, options: &Options) -> Result {
     check(options)?;
     std::fs::create_dir_all(directory).map_err(|e| format!("make {}: {e}", directory.display()))?;
     let issuer = authority(directory, options.days)?;
+    if !options.revoked.is_empty() {
+        return revoke(directory, options, &issuer);
+    }
     let now = OffsetDateTime::now_utc();
     let end = now + Duration::days(options.days.into());
 
@@ -82,6 +93,46 @@ pub fn make(directory: &Path, options: &Options) -> Result {
     agent.subject_alt_names.push(SanType::URI(uri.as_str().try_into()?));
     agent.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     issue(directory, &options.file_stem, &agent, &issuer)
+}
+
+fn revoke(directory: &Path, options: &Options, issuer: &Issuer<'_, KeyPair>) -> Result {
+    let list = directory.join("crl.pem");
+    let now = OffsetDateTime::now_utc();
+    let mut serials = BTreeSet::new();
+    if list.exists() {
+        let pem = pem(&list)?;
+        let (_, former) = CertificateRevocationList::from_der(&pem.contents)
+            .map_err(|e| format!("{}: {e} (remove it to start anew)", list.display()))?;
+        serials.extend(former.iter_revoked_certificates().map(|one| one.raw_serial().to_vec()));
+    }
+    for file in &options.revoked {
+        let pem = pem(file)?;
+        let (_, certificate) = X509Certificate::from_der(&pem.contents)
+            .map_err(|e| format!("{}: {e}", file.display()))?;
+        serials.insert(certificate.raw_serial().to_vec());
+    }
+    let revoked_certs = serials.iter().map(|serial| RevokedCertParams {
+        serial_number: SerialNumber::from_slice(serial),
+        revocation_time: now,
+        reason_code: None,
+        invalidity_date: None,
+    });
+    let params = CertificateRevocationListParams {
+        this_update: now - CLOCK_SLACK,
+        next_update: now + Duration::days(options.days.into()),
+        crl_number: SerialNumber::from(now.unix_timestamp().unsigned_abs()),
+        issuing_distribution_point: None,
+        revoked_certs: revoked_certs.collect(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    write(&list, &params.signed_by(issuer)?.pem()?, Readers::All)
+}
+
+/// The first thing in a PEM file.
+fn pem(file: &Path) -> Result<Pem> {
+    let text = std::fs::read(file).map_err(|e| format!("read {}: {e}", file.display()))?;
+    let (_, pem) = parse_x509_pem(&text).map_err(|e| format!("{}: {e}", file.display()))?;
+    Ok(pem)
 }
 
 fn check(options: &Options) -> Result {
@@ -209,6 +260,32 @@ mod tests {
             let mode = std::fs::metadata(folder.path().join(key)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{key}");
         }
+    }
+
+    #[test]
+    fn a_revocation_list_grows() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| folder.path().join(name);
+        let listed = || {
+            let pem = pem(&file("crl.pem")).unwrap();
+            let (_, list) = CertificateRevocationList::from_der(&pem.contents).unwrap();
+            list.iter_revoked_certificates()
+                .map(|one| one.raw_serial().to_vec())
+                .collect::<Vec<_>>()
+        };
+        let serial = |name: &str| {
+            let pem = pem(&file(name)).unwrap();
+            X509Certificate::from_der(&pem.contents).unwrap().1.raw_serial().to_vec()
+        };
+        make(folder.path(), &Options::default()).unwrap();
+        let revoke = |name: &str| Options { revoked: vec![file(name)], ..Options::default() };
+        make(folder.path(), &revoke("agent.pem")).unwrap();
+        assert_eq!(listed(), [serial("agent.pem")]);
+        make(folder.path(), &revoke("collector.pem")).unwrap();
+        assert_eq!(listed().len(), 2);
+        assert!(listed().contains(&serial("collector.pem")));
+        let error = make(folder.path(), &revoke("agent.key")).unwrap_err().to_string();
+        assert!(error.contains("agent.key"), "{error}");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::Value;
 
@@ -73,6 +73,14 @@ impl Client {
         self.stream.get_mut().flush()
     }
 
+    /// Reads the leave to send a body.
+    pub(crate) fn leave_to_send(&mut self) {
+        let mut line = String::new();
+        self.stream.read_line(&mut line).unwrap();
+        assert!(line.starts_with("HTTP/1.1 100 "), "{line}");
+        self.stream.read_line(&mut line).unwrap();
+    }
+
     /// Reads an answer.
     pub(crate) fn receive(&mut self) -> io::Result<Answer> {
         let mut line = String::new();
@@ -94,6 +102,24 @@ impl Client {
         Ok(answer)
     }
 
+    /// Posts a body, wherever the connection ends.
+    pub(crate) fn try_post(&mut self, body: &[u8]) -> io::Result<Answer> {
+        self.send(format!("{}host: collector\r\n\r\n", post_head(body.len())).as_bytes())?;
+        self.send(body)?;
+        self.receive()
+    }
+
+    /// The certificate that the collector shows.
+    pub(crate) fn collectors_certificate(mut self) -> CertificateDer<'static> {
+        self.send(b"").unwrap();
+        self.stream.get_ref().conn.peer_certificates().unwrap()[0].clone().into_owned()
+    }
+
+    /// The socket below.
+    pub(crate) fn socket(&self) -> &TcpStream {
+        self.stream.get_ref().get_ref()
+    }
+
     /// The error of a connection that the collector refused in the handshake.
     pub(crate) fn alert(mut self) -> String {
         // The handshake of TLS 1.3 ends at the client before the server has judged it.
@@ -104,6 +130,17 @@ impl Client {
     /// Whether the collector has closed the connection.
     pub(crate) fn is_closed(&mut self) -> bool {
         matches!(self.stream.read(&mut [0]), Ok(0))
+    }
+
+    /// Whether the connection has ended, with or without a word.
+    pub(crate) fn is_gone(&mut self) -> bool {
+        match self.stream.read(&mut [0]) {
+            Ok(amount) => amount == 0,
+            Err(error) => matches!(
+                error.kind(),
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset
+            ),
+        }
     }
 
     pub(crate) fn request(&mut self, head: &str, body: &[u8]) -> Answer {
@@ -127,4 +164,18 @@ pub(crate) fn post_head(length: usize) -> String {
         "POST /v1/frames HTTP/1.1\r\ncontent-type: application/vnd.sysflow.frames\r\n\
          content-length: {length}\r\n"
     )
+}
+
+/// The first bytes of a handshake.
+pub(crate) fn hello() -> Vec<u8> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    let mut bytes = Vec::new();
+    ClientConnection::new(Arc::new(config), name).unwrap().write_tls(&mut bytes).unwrap();
+    bytes
 }

@@ -149,7 +149,7 @@ fn shell() -> Record<'static> {
 fn exec(sequence: u64) -> Record<'static> {
     Record::ProcessEvent(ProcessEvent {
         process: SHELL,
-        time_ns: 1_000_000_000 + sequence,
+        time_ns: 1_000_000_000_u64.saturating_add(sequence),
         tid: sequence as u32,
         ops: op::EXEC,
         args: b"",

@@ -85,6 +85,16 @@ impl Site {
         Collector { site: self, address: address.parse().unwrap(), child }
     }
 
+    /// A file of the site.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// What the collectors of the site have logged.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap()
+    }
+
     fn log_path(&self) -> PathBuf {
         self.folder.path().join("log")
     }
@@ -131,10 +141,28 @@ impl Collector<'_> {
         self.connect("observer").get("/v1/health").json()
     }
 
+    /// The process's id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The most memory that the process has had resident, bytes.
+    pub(crate) fn memory_peak_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        peak.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+    }
+
+    /// Sends it a signal, by name.
+    pub(crate) fn signal(&self, name: &str) {
+        let (name, pid) = (format!("-{name}"), self.pid().to_string());
+        assert!(Command::new("kill").args([name, pid]).status().unwrap().success());
+    }
+
     /// Waits until the log has a line with all of `words`.
     pub(crate) fn logged(&self, words: &[&str]) -> String {
         until(&format!("a log line with {words:?}"), || {
-            let log = fs::read_to_string(self.site.log_path()).unwrap();
+            let log = self.site.log();
             let has_all = |line: &&str| words.iter().all(|word| line.contains(word));
             log.lines().find(has_all).map(str::to_owned)
         })
@@ -148,8 +176,7 @@ impl Collector<'_> {
 
     /// Asks it to end, and waits for it to end well.
     pub(crate) fn terminate(mut self) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        self.signal("TERM");
         let status = until("the collector to end", || self.child.try_wait().unwrap());
         assert!(status.success(), "{status}");
     }

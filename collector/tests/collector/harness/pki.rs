@@ -1,8 +1,9 @@
 //! A throw-away certificate authority and what it signs.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, RevocationReason, RevokedCertParams,
+    SanType, SerialNumber,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -12,6 +13,7 @@ use time::OffsetDateTime;
 pub(crate) struct Identity {
     pub(crate) certificate_pem: String,
     pub(crate) key_pem: String,
+    serial: Vec<u8>,
 }
 
 impl Identity {
@@ -80,10 +82,34 @@ impl Pki {
         self.sign(params)
     }
 
-    fn sign(&self, params: CertificateParams) -> Identity {
+    /// The list of revoked certificates, which is to be renewed so many days from now.
+    pub(crate) fn revocation_list(&self, revoked: &[&Identity], days: i64) -> String {
+        let now = OffsetDateTime::now_utc();
+        let revoked_certs = revoked.iter().map(|identity| RevokedCertParams {
+            serial_number: identity.serial.clone().into(),
+            revocation_time: now,
+            reason_code: Some(RevocationReason::KeyCompromise),
+            invalidity_date: None,
+        });
+        let params = CertificateRevocationListParams {
+            this_update: now - time::Duration::days(10),
+            next_update: now + time::Duration::days(days),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked_certs.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).unwrap().pem().unwrap()
+    }
+
+    fn sign(&self, mut params: CertificateParams) -> Identity {
         let key = KeyPair::generate().unwrap();
+        // Positive, and without leading zeros.
+        let serial: Vec<u8> =
+            key.public_key_raw()[1..17].iter().map(|byte| byte & 0x7f | 1).collect();
+        params.serial_number = Some(serial.clone().into());
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        Identity { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() }
+        Identity { certificate_pem: certificate.pem(), key_pem: key.serialize_pem(), serial }
     }
 }
 
