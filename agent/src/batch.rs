@@ -237,6 +237,10 @@ impl Batch {
 
     /// Finishes the frame, if there is anything to say: records, or counters that moved.
     pub fn finish(&mut self) {
+        if self.farewell.is_some() {
+            // Final totals do not hang on frames that may be lost on the way.
+            self.books_told = Books::default();
+        }
         let ledger = self.books.changes(&self.books_told);
         if self.state.records() == 0 && ledger.is_empty() && self.farewell.is_none() {
             return;

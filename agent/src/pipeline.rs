@@ -228,7 +228,7 @@ trait Outlet {
 fn watch(
     settings: &Settings,
     identity: Identity,
-    interruption: Option<Interruption>,
+    mut interruption: Option<Interruption>,
     duration: Option<Duration>,
     stop: &Arc<AtomicBool>,
     outlet: &mut impl Outlet,
@@ -254,6 +254,12 @@ fn watch(
         missing: probes.missing().iter().fold(0, |bits, (hook, _)| bits | hook_bit(*hook)),
         jit: probes.is_jited(),
     };
+    if let Some(interruption) = &mut interruption
+        && interruption.to_ns != 0
+    {
+        // Loading takes a moment, in which nothing is seen yet.
+        interruption.to_ns = boot_ns();
+    }
     let mut offset = clock();
     let batch = Batch::new(identity, settings.limits, capabilities, offset, interruption);
     let mut user_files = UserFiles::default();

@@ -2,9 +2,9 @@
 //!
 //! One small file beside the spool holds the run's id, its boot and the end of its last
 //! frame. A run that was killed leaves it open, and the next one learns from it the interval
-//! whose operations are gone ([`codec::Interruption`]). Nothing is written before the run's
-//! first frame is in the spool: a run that dies before that leaves the word to its
-//! predecessor's state, which is then still to be told. Without the file, or after a power
+//! whose operations are gone ([`codec::Interruption`]). Where a predecessor's state is still to
+//! be told, nothing is written before the run's first frame, which tells it, is in the spool: a
+//! run that dies before that leaves the word to its predecessor's state. Without the file, or after a power
 //! cut that took the newest write, the interval begins earlier than it had to, never later.
 
 use std::io;
@@ -41,7 +41,7 @@ impl RunState {
     /// left who counted.
     ///
     /// # Errors
-    /// If the file cannot be opened or the kernel gives no random bytes.
+    /// If the file cannot be opened or written, or the kernel gives no random bytes.
     pub fn begin(
         directory: &Path,
         boot_id: [u8; 16],
@@ -50,7 +50,13 @@ impl RunState {
         let (slots, former) = Slots::open(&directory.join(FILE))?;
         let interruption = former.and_then(|former| interruption(&former, boot_id, now_ns));
         let run_id = random_id()?;
-        Ok((RunState { slots, boot_id, run_id, last_end_ns: None }, interruption))
+        let mut state = RunState { slots, boot_id, run_id, last_end_ns: None };
+        if interruption.is_none() {
+            // A run that dies before its first frame is told of, too.
+            state.write(now_ns, OPEN)?;
+            state.slots.sync()?;
+        }
+        Ok((state, interruption))
     }
 
     /// The id of this run.
@@ -184,6 +190,27 @@ mod tests {
         fourth.frame_written(20).unwrap();
         fourth.close().unwrap();
         assert_eq!(begin([8; 16], 30).1, None);
+    }
+
+    #[test]
+    fn a_run_that_dies_before_its_first_frame_is_told_of() {
+        let directory = tempfile::tempdir().unwrap();
+        let begin = |now_ns| RunState::begin(directory.path(), BOOT, now_ns).unwrap();
+        let told = |interruption: Option<Interruption>| {
+            interruption.map(|i| (i.run_id, i.from_ns, i.to_ns))
+        };
+        let (first, before) = begin(100);
+        assert_eq!(before, None);
+        let (mut second, before) = begin(200);
+        assert_eq!(told(before), Some((first.run_id(), 100, 200)));
+        second.frame_written(300).unwrap();
+        second.close().unwrap();
+        // The same behind a run that ended in order; and who closes without a frame tells none.
+        let (third, before) = begin(400);
+        assert_eq!(before, None);
+        let third_id = third.run_id();
+        third.close().unwrap();
+        assert_eq!(told(begin(500).1), Some((third_id, 400, 500)));
     }
 
     #[test]

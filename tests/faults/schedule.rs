@@ -70,7 +70,7 @@ impl Fault {
                     .unwrap_or(&"pwrite64");
                 // A device that says that it wrote, and wrote nothing, writes short the worst way.
                 let result = *random
-                    .choice(&["error=EIO", "error=EIO", "error=ENOSPC", "error=EINTR", "retval=13"])
+                    .choice(&["error=EIO", "error=EIO", "error=ENOSPC", "error=EINTR", "retval=1"])
                     .unwrap_or(&"error=EIO");
                 let result = if call == "pwrite64" || !result.starts_with("retval") {
                     result
