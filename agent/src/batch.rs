@@ -3,8 +3,8 @@
 //! out through a callback. Bound: one frame. It reads no clock and knows no file.
 
 use codec::{
-    Capabilities, Clock, Counter, EncodeError, Farewell, FrameWriter, GenerationStart, Header,
-    Interruption, Ledger, Operation, Record, StreamKey, Suspended, Term,
+    Capabilities, Clock, Counter, EncodeError, Farewell, FormerRun, FrameWriter, GenerationStart,
+    Header, Interruption, Ledger, Operation, Record, StreamKey, Suspended, Term,
 };
 
 /// Room for prefix, header and checksum beside the records.
@@ -120,6 +120,7 @@ pub struct Batch {
     clock: Clock,
     clock_told: Option<Clock>,
     interruption: Option<Interruption>,
+    former: Option<FormerRun>,
     farewell: Option<Farewell>,
     /// The ledger.
     pub books: Books,
@@ -137,6 +138,7 @@ impl Batch {
         capabilities: Capabilities,
         clock: Clock,
         interruption: Option<Interruption>,
+        former: Option<FormerRun>,
     ) -> Batch {
         Batch {
             buffer: vec![0; limits.frame_bytes_max + HEADER_ROOM_BYTES],
@@ -151,6 +153,7 @@ impl Batch {
             clock,
             clock_told: None,
             interruption,
+            former,
             farewell: None,
             books: Books::default(),
             books_told: Books::default(),
@@ -269,6 +272,7 @@ impl Batch {
             interruption: if first { self.interruption } else { None },
             capabilities: first.then_some(self.capabilities),
             farewell: self.farewell.take(),
+            former: if first { self.former } else { None },
         };
         let Ok(writer) = FrameWriter::resume(&mut self.buffer, self.state) else {
             return;

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bpf::{Bounds, Event, FlowKey, Hook, Probes};
-use codec::{Capabilities, Clock, Interruption, Operation, Term, hook};
+use codec::{Capabilities, Clock, Operation, Term, hook};
 use rustix::time::{ClockId, clock_gettime};
 use smol::Timer;
 
@@ -25,6 +25,7 @@ use crate::entity::Processes;
 use crate::flow::Totals;
 use crate::privacy::Privacy;
 use crate::procfs::{self, UserFiles};
+use crate::run_state::Before;
 use crate::spool::SpoolError;
 use crate::{privileges, run_state};
 
@@ -228,7 +229,7 @@ trait Outlet {
 fn watch(
     settings: &Settings,
     identity: Identity,
-    mut interruption: Option<Interruption>,
+    before: Before,
     duration: Option<Duration>,
     stop: &Arc<AtomicBool>,
     outlet: &mut impl Outlet,
@@ -254,6 +255,7 @@ fn watch(
         missing: probes.missing().iter().fold(0, |bits, (hook, _)| bits | hook_bit(*hook)),
         jit: probes.is_jited(),
     };
+    let Before { mut interruption, former } = before;
     if let Some(interruption) = &mut interruption
         && interruption.to_ns != 0
     {
@@ -261,7 +263,7 @@ fn watch(
         interruption.to_ns = boot_ns();
     }
     let mut offset = clock();
-    let batch = Batch::new(identity, settings.limits, capabilities, offset, interruption);
+    let batch = Batch::new(identity, settings.limits, capabilities, offset, interruption, former);
     let mut user_files = UserFiles::default();
     let mut engine = Engine::new(
         Processes::new(settings.processes_max, settings.text_bytes_max),
@@ -439,7 +441,7 @@ pub fn capture(settings: &Settings, duration: Option<Duration>, out: &Path) -> R
     let mut folder = Folder { out: out.into(), number: 0 };
     let run_id = run_state::random_id().map_err(|e| Error::System("a random run id", e))?;
     let identity = identity("capture".into(), boot_id()?, run_id);
-    watch(settings, identity, None, duration, &stop, &mut folder)?;
+    watch(settings, identity, Before::default(), duration, &stop, &mut folder)?;
     log::info!("{} frames in {}", folder.number, out.display());
     Ok(())
 }

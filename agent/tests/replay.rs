@@ -51,7 +51,7 @@ fn replay(limits: Limits) -> Vec<Vec<u8>> {
     };
     let capabilities = Capabilities { attached: 31, missing: 0, jit: true };
     let clock = Clock { offset_ns: 0, uncertainty_ns: 0, synchronized: false };
-    let batch = Batch::new(identity, limits, capabilities, clock, None);
+    let batch = Batch::new(identity, limits, capabilities, clock, None, None);
     let timeouts = Timeouts { idle_ns: 60_000_000_000, active_ns: 30_000_000_000 };
     let mut engine = Engine::new(
         Processes::new(256, 1 << 20),

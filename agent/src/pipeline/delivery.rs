@@ -109,6 +109,7 @@ impl Outlet for Delivery<'_> {
     }
 
     fn frame(&mut self, frame: &[u8], until_ns: u64, engine: &mut Engine) -> Result<(), Error> {
+        self.state.frame_made();
         match self.writer.append(frame) {
             Ok(appended) => {
                 engine.batch.books.add_lost_records(Term::LostSpoolFull, appended.dropped_records);
@@ -232,7 +233,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
         Credentials::load(&Files::from(&config.collector), config.agent.id.as_deref(), &clock)
             .map_err(|error| Error::Config(error.to_string()))?;
     let boot_id = boot_id()?;
-    let (state, interruption) =
+    let (state, before) =
         RunState::begin(folder, boot_id, boot_ns()).map_err(super::file_error(folder))?;
     let identity: Identity = identity(credentials.agent_id.clone(), boot_id, state.run_id());
     let status = Status {
@@ -263,7 +264,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
         supervisor: Supervisor::from_environment(Instant::now()),
         told: String::new(),
     };
-    watch(&Settings::new(config), identity, interruption, None, &stop, &mut delivery)?;
+    watch(&Settings::new(config), identity, before, None, &stop, &mut delivery)?;
     if let Some(upload) = &delivery.upload {
         let report = upload.shutdown(Instant::now() + LAST_DELIVERY);
         if !report.emptied {
