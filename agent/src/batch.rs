@@ -3,8 +3,8 @@
 //! out through a callback. Bound: one frame. It reads no clock and knows no file.
 
 use codec::{
-    Capabilities, Clock, Counter, EncodeError, Farewell, FrameWriter, GenerationStart, Header,
-    Interruption, Ledger, Operation, Record, StreamKey, Suspended, Term,
+    Capabilities, Clock, Counter, EncodeError, Farewell, FormerRun, FrameWriter, GenerationStart,
+    Header, Interruption, Ledger, Operation, Record, StreamKey, Suspended, Term,
 };
 
 /// Room for prefix, header and checksum beside the records.
@@ -148,6 +148,7 @@ pub struct Batch {
     clock: Clock,
     clock_told: Option<Clock>,
     interruption: Option<Interruption>,
+    former: Option<FormerRun>,
     farewell: Option<Farewell>,
     /// The ledger.
     pub books: Books,
@@ -173,6 +174,7 @@ impl Batch {
         capabilities: Capabilities,
         clock: Clock,
         interruption: Option<Interruption>,
+        former: Option<FormerRun>,
         sink: Box<dyn Sink>,
     ) -> Batch {
         Batch {
@@ -188,6 +190,7 @@ impl Batch {
             clock,
             clock_told: None,
             interruption,
+            former,
             farewell: None,
             books: Books::default(),
             books_told: Books::default(),
@@ -276,6 +279,10 @@ impl Batch {
 
     /// Finishes the frame, if there is anything to say: records, or counters that moved.
     pub fn finish(&mut self) {
+        if self.farewell.is_some() {
+            // Final totals do not hang on frames that may be lost on the way.
+            self.books_told = Books::default();
+        }
         let ledger = self.books.changes(&self.books_told);
         if self.state.records() == 0 && ledger.is_empty() && self.farewell.is_none() {
             return;
@@ -304,6 +311,7 @@ impl Batch {
             interruption: if first { self.interruption } else { None },
             capabilities: first.then_some(self.capabilities),
             farewell: self.farewell.take(),
+            former: if first { self.former } else { None },
         };
         let Ok(writer) = FrameWriter::resume(&mut self.buffer, self.state) else {
             return;

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bpf::{Bounds, Event, FlowKey, Hook, Probes};
-use codec::{Capabilities, Clock, Interruption, Operation, Term, hook};
+use codec::{Capabilities, Clock, Operation, Term, hook};
 use rustix::time::{ClockId, clock_gettime};
 use smol::Timer;
 
@@ -24,6 +24,7 @@ use crate::engine::{self, Counters, Engine, Timeouts};
 use crate::flow::Totals;
 use crate::privacy::Privacy;
 use crate::procfs::{self, UserFiles};
+use crate::run_state::Before;
 use crate::spool::SpoolError;
 use crate::{privileges, run_state};
 
@@ -258,8 +259,8 @@ struct Losses {
 /// What runs before this one left to be told.
 #[derive(Clone, Copy, Default)]
 struct Former {
-    /// One that ended without a farewell.
-    interruption: Option<Interruption>,
+    /// Of the last of them: how far it came, and whether it ended without a farewell.
+    before: Before,
     /// Records that were purged from the spool.
     purged_records: u64,
 }
@@ -294,11 +295,18 @@ fn watch(
         missing: probes.missing().iter().fold(0, |bits, (hook, _)| bits | hook_bit(*hook)),
         jit: probes.is_jited(),
     };
+    let Former { before: Before { mut interruption, former }, purged_records } = former;
+    if let Some(interruption) = &mut interruption
+        && interruption.to_ns != 0
+    {
+        // Loading takes a moment, in which nothing is seen yet.
+        interruption.to_ns = boot_ns();
+    }
     let mut offset = clock();
     let sink = Box::new(Rc::clone(outlet));
-    let mut batch =
-        Batch::new(identity, settings.limits, capabilities, offset, former.interruption, sink);
-    batch.books.add_lost_records(Term::LostPurged, former.purged_records);
+    let limits = settings.limits;
+    let mut batch = Batch::new(identity, limits, capabilities, offset, interruption, former, sink);
+    batch.books.add_lost_records(Term::LostPurged, purged_records);
     let mut user_files = UserFiles::default();
     let mut engine = Engine::new(
         settings.engine_bounds(),

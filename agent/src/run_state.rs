@@ -1,16 +1,16 @@
 //! Whether the run before this one said farewell, and how far its frames reach.
 //!
-//! One small file beside the spool holds the run's id, its boot and the end of its last
-//! frame. A run that was killed leaves it open, and the next one learns from it the interval
-//! whose operations are gone ([`codec::Interruption`]). Nothing is written before the run's
-//! first frame is in the spool: a run that dies before that leaves the word to its
-//! predecessor's state, which is then still to be told. Without the file, or after a power
+//! One small file beside the spool holds the run's id, its boot, the end of its last frame and
+//! how many it made. A run that was killed leaves it open, and the next one learns from it the interval
+//! whose operations are gone ([`codec::Interruption`]). Where a predecessor's state is still to
+//! be told, nothing is written before the run's first frame, which tells it, is in the spool: a
+//! run that dies before that leaves the word to its predecessor's state. Without the file, or after a power
 //! cut that took the newest write, the interval begins earlier than it had to, never later.
 
 use std::io;
 use std::path::Path;
 
-use codec::Interruption;
+use codec::{FormerRun, Interruption};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::slots::Slots;
@@ -20,8 +20,10 @@ pub const FILE: &str = "state";
 
 const BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
 
-/// Boot id, run id, end of the last frame, whether closed.
-const STATE_BYTES: usize = 16 + 16 + 8 + 1;
+/// Boot id, run id, number of frames.
+const RUN_BYTES: usize = 16 + 16 + 8;
+/// This run, as long as it has no frame the run before it, end of the last frame, whether closed.
+const STATE_BYTES: usize = 2 * RUN_BYTES + 8 + 1;
 const OPEN: u8 = 0;
 const CLOSED: u8 = 1;
 
@@ -29,33 +31,62 @@ const CLOSED: u8 = 1;
 #[derive(Debug)]
 pub struct RunState {
     slots: Slots<STATE_BYTES>,
-    boot_id: [u8; 16],
-    run_id: [u8; 16],
+    /// With the frames made, those included that did not get into the spool.
+    run: FormerRun,
+    former: Option<FormerRun>,
     /// End of the newest frame, boot clock, ns; none before the first.
     last_end_ns: Option<u64>,
 }
 
+/// What a run has to tell of the one before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Before {
+    /// If it did not close.
+    pub interruption: Option<Interruption>,
+    /// How far it came, if there was one.
+    pub former: Option<FormerRun>,
+}
+
 impl RunState {
     /// Begins a run of the boot `boot_id` at `now_ns` (boot clock), with a new random run id.
-    /// Tells of a former run that did not close; `operations_at_least` is 0, since nobody is
-    /// left who counted.
+    /// Tells of the run before, `operations_at_least` being 0, since nobody is left who counted.
     ///
     /// # Errors
-    /// If the file cannot be opened or the kernel gives no random bytes.
+    /// If the file cannot be opened or written, or the kernel gives no random bytes.
     pub fn begin(
         directory: &Path,
         boot_id: [u8; 16],
         now_ns: u64,
-    ) -> io::Result<(RunState, Option<Interruption>)> {
+    ) -> io::Result<(RunState, Before)> {
         let (slots, former) = Slots::open(&directory.join(FILE))?;
-        let interruption = former.and_then(|former| interruption(&former, boot_id, now_ns));
+        let former = former.as_ref().and_then(parse);
+        let before = Before {
+            interruption: former.and_then(|state| state.interruption(boot_id, now_ns)),
+            former: former.and_then(Former::last_with_frames),
+        };
         let run_id = random_id()?;
-        Ok((RunState { slots, boot_id, run_id, last_end_ns: None }, interruption))
+        let mut state = RunState {
+            slots,
+            run: FormerRun { boot_id, run_id, frames: 0 },
+            former: before.former,
+            last_end_ns: None,
+        };
+        if before.interruption.is_none() {
+            // A run that dies before its first frame is told of, too.
+            state.write(now_ns, OPEN)?;
+            state.slots.sync()?;
+        }
+        Ok((state, before))
     }
 
     /// The id of this run.
     pub fn run_id(&self) -> [u8; 16] {
-        self.run_id
+        self.run.run_id
+    }
+
+    /// Notes that one more frame was made, whatever becomes of it.
+    pub fn frame_made(&mut self) {
+        self.run.frames += 1;
     }
 
     /// Notes that everything up to `end_ns` (boot clock) is in spooled frames. One write in
@@ -65,6 +96,7 @@ impl RunState {
     /// # Errors
     /// If the write fails; a later call makes up for it.
     pub fn frame_written(&mut self, end_ns: u64) -> io::Result<()> {
+        self.former = None;
         self.write(end_ns, OPEN)?;
         if self.last_end_ns.is_none() {
             self.slots.sync()?;
@@ -85,35 +117,72 @@ impl RunState {
 
     fn write(&mut self, end_ns: u64, mark: u8) -> io::Result<()> {
         let mut state = [0; STATE_BYTES];
-        let (boot_id, rest) = state.split_at_mut(16);
-        let (run_id, rest) = rest.split_at_mut(16);
+        let (run, rest) = state.split_at_mut(RUN_BYTES);
+        let (former, rest) = rest.split_at_mut(RUN_BYTES);
         let (end, closed) = rest.split_at_mut(8);
-        boot_id.copy_from_slice(&self.boot_id);
-        run_id.copy_from_slice(&self.run_id);
+        run.copy_from_slice(&run_bytes(&self.run));
+        if let Some(known) = &self.former {
+            former.copy_from_slice(&run_bytes(known));
+        }
         end.copy_from_slice(&end_ns.to_le_bytes());
         closed.fill(mark);
         self.slots.write(&state)
     }
 }
 
-fn interruption(
-    former: &[u8; STATE_BYTES],
-    boot_id: [u8; 16],
-    now_ns: u64,
-) -> Option<Interruption> {
-    let (former_boot, rest) = former.split_first_chunk::<16>()?;
-    let (former_run, rest) = rest.split_first_chunk::<16>()?;
+fn run_bytes(run: &FormerRun) -> [u8; RUN_BYTES] {
+    let mut bytes = [0; RUN_BYTES];
+    let (boot_id, rest) = bytes.split_at_mut(16);
+    let (run_id, frames) = rest.split_at_mut(16);
+    boot_id.copy_from_slice(&run.boot_id);
+    run_id.copy_from_slice(&run.run_id);
+    frames.copy_from_slice(&run.frames.to_le_bytes());
+    bytes
+}
+
+/// A state that was read.
+#[derive(Clone, Copy, Debug)]
+struct Former {
+    run: FormerRun,
+    before: FormerRun,
+    end_ns: u64,
+    is_closed: bool,
+}
+
+fn parse(state: &[u8; STATE_BYTES]) -> Option<Former> {
+    let (run, rest) = state.split_first_chunk::<RUN_BYTES>()?;
+    let (before, rest) = rest.split_first_chunk::<RUN_BYTES>()?;
     let (end_ns, closed) = rest.split_first_chunk::<8>()?;
-    if closed.contains(&CLOSED) {
-        return None;
-    }
-    Some(Interruption {
-        boot_id: *former_boot,
-        run_id: *former_run,
-        from_ns: u64::from_le_bytes(*end_ns),
-        to_ns: if *former_boot == boot_id { now_ns } else { 0 },
-        operations_at_least: 0,
+    Some(Former {
+        run: parse_run(run)?,
+        before: parse_run(before)?,
+        end_ns: u64::from_le_bytes(*end_ns),
+        is_closed: closed.contains(&CLOSED),
     })
+}
+
+fn parse_run(bytes: &[u8; RUN_BYTES]) -> Option<FormerRun> {
+    let (boot_id, rest) = bytes.split_first_chunk::<16>()?;
+    let (run_id, frames) = rest.split_first_chunk::<16>()?;
+    let frames = u64::from_le_bytes(frames.try_into().ok()?);
+    Some(FormerRun { boot_id: *boot_id, run_id: *run_id, frames })
+}
+
+impl Former {
+    /// A run that made none leaves the word to the one before it.
+    fn last_with_frames(self) -> Option<FormerRun> {
+        [self.run, self.before].into_iter().find(|run| run.frames > 0)
+    }
+
+    fn interruption(&self, boot_id: [u8; 16], now_ns: u64) -> Option<Interruption> {
+        (!self.is_closed).then_some(Interruption {
+            boot_id: self.run.boot_id,
+            run_id: self.run.run_id,
+            from_ns: self.end_ns,
+            to_ns: if self.run.boot_id == boot_id { now_ns } else { 0 },
+            operations_at_least: 0,
+        })
+    }
 }
 
 /// The kernel's id of the present boot.
@@ -160,14 +229,28 @@ mod tests {
         let begin = |boot, now_ns| RunState::begin(directory.path(), boot, now_ns).unwrap();
 
         let (mut run, before) = begin(BOOT, 100);
-        assert_eq!(before, None);
+        assert_eq!(before, Before::default());
         let run_id = run.run_id();
+        run.frame_made();
         run.frame_written(200).unwrap();
+        // This one did not get into the spool.
+        run.frame_made();
+        run.frame_made();
         run.frame_written(300).unwrap();
         drop(run);
         let killed = |to_ns| {
             let operations_at_least = 0;
-            Some(Interruption { boot_id: BOOT, run_id, from_ns: 300, to_ns, operations_at_least })
+            let from_ns = 300;
+            Before {
+                interruption: Some(Interruption {
+                    boot_id: BOOT,
+                    run_id,
+                    from_ns,
+                    to_ns,
+                    operations_at_least,
+                }),
+                former: Some(FormerRun { boot_id: BOOT, run_id, frames: 3 }),
+            }
         };
 
         // Killed before its first frame, and closed before it: nobody has told yet.
@@ -181,9 +264,39 @@ mod tests {
         // In another boot the end of the interval is not known.
         let (mut fourth, told) = begin([8; 16], 10);
         assert_eq!(told, killed(0));
+        let run_id = fourth.run_id();
+        fourth.frame_made();
         fourth.frame_written(20).unwrap();
         fourth.close().unwrap();
-        assert_eq!(begin([8; 16], 30).1, None);
+        let former = Some(FormerRun { boot_id: [8; 16], run_id, frames: 1 });
+        assert_eq!(begin([8; 16], 30).1, Before { interruption: None, former });
+    }
+
+    #[test]
+    fn a_run_that_dies_before_its_first_frame_is_told_of() {
+        let directory = tempfile::tempdir().unwrap();
+        let begin = |now_ns| RunState::begin(directory.path(), BOOT, now_ns).unwrap();
+        let told = |before: Before| {
+            let cut = before.interruption.map(|i| (i.run_id, i.from_ns, i.to_ns));
+            (cut, before.former.map(|former| (former.run_id, former.frames)))
+        };
+        let (first, before) = begin(100);
+        assert_eq!(told(before), (None, None));
+        let (mut second, before) = begin(200);
+        assert_eq!(told(before), (Some((first.run_id(), 100, 200)), None));
+        let second_id = second.run_id();
+        second.frame_made();
+        second.frame_written(300).unwrap();
+        second.close().unwrap();
+        // The same behind a run that ended in order, whose frames are still told of.
+        let (third, before) = begin(400);
+        assert_eq!(told(before), (None, Some((second_id, 1))));
+        let third_id = third.run_id();
+        third.close().unwrap();
+        for now_ns in [500, 600] {
+            let expected = (Some((third_id, 400, now_ns)), Some((second_id, 1)));
+            assert_eq!(told(begin(now_ns).1), expected);
+        }
     }
 
     #[test]

@@ -131,7 +131,7 @@ fn events_take_no_memory() {
         Timeouts { idle_ns: 2 * ROUND_NS, active_ns: ROUND_NS },
         Users::default(),
         Privacy::new(true, &[], &["PATH".to_string()]),
-        Batch::new(identity, limits, capabilities, clock, None, sink),
+        Batch::new(identity, limits, capabilities, clock, None, None, sink),
     );
     let mut count = 0;
     let mut rounds = 0..;

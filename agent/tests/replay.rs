@@ -54,7 +54,7 @@ fn replay(limits: Limits) -> Vec<Vec<u8>> {
     let clock = Clock { offset_ns: 0, uncertainty_ns: 0, synchronized: false };
     let frames = Rc::new(RefCell::new(Vec::new()));
     let sink = Box::new(Rc::clone(&frames));
-    let batch = Batch::new(identity, limits, capabilities, clock, None, sink);
+    let batch = Batch::new(identity, limits, capabilities, clock, None, None, sink);
     let timeouts = Timeouts { idle_ns: 60_000_000_000, active_ns: 30_000_000_000 };
     let mut engine = Engine::new(
         Bounds { flows_max: 256, processes_max: 256, files_max: 1024, text_bytes: 1 << 20 },

@@ -3,26 +3,76 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod model;
 mod sample;
 
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use agent::spool::{Limits, Spool, SpoolError, Sync};
+use model::{Model, step};
+use proptest::strategy::{Strategy as _, ValueTree as _};
+use proptest::test_runner::TestRunner;
+use tempfile::TempDir;
 
 const LIMITS: Limits = Limits { bytes_max: 1 << 20, sync: Sync::EachFrame };
 
+/// One test at a time: each starts programs.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// A disk of 256 KiB.
+struct Disk(TempDir, #[allow(dead_code)] MutexGuard<'static, ()>);
+
+impl Disk {
+    /// None, after saying so, where it cannot be mounted.
+    fn mount() -> Option<Disk> {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let directory = tempfile::tempdir().unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"])
+            .arg(directory.path())
+            .status();
+        if !mounted.is_ok_and(|status| status.success()) {
+            eprintln!("skipped: mounting a tmpfs needs root");
+            return None;
+        }
+        Some(Disk(directory, turn))
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Where this fails the folder cannot be removed either, and stays to be seen.
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+/// Less than the quota of the model fits onto the disk: both bite.
+#[test]
+fn the_model_holds_on_a_full_disk() {
+    let Some(disk) = Disk::mount() else { return };
+    std::fs::write(disk.0.path().join("ballast"), vec![0; 160 << 10]).unwrap();
+    let mut runner = TestRunner::deterministic();
+    let mut failures = 0;
+    for case in 0..24 {
+        let steps = proptest::collection::vec(step(), 1..150).new_tree(&mut runner).unwrap();
+        let steps = steps.current();
+        let spool = disk.0.path().join(case.to_string());
+        let mut model = Model::open(&spool);
+        for step in &steps {
+            model.step(step);
+        }
+        model.drain();
+        failures += model.failures;
+        std::fs::remove_dir_all(spool).unwrap();
+    }
+    assert!(failures > 100, "the disk was full {failures} times");
+}
+
 #[test]
 fn a_full_disk_refuses_whole_frames_and_recovers() {
-    let directory = tempfile::tempdir().unwrap();
-    let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"])
-        .arg(directory.path())
-        .status();
-    if !mounted.is_ok_and(|status| status.success()) {
-        eprintln!("skipped: mounting a tmpfs needs root");
-        return;
-    }
-    let spool = directory.path().join("spool");
+    let Some(disk) = Disk::mount() else { return };
+    let spool = disk.0.path().join("spool");
     {
         let (mut writer, mut reader, _) = Spool::open(&spool, LIMITS).unwrap();
         let mut spooled = Vec::new();
@@ -55,6 +105,4 @@ fn a_full_disk_refuses_whole_frames_and_recovers() {
         assert_eq!(sent[0].key.sequence, spooled[spooled.len() - left - 1]);
         assert_eq!(recovery.frames, left as u64 + 1);
     }
-    let unmounted = Command::new("umount").arg(directory.path()).status().unwrap();
-    assert!(unmounted.success());
 }

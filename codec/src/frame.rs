@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::record::Record;
 use crate::stream::{
-    Capabilities, Clock, Counter, Farewell, GenerationStart, Header, Interruption,
+    Capabilities, Clock, Counter, Farewell, FormerRun, GenerationStart, Header, Interruption,
     LEDGER_COUNTERS_MAX, Ledger, StreamKey,
 };
 
@@ -34,6 +34,7 @@ const EXTENSION_LEDGER: u8 = 3;
 const EXTENSION_INTERRUPTION: u8 = 4;
 const EXTENSION_CAPABILITIES: u8 = 5;
 const EXTENSION_FAREWELL: u8 = 6;
+const EXTENSION_FORMER: u8 = 7;
 
 /// Why bytes are not a frame. As many answers as a receiver has choices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -215,6 +216,9 @@ impl<'b> FrameWriter<'b> {
         if let Some(farewell) = &header.farewell {
             cursor.extension(EXTENSION_FAREWELL, farewell)?;
         }
+        if let Some(former) = &header.former {
+            cursor.extension(EXTENSION_FORMER, former)?;
+        }
         cursor.value(&EXTENSION_END)?;
         let header_bytes = cursor.at;
         let start = body_start - header_bytes - PREFIX_BYTES;
@@ -393,6 +397,7 @@ fn decode_header(bytes: &[u8]) -> Result<(Header<'_>, &[u8]), DecodeError> {
         interruption: None,
         capabilities: None,
         farewell: None,
+        former: None,
     };
     loop {
         let (tag, after) = rest.split_first().ok_or(BAD)?;
@@ -422,6 +427,7 @@ fn decode_header(bytes: &[u8]) -> Result<(Header<'_>, &[u8]), DecodeError> {
                 header.capabilities = Some(whole::<Capabilities>(value, "capabilities")?);
             }
             EXTENSION_FAREWELL => header.farewell = Some(whole::<Farewell>(value, "farewell")?),
+            EXTENSION_FORMER => header.former = Some(whole::<FormerRun>(value, "former run")?),
             // A later agent may say more: that is no reason to refuse what is understood.
             _ => {}
         }

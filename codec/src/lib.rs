@@ -21,6 +21,6 @@ pub use record::{
     network, op, open_flag, process,
 };
 pub use stream::{
-    Capabilities, Clock, Counter, Farewell, GenerationStart, Header, Interruption,
+    Capabilities, Clock, Counter, Farewell, FormerRun, GenerationStart, Header, Interruption,
     LEDGER_COUNTERS_MAX, Ledger, Operation, StreamKey, Term, hook,
 };

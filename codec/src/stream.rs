@@ -43,6 +43,8 @@ pub struct Header<'a> {
     pub capabilities: Option<Capabilities>,
     /// Present in the last frame of a run that ended in order.
     pub farewell: Option<Farewell>,
+    /// The run before this one, in the first frame of each generation.
+    pub former: Option<FormerRun>,
 }
 
 /// Who speaks: sent once for each generation.
@@ -86,6 +88,18 @@ pub struct Interruption {
     pub to_ns: u64,
     /// At least so many operations were observed and are not in any frame.
     pub operations_at_least: u64,
+}
+
+/// How far the run before this one came. Where its last frames, or all, are not held although
+/// they left the event path, nothing else would tell that they are missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FormerRun {
+    /// The boot in which it ran.
+    pub boot_id: [u8; 16],
+    /// Its id.
+    pub run_id: [u8; 16],
+    /// It made at least the frames with the sequences below this one, of class 0.
+    pub frames: u64,
 }
 
 /// The run ends here, in order: no hook watches any more, every operation that was observed is

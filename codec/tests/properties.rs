@@ -137,6 +137,7 @@ fn header(sequence: u64) -> Header<'static> {
         interruption: None,
         capabilities: None,
         farewell: None,
+        former: None,
     }
 }
 

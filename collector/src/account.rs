@@ -29,6 +29,8 @@ pub(crate) struct Run {
     pub(crate) records: u64,
     /// When it ended in order, boot clock, ns.
     pub(crate) farewell: Option<u64>,
+    /// The last frame's sequence of each class.
+    last: BTreeMap<u8, u64>,
     /// The latest totals of each class.
     totals: BTreeMap<u8, BTreeMap<CounterName, u64>>,
 }
@@ -50,6 +52,8 @@ pub(crate) struct Account {
     runs: Vec<Run>,
     gaps: Vec<Gap>,
     interruptions: HashSet<[u8; 16]>,
+    /// By run id, with the agent: how far runs came, as later ones tell.
+    formers: BTreeMap<[u8; 16], (String, codec::FormerRun)>,
     unresolved: Unresolved,
 }
 
@@ -72,11 +76,16 @@ impl Account {
         }
         run.capabilities = header.capabilities.or(run.capabilities);
         run.frames += 1;
+        let last = run.last.entry(origin.class).or_default();
+        *last = header.key.sequence.max(*last);
         run.records += u64::from(header.records);
         run.farewell = run.farewell.or(header.farewell.map(|farewell| farewell.at_ns));
         let totals = run.totals.entry(origin.class).or_default();
         for Counter { operation, term, total } in &header.ledger {
             totals.insert((*operation, *term), *total);
+        }
+        if let Some(former) = header.former {
+            self.formers.insert(former.run_id, (origin.agent.clone(), former));
         }
         if let Some(interruption) = header.interruption
             && self.interruptions.insert(interruption.run_id)
@@ -111,9 +120,30 @@ impl Account {
         &self.runs
     }
 
-    /// The gaps in order of appearance.
-    pub(crate) fn gaps(&self) -> &[Gap] {
-        &self.gaps
+    /// The gaps in order of appearance; behind them the ends of runs that are missing, or all of
+    /// them, as later runs tell.
+    pub(crate) fn gaps(&self) -> Vec<Gap> {
+        let mut gaps = self.gaps.clone();
+        for (agent, former) in self.formers.values() {
+            let tag = run_tag(&former.run_id);
+            let run = self.runs.iter().find(|run| run.run == tag);
+            let first = run.and_then(|run| run.last.get(&0)).map_or(0, |last| last + 1);
+            if first < former.frames {
+                let origin = Origin {
+                    agent: agent.clone(),
+                    boot: layout::uuid(former.boot_id),
+                    run: tag,
+                    ..Origin::default()
+                };
+                gaps.push(Gap::Missing { origin, first, last: former.frames - 1 });
+            }
+        }
+        gaps
+    }
+
+    /// Whether a later run tells of the end of this one.
+    pub(crate) fn has_successor(&self, run: &Run) -> bool {
+        self.formers.keys().chain(&self.interruptions).any(|id| run_tag(id) == run.run)
     }
 
     /// Whether files could not be read.

@@ -5,14 +5,14 @@
 //! operations may be observed and not told yet: they are shown as open, not as a fault. What is
 //! missing is named: frames by their sequence range, cut runs by their interval.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use codec::{Frame, Operation, Term};
 use serde_json::{Value, json};
 
-use crate::account::{Account, Gap, Run, run_tag};
+use crate::account::{Account, Gap, Run};
 use crate::capture::{self, Origin, Sink};
 use crate::convert::Unresolved;
 use crate::print::{Format, Outcome, escape, unreadable};
@@ -31,17 +31,10 @@ pub(crate) fn print(paths: &[PathBuf], format: Format, out: &mut dyn Write) -> i
     let mut books = Books::default();
     capture::read(paths, &mut books)?;
     let account = &books.0;
-    let cut: HashSet<String> = account
-        .gaps()
-        .iter()
-        .filter_map(|gap| match gap {
-            Gap::Interruption { interruption, .. } => Some(run_tag(&interruption.run_id)),
-            _ => None,
-        })
-        .collect();
-    let mut is_whole = account.gaps().is_empty();
+    let gaps = account.gaps();
+    let mut is_whole = gaps.is_empty();
     for run in account.runs() {
-        let statement = Statement::of(run, cut.contains(&run.run));
+        let statement = Statement::of(run, account.has_successor(run));
         is_whole &= statement.verdict().is_ok();
         match format {
             Format::Text => {
@@ -52,7 +45,7 @@ pub(crate) fn print(paths: &[PathBuf], format: Format, out: &mut dyn Write) -> i
             Format::Json => writeln!(out, "{}", statement.json())?,
         }
     }
-    for gap in account.gaps() {
+    for gap in &gaps {
         match format {
             Format::Text => writeln!(out, "{}", escape(&gap.line()))?,
             Format::Json => writeln!(out, "{}", gap.json())?,
@@ -71,7 +64,7 @@ pub(crate) fn print(paths: &[PathBuf], format: Format, out: &mut dyn Write) -> i
 enum Ending {
     /// Its farewell came: the totals are final.
     Closed,
-    /// A later run says that it was cut.
+    /// A later run says that it is over.
     Cut,
     /// It goes on, or nobody has told of its end yet.
     Open,
@@ -287,6 +280,7 @@ mod tests {
     use codec::{Counter, Farewell, Header, Ledger, StreamKey};
 
     use super::*;
+    use crate::account::run_tag;
 
     fn account(counters: &[(Option<Operation>, Term, u64)], is_closed: bool) -> Account {
         let mut buffer = vec![0; 16 * 1024];
@@ -306,6 +300,7 @@ mod tests {
             interruption: None,
             capabilities: None,
             farewell: is_closed.then_some(Farewell { at_ns: 9 }),
+            former: None,
         };
         let bytes = codec::FrameWriter::new(&mut buffer).unwrap().finish(&header).unwrap();
         let mut account = Account::default();

@@ -70,6 +70,18 @@ impl<'m> Fleet<'m> {
     /// # Errors
     /// If it does not come up.
     pub fn start_collector(&self, address: &str) -> Result<Collector> {
+        self.start_collector_with(address, &[])
+    }
+
+    /// Starts the collector with more in its environment.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    pub fn start_collector_with(
+        &self,
+        address: &str,
+        environment: &[(OsString, OsString)],
+    ) -> Result<Collector> {
         let config = self.path("pki/collector.toml");
         let text = format!(
             "[listen]\naddress = {address:?}\n\n\
@@ -81,7 +93,7 @@ impl<'m> Fleet<'m> {
         );
         std::fs::write(&config, text)?;
         let mut command = Command::new(self.machine.collector());
-        command.arg("serve").arg("--config").arg(&config);
+        command.arg("serve").arg("--config").arg(&config).envs(environment.iter().cloned());
         let mut program = Program::start("collector", &mut command, &self.path("logs"))?;
         let line = program.wait_for_line("listening on ", READY_DEADLINE)?;
         let address =

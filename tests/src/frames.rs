@@ -217,6 +217,7 @@ pub fn sample(agent_id: &str, run_id: [u8; 16], sequence: u64) -> Result<Vec<u8>
         interruption: None,
         capabilities: None,
         farewell: None,
+        former: None,
     };
     Ok(writer.finish(&header)?.to_vec())
 }

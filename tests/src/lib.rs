@@ -9,6 +9,7 @@ pub mod demo;
 pub mod fleet;
 pub mod frames;
 pub mod machine;
+pub mod mark;
 pub mod post;
 pub mod program;
 pub mod proxy;

@@ -106,6 +106,7 @@ impl Delivery {
 
 impl Sink for Delivery {
     fn frame(&mut self, frame: &[u8]) -> Kept {
+        self.state.frame_made();
         match self.writer.append(frame) {
             Ok(appended) => {
                 self.framed = true;
@@ -287,7 +288,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
         Credentials::load(&Files::from(&config.collector), config.agent.id.as_deref(), &clock)
             .map_err(|error| Error::Config(error.to_string()))?;
     let boot_id = boot_id()?;
-    let (state, interruption) =
+    let (state, before) =
         RunState::begin(folder, boot_id, boot_ns()).map_err(super::file_error(folder))?;
     let identity: Identity = identity(credentials.agent_id.clone(), boot_id, state.run_id());
     let status = Status {
@@ -306,7 +307,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
         timeouts: upload::Timeouts::default(),
     };
     let purged_records = untold.as_ref().map_or(0, Untold::records);
-    let former = Former { interruption, purged_records };
+    let former = Former { before, purged_records };
     let delivery = Rc::new(RefCell::new(Delivery {
         config: config.clone(),
         writer,

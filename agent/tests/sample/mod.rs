@@ -39,6 +39,7 @@ pub(crate) fn frame(sequence: u64, records: u32, bytes: usize) -> Vec<u8> {
         interruption: None,
         capabilities: None,
         farewell: None,
+        former: None,
     };
     writer.finish(&header).unwrap().to_vec()
 }

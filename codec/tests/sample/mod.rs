@@ -179,5 +179,6 @@ pub(crate) fn header() -> Header<'static> {
             jit: true,
         }),
         farewell: None,
+        former: None,
     }
 }

@@ -10,6 +10,7 @@ pub mod check;
 pub mod child;
 pub mod debian;
 pub mod demo;
+pub mod faults;
 pub mod kernels;
 pub mod pki;
 pub mod reproduce;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use lexopt::{Arg, ValueExt};
 use xtask::Result;
-use xtask::{btf, build, check, demo, pki, reproduce, setup, suite, vm};
+use xtask::{btf, build, check, demo, faults, pki, reproduce, setup, suite, vm};
 
 const HELP: &str = "\
 cargo xtask VERB
@@ -24,6 +24,9 @@ cargo xtask VERB
   vm [NAME]...
           boot kernels of tests/kernels.toml (all, or those named) with the agent that was
           built for them, and compare what it records with what workloads did
+  faults [--runs N] [--seed S]
+          agent and collector under randomised faults (kills, cuts, full and failing disks, rotten
+          bits, clocks, certificates): N runs (20), each drawn from its own seed, from S (1) on
   reproduce [TARGET]...
           build the agent for these targets (or all) here and in another directory, and compare
           the bytes
@@ -50,6 +53,7 @@ enum Verb {
     Build(String),
     Btf(String, PathBuf, PathBuf),
     Vm(Vec<String>),
+    Faults(faults::Options),
     Reproduce(Vec<String>),
     Setup,
     Pki(PathBuf, pki::Options),
@@ -75,6 +79,7 @@ fn parse() -> Result<Verb> {
             word(&mut parser, "btf: OUT")?.into(),
         ),
         "vm" => Verb::Vm(words(&mut parser)?),
+        "faults" => return Ok(Verb::Faults(parse_faults(&mut parser)?)),
         "reproduce" => Verb::Reproduce(words(&mut parser)?),
         "setup" => Verb::Setup,
         "help" => Verb::Help,
@@ -111,6 +116,18 @@ fn words(parser: &mut lexopt::Parser) -> Result<Vec<String>> {
     Ok(words)
 }
 
+fn parse_faults(parser: &mut lexopt::Parser) -> Result<faults::Options> {
+    let mut options = faults::Options::default();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("runs") => options.runs = Some(parser.value()?.parse()?),
+            Arg::Long("seed") => options.seed = Some(parser.value()?.parse()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(options)
+}
+
 fn parse_pki(parser: &mut lexopt::Parser) -> Result<(PathBuf, pki::Options)> {
     let mut options = pki::Options::default();
     let mut directory = None;
@@ -142,6 +159,7 @@ fn run(verb: Verb) -> Result {
         Verb::Build(target) => build::run(&target),
         Verb::Btf(target, kernel, out) => btf::run(&target, &kernel, &out),
         Verb::Vm(names) => vm::run(&names),
+        Verb::Faults(options) => faults::run(&options),
         Verb::Reproduce(targets) => reproduce::run(&targets),
         Verb::Setup => setup::run().and_then(|()| setup::web_servers()),
         Verb::Pki(directory, options) => pki::make(&directory, &options),

@@ -56,7 +56,10 @@ impl Counts {
 }
 
 /// Builds the agent that the end-to-end tests run.
-fn build_agent() -> Result {
+///
+/// # Errors
+/// If it does not build.
+pub fn build_agent() -> Result {
     say("building the agent that the end-to-end tests run");
     workspace::run(Workspace::Device.cargo("build").args([
         "--quiet",

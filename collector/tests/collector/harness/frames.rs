@@ -48,6 +48,7 @@ impl Run {
             interruption: None,
             capabilities: None,
             farewell: None,
+            former: None,
         }
     }
 
@@ -64,6 +65,7 @@ impl Run {
             clock: Some(Clock { offset_ns: self.offset_ns, uncertainty_ns: 5, synchronized: true }),
             capabilities: Some(Capabilities { attached: 31, missing: 0, jit: true }),
             farewell: None,
+            former: None,
             ..self.header(generation, sequence)
         }
     }

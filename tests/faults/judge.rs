@@ -1,0 +1,290 @@
+//! What came of the acts: each is in the records exactly once and as it was, or where it is
+//! missing something names the loss.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use codec::Frame;
+use serde_json::Value;
+use tests::Result;
+use tests::frames;
+use tests::records::{number, of_kind, text, volume};
+
+use crate::acts::Act;
+use crate::world::Session;
+
+/// Where threads of other programs race for descriptor numbers a few closes are told twice or not
+/// at all, and a machine that runs tests is a busy one.
+const RACED_MAX: u64 = 3;
+
+/// What names that something is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Name {
+    /// Frames that the collector knows to be missing.
+    Frames,
+    /// An agent was killed, or none ran.
+    Interval,
+}
+
+/// An interval in which something may be missing, boot clock, ns.
+#[derive(Clone, Copy, Debug)]
+struct Interval {
+    name: Name,
+    from_ns: u64,
+    to_ns: u64,
+}
+
+/// What came of a run's acts.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Verdict {
+    pub(crate) acts: u64,
+    /// Whole in the records.
+    pub(crate) delivered: u64,
+    /// Missing, wholly or in part, and within missing frames.
+    pub(crate) in_frames: u64,
+    /// Missing, wholly or in part, and within a named interval.
+    pub(crate) in_interval: u64,
+    /// Records that the ledger counts as lost.
+    pub(crate) records_lost: u64,
+    /// Closes that the books of a run have too many or too few.
+    pub(crate) raced: u64,
+    /// Everything that must not be.
+    pub(crate) faults: Vec<String>,
+}
+
+/// What is left of a run, for the judge.
+pub(crate) struct Evidence<'e> {
+    pub(crate) store: &'e Path,
+    /// Where the acts left their files.
+    pub(crate) folder: &'e Path,
+    pub(crate) sessions: &'e [Session],
+    /// What `print --json` and `ledger --json` say.
+    pub(crate) printed: &'e str,
+    pub(crate) ledger: &'e [Value],
+}
+
+/// Times of the frames of each stream that has the run's tag.
+type Times = HashMap<String, BTreeMap<u64, u64>>;
+
+fn frame_times(store: &Path) -> Result<Times> {
+    let mut times = Times::new();
+    for path in frames::find(store)? {
+        let bytes = std::fs::read(&path)?;
+        let (frame, _) =
+            Frame::decode(&bytes).map_err(|error| format!("{}: {error}", path.display()))?;
+        let key = frame.header.key;
+        let run = key.run_tag.iter().map(|byte| format!("{byte:02x}")).collect();
+        times.entry(run).or_default().insert(key.sequence, frame.header.last_ns);
+    }
+    Ok(times)
+}
+
+/// The intervals that the store names, and those in which nobody watched by order.
+fn intervals(evidence: &Evidence<'_>) -> Result<Vec<Interval>> {
+    let times = frame_times(evidence.store)?;
+    let mut found = Vec::new();
+    for gap in of_kind(evidence.ledger, "GAP") {
+        let ns = |key: &str| gap[key].as_u64().unwrap_or(0);
+        match text(gap, "reason") {
+            "interruption" => {
+                found.push(Interval {
+                    name: Name::Interval,
+                    from_ns: ns("from_ns"),
+                    to_ns: ns("to_ns"),
+                });
+            }
+            "missing_frames" => {
+                let run = text(gap, "run");
+                let held = times.get(run).cloned().unwrap_or_default();
+                let before = held.range(..ns("first")).map(|(_, ns)| *ns).max();
+                let after = held.range(ns("last")..).map(|(_, ns)| *ns).find(|ns| *ns > 0);
+                // Where a run begins or ends with what is missing, its life says how far that goes.
+                let place = evidence.sessions.iter().position(|session| session.run == run);
+                let place = place.ok_or_else(|| format!("{gap}: no such run"))?;
+                // What its first frame said of those before it is missing, too.
+                let earlier = evidence.sessions.iter().take(place);
+                let earlier = earlier.filter_map(|session| times.get(&session.run));
+                let earlier = earlier.flat_map(|held| held.values()).max();
+                let next = evidence.sessions.get(place + 1);
+                found.push(Interval {
+                    name: Name::Frames,
+                    from_ns: before.or(earlier.copied()).unwrap_or(0),
+                    to_ns: after.or(next.map(|next| next.ready_ns)).unwrap_or(u64::MAX),
+                });
+            }
+            reason => return Err(format!("a gap with the reason {reason:?}").into()),
+        }
+    }
+    // Between a farewell and the next start there is nothing to be named: the farewell did.
+    let closed: Vec<&str> = of_kind(evidence.ledger, "BOOKS")
+        .filter(|books| text(books, "ending") == "closed")
+        .map(|books| text(books, "run"))
+        .collect();
+    for pair in evidence.sessions.windows(2) {
+        if let [session, next] = pair
+            && closed.contains(&session.run.as_str())
+        {
+            found.push(Interval {
+                name: Name::Interval,
+                from_ns: session.end_ns,
+                to_ns: next.ready_ns,
+            });
+        }
+    }
+    Ok(found)
+}
+
+/// What the records say of one act, against what it was.
+enum Item {
+    Right,
+    Missing(String),
+    Wrong(String),
+}
+
+fn count(what: &str, found: usize) -> Item {
+    match found {
+        0 => Item::Missing(what.to_string()),
+        1 => Item::Right,
+        more => Item::Wrong(format!("{what}: {more} times")),
+    }
+}
+
+fn items(act: &Act, folder: &Path, records: &[&Value]) -> Vec<Item> {
+    let pid = i64::from(act.pid);
+    let of_pid = |record: &&&Value| number(record, "proc.pid") == Some(pid);
+    let path =
+        |record: &Value, expected: &Path| text(record, "file.path") == expected.to_string_lossy();
+    let args = act.mark.args(folder).join(" ");
+    let mut items = Vec::new();
+
+    let events = |operation: &'static str| {
+        let args = args.as_str();
+        records.iter().filter(move |r| {
+            text(r, "opflags") == operation
+                && text(r, "type") == "PE"
+                && text(r, "proc.args") == args
+        })
+    };
+    items.push(count("exec", events("EXEC").count()));
+    let ends: Vec<_> = events("EXIT").collect();
+    items.push(count("exit", ends.len()));
+    let status = i64::from(act.mark.exit_code()) << 8;
+    if let Some(end) = ends.first()
+        && number(end, "ret") != Some(status)
+    {
+        items.push(Item::Wrong(format!("ends with {}, not {status}", end["ret"])));
+    }
+
+    let made = act.mark.folder(folder);
+    let made: Vec<_> =
+        records.iter().filter(|r| text(r, "opflags") == "MKDIR" && path(r, &made)).collect();
+    items.push(count("mkdir", made.len()));
+
+    let file = act.mark.file(folder);
+    let flows: Vec<_> =
+        records.iter().filter(|r| text(r, "type") == "FF" && path(r, &file)).collect();
+    let (mut ops, mut bytes) = (0, 0);
+    for flow in &flows {
+        ops += volume(flow).write_ops;
+        bytes += volume(flow).write_bytes;
+    }
+    let expected = (act.mark.writes(), act.mark.writes() * act.mark.write_bytes());
+    items.push(if (ops, bytes) == expected {
+        Item::Right
+    } else if ops > expected.0 || bytes > expected.1 {
+        Item::Wrong(format!("wrote {ops}/{bytes}, not {}/{}", expected.0, expected.1))
+    } else {
+        Item::Missing(format!("wrote {ops}/{bytes} of {}/{}", expected.0, expected.1))
+    });
+
+    let foreign = made.iter().chain(&flows).filter(|record| !of_pid(record));
+    items
+        .extend(foreign.map(|record| Item::Wrong(format!("is of process {}", record["proc.pid"]))));
+    items
+}
+
+/// Judges a run.
+pub(crate) fn judge(acts: &[Act], evidence: &Evidence<'_>) -> Result<Verdict> {
+    let mut verdict = Verdict { acts: acts.len() as u64, ..Verdict::default() };
+    let intervals = intervals(evidence)?;
+    // Only what names the folder is of an act; the rest of a machine's doings is much.
+    let name = evidence.folder.to_string_lossy();
+    let mut lines = String::new();
+    for line in evidence.printed.lines().filter(|line| line.contains(name.as_ref())) {
+        lines.push_str(line);
+        lines.push('\n');
+    }
+    let records = tests::records::parse(&lines)?;
+    let mut by_number: HashMap<u32, Vec<&Value>> = HashMap::new();
+    for record in &records {
+        let args = text(record, "proc.args");
+        let number = args.strip_prefix(name.as_ref()).and_then(|rest| rest.trim().parse().ok());
+        if let Some(number) = number {
+            by_number.entry(number).or_default().push(record);
+            continue;
+        }
+        // Its doer may not be known; its names are.
+        let file = text(record, "file.path").strip_prefix(name.as_ref());
+        let number =
+            file.and_then(|file| file.strip_prefix("/mark-")?.split('.').next()?.parse().ok());
+        if let Some(number) = number {
+            by_number.entry(number).or_default().push(record);
+        }
+    }
+    for act in acts {
+        let found = by_number.remove(&act.mark.number).unwrap_or_default();
+        let mut missing = Vec::new();
+        for item in items(act, evidence.folder, &found) {
+            match item {
+                Item::Right => {}
+                Item::Missing(what) => missing.push(what),
+                Item::Wrong(what) => {
+                    verdict.faults.push(format!("act {}: {what}", act.mark.number));
+                }
+            }
+        }
+        if missing.is_empty() {
+            verdict.delivered += 1;
+            continue;
+        }
+        let covers =
+            |interval: &&Interval| interval.from_ns <= act.to_ns && act.from_ns <= interval.to_ns;
+        let names: Vec<Name> = intervals.iter().filter(covers).map(|i| i.name).collect();
+        if names.contains(&Name::Frames) {
+            verdict.in_frames += 1;
+        } else if names.contains(&Name::Interval) {
+            verdict.in_interval += 1;
+        } else {
+            verdict.faults.push(format!(
+                "act {} ({} to {}): missing without a word: {}",
+                act.mark.number,
+                act.from_ns,
+                act.to_ns,
+                missing.join(", ")
+            ));
+        }
+    }
+    let invented = by_number.keys().map(|number| format!("act {number} was never done"));
+    verdict.faults.extend(invented);
+    for books in of_kind(evidence.ledger, "BOOKS") {
+        let lost = books["records_lost"].as_object().into_iter().flatten();
+        verdict.records_lost += lost.filter_map(|(_, count)| count.as_u64()).sum::<u64>();
+        for fault in books["faults"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+            match fault
+                .strip_prefix("close: ")
+                .and_then(|rest| rest.split(' ').next()?.parse().ok())
+            {
+                Some(count @ 1..=RACED_MAX) => verdict.raced += count,
+                _ => {
+                    let run = text(books, "run");
+                    verdict.faults.push(format!("run {run} does not balance: {fault}"));
+                }
+            }
+        }
+    }
+    if !verdict.faults.is_empty() {
+        verdict.faults.push(format!("named: {intervals:?}"));
+        verdict.faults.push(format!("lives: {:?}", evidence.sessions));
+    }
+    Ok(verdict)
+}

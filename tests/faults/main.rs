@@ -1,0 +1,242 @@
+//! Randomised faults, end to end: the real agent on the real kernel delivers over real TLS to
+//! the real collector, while things break that break in the field. A workload whose every act is
+//! known by its number goes on all the while. When all is whole again, each act must be in the
+//! store once and as it was, or lie within what the store names as missing.
+//!
+//! Each run is drawn from its seed, which is printed; `cargo xtask faults --runs 1 --seed S` does
+//! it again. Several runs go side by side, each with an agent and a collector of its own.
+
+// A test program: what cannot be looked up ends it.
+#![allow(clippy::unwrap_used)]
+
+mod acts;
+mod judge;
+mod schedule;
+mod world;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use fastrand::Rng;
+use tests::Result;
+use tests::machine::{Machine, Need, has_program, skip};
+
+use acts::Actor;
+use judge::{Evidence, Verdict};
+use world::{Blows, World};
+
+/// What a test runner's filter is held against.
+const NAME: &str = "faults";
+/// Runs where nobody says how many.
+const RUNS: u64 = 20;
+/// Runs at a time: they mostly wait.
+const SIDE_BY_SIDE: u64 = 4;
+/// Acts that follow when all is whole again.
+const LAST_ACTS: usize = 10;
+
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    runs: u64,
+    seed: u64,
+}
+
+fn parse() -> Result<Plan> {
+    let mut plan = Plan { runs: RUNS, seed: 1 };
+    let mut parser = lexopt::Parser::from_env();
+    while let Some(argument) = parser.next()? {
+        use lexopt::{Arg, ValueExt};
+        match argument {
+            Arg::Long("runs") => plan.runs = parser.value()?.parse()?,
+            Arg::Long("seed") => plan.seed = parser.value()?.parse()?,
+            // A filter for another test asks for none of these.
+            Arg::Value(filter) => {
+                let is_meant = NAME.contains(filter.string()?.as_str());
+                plan.runs = if is_meant { plan.runs } else { 0 };
+            }
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(plan)
+}
+
+fn main() -> ExitCode {
+    match all() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("faults: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What came of all runs.
+#[derive(Debug, Default)]
+struct Sum {
+    passed: u64,
+    failed: Vec<u64>,
+    blows: Blows,
+    verdict: Verdict,
+}
+
+/// Whether all runs passed.
+fn all() -> Result<bool> {
+    let plan = parse()?;
+    if plan.runs == 0 {
+        println!("test result: ok. 0 passed; 0 failed; 0 ignored");
+        return Ok(true);
+    }
+    let machine = Machine::claim(NAME, &[Need::Agent, Need::Root, Need::Strace])?;
+    let Some(machine) = machine else {
+        println!("test result: ok. 1 passed; 0 failed; 0 ignored");
+        return Ok(true);
+    };
+    let Some(compiler) = ["clang", "cc"].into_iter().find(|name| has_program(name)) else {
+        skip(NAME, "no C compiler is installed")?;
+        println!("test result: ok. 1 passed; 0 failed; 0 ignored");
+        return Ok(true);
+    };
+    let folder = tempfile::tempdir()?;
+    let preload = compile(compiler, folder.path())?;
+    let next = AtomicU64::new(0);
+    let sum = Mutex::new(Sum::default());
+    std::thread::scope(|scope| {
+        for _ in 0..SIDE_BY_SIDE.min(plan.runs) {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= plan.runs {
+                        return;
+                    }
+                    let seed = plan.seed + number;
+                    let told = run(&machine, &preload, seed);
+                    tell(seed, told, &mut sum.lock().unwrap());
+                }
+            });
+        }
+    });
+    let Sum { passed, failed, blows, verdict } = sum.into_inner()?;
+    println!("{blows:?}");
+    println!(
+        "{} runs from seed {}: {} acts, {} delivered, {} missing within missing frames, {} within \
+         named intervals; {} records counted as lost, {} closes raced",
+        plan.runs,
+        plan.seed,
+        verdict.acts,
+        verdict.delivered,
+        verdict.in_frames,
+        verdict.in_interval,
+        verdict.records_lost,
+        verdict.raced
+    );
+    let result = if failed.is_empty() { "ok" } else { "FAILED" };
+    if !failed.is_empty() {
+        println!("failed seeds: {failed:?}");
+    }
+    println!("test result: {result}. {passed} passed; {} failed; 0 ignored", failed.len());
+    Ok(failed.is_empty())
+}
+
+/// Compiles what moves the wall clock of one program.
+fn compile(compiler: &str, folder: &Path) -> Result<PathBuf> {
+    let library = folder.join("clock.so");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/faults/clock.c");
+    let mut command = Command::new(compiler);
+    let output =
+        command.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(source).output()?;
+    if output.status.success() {
+        return Ok(library);
+    }
+    Err(format!("{compiler} {source}: {}", String::from_utf8_lossy(&output.stderr)).into())
+}
+
+/// What a run was, and what came of it.
+struct Told {
+    schedule: String,
+    seconds: f64,
+    blows: Blows,
+    verdict: Result<Verdict>,
+}
+
+fn run(machine: &Machine, preload: &Path, seed: u64) -> Told {
+    let start = std::time::Instant::now();
+    let mut random = Rng::with_seed(seed);
+    let phases = schedule::draw(&mut random);
+    let schedule: Vec<String> = phases.iter().map(ToString::to_string).collect();
+    let mut blows = Blows::default();
+    let verdict = befall(machine, preload, &phases, &mut random, &mut blows);
+    let seconds = start.elapsed().as_secs_f64();
+    Told { schedule: schedule.join("; "), seconds, blows, verdict }
+}
+
+fn befall(
+    machine: &Machine,
+    preload: &Path,
+    phases: &[schedule::Phase],
+    random: &mut Rng,
+    blows: &mut Blows,
+) -> Result<Verdict> {
+    let mut world = World::start(machine, preload)?;
+    let mut actor = Actor::start(world.fleet.path("acts"))?;
+    for phase in phases {
+        let carried = schedule::carry_out(phase, &mut world, &mut actor, random);
+        *blows = world.blows;
+        carried.map_err(|e| format!("{phase}: {e}; the agent's log:\n{}", world.agent_log()))?;
+    }
+    actor.order(LAST_ACTS);
+    let acts = actor.finish()?;
+    let drained = world.drain();
+    *blows = world.blows;
+    drained.map_err(|e| format!("{e}; the agent's log:\n{}", world.agent_log()))?;
+    let output = Command::new(machine.collector())
+        .args(["print", "--json"])
+        .arg(world.fleet.store())
+        .output()?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
+    }
+    let printed = String::from_utf8(output.stdout)?;
+    let (_, ledger) = world.fleet.ledger()?;
+    let evidence = Evidence {
+        store: &world.fleet.store(),
+        folder: &actor.folder,
+        sessions: &world.sessions,
+        printed: &printed,
+        ledger: &ledger,
+    };
+    judge::judge(&acts, &evidence)
+}
+
+/// Prints what came of a run, and adds it up.
+fn tell(seed: u64, told: Told, sum: &mut Sum) {
+    let Told { schedule, seconds, blows, verdict } = told;
+    sum.blows.add(&blows);
+    let faults = match &verdict {
+        Ok(verdict) => {
+            sum.verdict.acts += verdict.acts;
+            sum.verdict.delivered += verdict.delivered;
+            sum.verdict.in_frames += verdict.in_frames;
+            sum.verdict.in_interval += verdict.in_interval;
+            sum.verdict.records_lost += verdict.records_lost;
+            sum.verdict.raced += verdict.raced;
+            verdict.faults.join("\n")
+        }
+        Err(error) => error.to_string(),
+    };
+    let counts = verdict.as_ref().map_or(String::new(), |v| {
+        format!(
+            "{} acts, {} delivered, {} in missing frames, {} in intervals; ",
+            v.acts, v.delivered, v.in_frames, v.in_interval
+        )
+    });
+    let result = if faults.is_empty() { "ok" } else { "FAILED" };
+    println!("test faults::seed_{seed} ... {result}   {counts}{seconds:.0} s: {schedule}");
+    if faults.is_empty() {
+        sum.passed += 1;
+    } else {
+        println!("{faults}");
+        sum.failed.push(seed);
+    }
+}
