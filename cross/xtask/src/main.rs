@@ -23,7 +23,8 @@ cargo xtask VERB
           BTF file
   vm [NAME]...
           boot kernels of tests/kernels.toml (all, or those named) with the agent that was
-          built for them, and compare what it records with what workloads did
+          built for them, and compare what it records with what workloads did; where the table
+          says so, suites of tests/e2e run in the guest too. Names of suites choose those alone
   reproduce [TARGET]...
           build the agent for these targets (or all) here and in another directory, and compare
           the bytes
