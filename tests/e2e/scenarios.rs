@@ -359,7 +359,7 @@ fn loader_faults(records: &[Value], done: &Done) -> Vec<String> {
             && number(flow, "file.openflags") == Some(flags)
             && volume(flow).read_bytes >= LOADER_BYTES
     });
-    if has_libc && flows.iter().any(|line| *line == cache) {
+    if has_libc && flows.contains(&cache) {
         return Vec::new();
     }
     vec![format!("{}: the loader's flows are not among {flows:?}", done.name)]
