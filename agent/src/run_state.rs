@@ -289,7 +289,7 @@ mod tests {
         second.frame_written(300).unwrap();
         second.close().unwrap();
         // The same behind a run that ended in order, whose frames are still told of.
-        let (third, before) = begin(400);
+        let (mut third, before) = begin(400);
         assert_eq!(told(before), (None, Some((second_id, 1))));
         let third_id = third.run_id();
         third.close().unwrap();

@@ -1,14 +1,16 @@
 //! A guest's initial file system: a cpio archive in the "newc" form, which kernels unpack
-//! themselves. Only what guests have: folders, and files that belong to the superuser.
+//! themselves. Only what guests have: folders, symbolic links, and files that belong to the superuser.
 
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use tests::Result;
 
-/// File type bits of a folder and of a file.
+/// File type bits.
 const FOLDER: u32 = 0o040_000;
 const FILE: u32 = 0o100_000;
+const LINK: u32 = 0o120_000;
 const CHARACTER_DEVICE: u32 = 0o020_000;
 /// Parts of an archive begin at multiples of this, bytes.
 const ALIGNMENT: usize = 4;
@@ -35,6 +37,9 @@ impl Archive {
             if metadata.is_dir() {
                 self.add_folder(&name);
                 self.add_folder_contents(&entry.path(), &format!("{name}/"))?;
+            } else if metadata.is_symlink() {
+                let target = std::fs::read_link(entry.path())?;
+                self.add(&name, LINK | 0o777, (0, 0), target.as_os_str().as_bytes());
             } else {
                 let mode = metadata.permissions().mode() & 0o777;
                 self.add_file(&name, mode, &std::fs::read(entry.path())?);

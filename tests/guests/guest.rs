@@ -11,13 +11,8 @@ use tests::Result;
 
 use crate::cpio::Archive;
 
-/// A guest that has said nothing of its end by then hangs. Emulated kernels on a busy machine
-/// take about a minute.
-const DEADLINE: Duration = Duration::from_secs(420);
 /// Time between two looks at a running guest.
 const PAUSE: Duration = Duration::from_millis(200);
-/// The guest's memory, MB: of a small gateway.
-const MEMORY_MB: &str = "512";
 /// Lines of the console that an error shows.
 const TAIL_LINES: usize = 25;
 
@@ -31,12 +26,25 @@ pub(crate) struct Guest {
     kernel: PathBuf,
     /// The kernel's release.
     pub(crate) release: String,
-    root: PathBuf,
+    /// Whether it has tests of its own, and not only suites.
+    pub(crate) has_tests: bool,
+    /// Suites of `tests/e2e` that run in it.
+    pub(crate) suites: Vec<String>,
     /// Size of the minimised types, where the guest has such a file, bytes.
     pub(crate) types_bytes: Option<u64>,
     /// Whether it runs programs of the 32-bit architecture too.
     pub(crate) compat: bool,
     jit: Option<bool>,
+}
+
+/// One of a guest's boots.
+#[derive(Debug)]
+pub(crate) struct Boot {
+    /// What becomes its initial file system, in the guest's folder.
+    pub(crate) root: &'static str,
+    pub(crate) memory_mb: u32,
+    /// A guest that has said nothing of its end by then hangs.
+    pub(crate) deadline: Duration,
 }
 
 /// What a guest said: lines by key, in order.
@@ -69,20 +77,25 @@ impl Guest {
 
     /// Boots it with `files` (path in the guest, permissions, content) added to what was laid
     /// out, and waits for its end. What it wrote on the console stays in `folder`.
-    pub(crate) fn boot(&self, files: &[(&str, u32, Vec<u8>)], folder: &Path) -> Result<Told> {
+    pub(crate) fn boot(
+        &self,
+        boot: &Boot,
+        files: &[(String, u32, Vec<u8>)],
+        folder: &Path,
+    ) -> Result<Told> {
         let mut archive = Archive::default();
         archive.add_console();
-        archive.add_tree(&self.root)?;
-        for parent in ["etc", "etc/sysflow"] {
+        archive.add_tree(&folder.join(boot.root))?;
+        for parent in ["etc", "etc/sysflow", "etc/sysflow/pki"] {
             archive.add_folder(parent);
         }
         for (name, mode, content) in files {
             archive.add_file(name, *mode, content);
         }
-        let initial = folder.join("initramfs");
+        let initial = folder.join(format!("{}.initramfs", boot.root));
         std::fs::write(&initial, archive.finish())?;
-        let console = folder.join("console");
-        let mut command = self.emulator()?;
+        let console = folder.join(format!("{}.console", boot.root));
+        let mut command = self.emulator(boot.memory_mb)?;
         command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&initial);
         let start = Instant::now();
         let mut child = command
@@ -92,7 +105,7 @@ impl Guest {
             .spawn()
             .map_err(|e| format!("start {}: {e}", command.get_program().display()))?;
         let mut ended = false;
-        while !ended && start.elapsed() < DEADLINE {
+        while !ended && start.elapsed() < boot.deadline {
             std::thread::sleep(PAUSE);
             ended = child.try_wait()?.is_some();
         }
@@ -114,15 +127,15 @@ impl Guest {
     }
 
     /// What the guest's own script reads before it does anything.
-    pub(crate) fn settings(&self, exact_calls: u64) -> Vec<u8> {
+    pub(crate) fn settings(&self) -> String {
         let output = Command::new("date").args(["-u", "+%Y-%m-%d %H:%M:%S"]).output();
         let now = output.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_string());
         let jit = self.jit.map_or("", |on| if on { "1" } else { "0" });
         let now = now.unwrap_or_default();
-        format!("NOW=\"{now}\"\nJIT=\"{jit}\"\nEXACT_CALLS={exact_calls}\n").into_bytes()
+        format!("NOW=\"{now}\"\nJIT=\"{jit}\"\n")
     }
 
-    fn emulator(&self) -> Result<Command> {
+    fn emulator(&self, memory_mb: u32) -> Result<Command> {
         // The emulator, the machine, its processor, console and network card.
         let words = match self.architecture.as_str() {
             "arm64" => {
@@ -140,7 +153,7 @@ impl Guest {
         let mut command = Command::new(program);
         command
             .args(["-M", machine, "-cpu", processor, "-accel", "tcg", "-smp", "2"])
-            .args(["-m", MEMORY_MB, "-nographic", "-nodefaults", "-serial", "stdio"])
+            .args(["-m", &memory_mb.to_string(), "-nographic", "-nodefaults", "-serial", "stdio"])
             .args(["-no-reboot", "-netdev", "user,id=n", "-device", &format!("{card},netdev=n")])
             .args(["-append", &format!("console={console} quiet panic=-1")]);
         Ok(command)

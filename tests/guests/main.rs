@@ -11,12 +11,15 @@
 mod checks;
 mod cpio;
 mod guest;
+mod suites;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use checks::{CHECKS, Run};
-use guest::{Guest, Told};
+use guest::{Boot, Guest, Told};
+use suites::SUITES;
 use tests::Result;
 use tests::fleet::{AGENT_ID, AgentSettings, Fleet};
 use tests::frames::Summary;
@@ -27,13 +30,40 @@ const HOST: &str = "10.0.2.2";
 /// Calls of each thread on each object in the check of exactness.
 const EXACT_CALLS: u64 = 1000;
 
+/// Memory of a small gateway, and time that is enough for an emulator on a busy machine: it takes
+/// about a minute.
+const TESTS: Boot = Boot { root: "root", memory_mb: 512, deadline: Duration::from_secs(420) };
+
 /// What came of one guest.
 struct Report {
     name: String,
-    /// In the order of [`CHECKS`]: none where a check does not apply.
+    /// In the order of [`CHECKS`] and then [`SUITES`]: none where one does not apply.
     results: Vec<Option<Result<String>>>,
-    /// Seconds, memory, and how the probes ran.
-    notes: String,
+    /// Of each boot: seconds, memory, and how the probes ran.
+    notes: Vec<String>,
+}
+
+/// What came of each check of a boot, none where one does not apply, and a note for people.
+type Outcome = (Vec<Option<Result<String>>>, String);
+
+impl Report {
+    /// Takes over what came of a boot that `checks` are made of.
+    fn add(&mut self, outcome: Result<Outcome>, checks: usize) {
+        let before = self.results.len();
+        match outcome {
+            Ok((results, notes)) => {
+                self.results.extend(results);
+                self.notes.push(notes);
+            }
+            Err(error) => self.results.push(Some(Err(error))),
+        }
+        self.results.resize_with(before + checks, || None);
+    }
+}
+
+/// Names of all checks, in the order of the table's columns.
+fn names() -> impl Iterator<Item = &'static str> {
+    CHECKS.iter().map(|check| check.name).chain(SUITES)
 }
 
 fn main() -> ExitCode {
@@ -62,11 +92,17 @@ fn all() -> Result<bool> {
     let mut reports = Vec::new();
     for folder in &folders {
         let guest = Guest::read(folder)?;
-        let report = watch(&machine, &guest, folder).unwrap_or_else(|error| {
-            let mut results = vec![Some(Err(error))];
-            results.resize_with(CHECKS.len(), || None);
-            Report { name: guest.name.clone(), results, notes: String::new() }
-        });
+        let mut report =
+            Report { name: guest.name.clone(), results: Vec::new(), notes: Vec::new() };
+        if guest.has_tests {
+            report.add(watch(&machine, &guest, folder), CHECKS.len());
+        } else {
+            report.results.resize_with(CHECKS.len(), || None);
+        }
+        if !guest.suites.is_empty() {
+            report.add(suites::run(&machine, &guest, folder), SUITES.len());
+        }
+        report.results.resize_with(CHECKS.len() + SUITES.len(), || None);
         tell(&report);
         reports.push(report);
     }
@@ -80,7 +116,7 @@ fn all() -> Result<bool> {
 }
 
 /// Boots a guest beside a collector and judges what came of it.
-fn watch(machine: &Machine, guest: &Guest, folder: &Path) -> Result<Report> {
+fn watch(machine: &Machine, guest: &Guest, folder: &Path) -> Result<Outcome> {
     let fleet = Fleet::new(machine)?;
     fleet.issue("pki", &["--agent", AGENT_ID, "--host", HOST])?;
     let mut collector = fleet.start_collector("127.0.0.1:0")?;
@@ -97,14 +133,16 @@ fn watch(machine: &Machine, guest: &Guest, folder: &Path) -> Result<Report> {
         ..fleet.agent_settings("guest", collector.address)
     };
     let read = |name: &str| std::fs::read(fleet.path("pki").join(name));
+    let guest_settings = format!("{}EXACT_CALLS={EXACT_CALLS}\n", guest.settings());
     let files = [
-        ("etc/guest.conf", 0o644, guest.settings(EXACT_CALLS)),
+        ("etc/guest.conf", 0o644, guest_settings.into_bytes()),
         ("etc/sysflow/agent.toml", 0o644, settings.text().into_bytes()),
         ("etc/sysflow/ca.pem", 0o644, read("ca.pem")?),
         ("etc/sysflow/agent.pem", 0o644, read("agent.pem")?),
         ("etc/sysflow/agent.key", 0o600, read("agent.key")?),
     ];
-    let told = guest.boot(&files, folder)?;
+    let files = files.map(|(name, mode, content)| (name.to_string(), mode, content));
+    let told = guest.boot(&TESTS, &files, folder)?;
     collector.program.stop()?;
     if told.one("end") == "not-ready" {
         let said = [told.all("agent-log"), told.all("dmesg")].concat();
@@ -115,7 +153,7 @@ fn watch(machine: &Machine, guest: &Guest, folder: &Path) -> Result<Report> {
     let results =
         CHECKS.iter().map(|check| (check.applies)(guest).then(|| (check.judge)(&run))).collect();
     let jit = if run.is_jited() { "compiled" } else { "interpreted" };
-    Ok(Report { name: guest.name.clone(), results, notes: notes(&told, jit) })
+    Ok((results, notes(&told, jit)))
 }
 
 /// Time, memory and how the probes ran.
@@ -137,21 +175,21 @@ fn notes(told: &Told, jit: &str) -> String {
 }
 
 fn tell(report: &Report) {
-    for (check, result) in CHECKS.iter().zip(&report.results) {
+    for (check, result) in names().zip(&report.results) {
         match result {
-            Some(Ok(found)) => println!("test {}::{} ... ok   {found}", report.name, check.name),
+            Some(Ok(found)) => println!("test {}::{check} ... ok   {found}", report.name),
             Some(Err(error)) => {
-                println!("test {}::{} ... FAILED\n{error}", report.name, check.name)
+                println!("test {}::{check} ... FAILED\n{error}", report.name)
             }
             None => {}
         }
     }
-    println!("{}: {}", report.name, report.notes);
+    println!("{}: {}", report.name, report.notes.join("; "));
 }
 
 fn table(reports: &[Report]) {
     print!("\n{:<22}", "GUEST");
-    CHECKS.iter().for_each(|check| print!(" {:<9}", check.name));
+    names().for_each(|check| print!(" {check:<9}"));
     println!();
     for report in reports {
         print!("{:<22}", report.name);
@@ -163,6 +201,6 @@ fn table(reports: &[Report]) {
             };
             print!(" {word:<9}");
         }
-        println!(" {}", report.notes);
+        println!(" {}", report.notes.join("; "));
     }
 }

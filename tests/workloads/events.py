@@ -13,7 +13,8 @@ import sys
 
 FOLDER = sys.argv[1]
 LIBC = ctypes.CDLL(None, use_errno=True)
-# Numbers of the calls that libc does not pass on as they are, on x86-64 and in the generic table.
+# Numbers of the calls that libc does not pass on as they are: on x86-64, in the generic table and
+# on 32-bit ARM.
 CALLS = {
     "x86_64": {
         "finit_module": 313,
@@ -30,6 +31,14 @@ CALLS = {
         "capset": 91,
         "fchmodat2": 452,
         "setfsgid": 152,
+    },
+    "armv7l": {
+        "finit_module": 379,
+        "bpf": 386,
+        "move_mount": 429,
+        "capset": 185,
+        "fchmodat2": 452,
+        "setfsgid": 216,
     },
 }[platform.machine()]
 EVENTS = []
@@ -99,22 +108,22 @@ def attributes():
     note("CHOWN", call(LIBC.fchownat, descriptor, b"", 0, 54324, 0x1000), path, [root, "54324"])
     note("CHOWN", call(LIBC.chown, c_missing, 0, 54325), missing, [root, "54325"])
 
-    long = ctypes.c_long
-    note("RESIZE", call(LIBC.truncate, c_path, long(5_000_000_000)), path, ["5000000000"])
-    note("RESIZE", call(LIBC.ftruncate, descriptor, long(7)), path, ["7"], inode=inode)
-    note("RESIZE", call(LIBC.ftruncate, descriptor, long(-3)), path, ["-3"], inode=inode)
-    note("RESIZE", call(LIBC.truncate, c_missing, long(9)), missing, ["9"])
+    length = ctypes.c_int64
+    note("RESIZE", call(LIBC.truncate64, c_path, length(5_000_000_000)), path, ["5000000000"])
+    note("RESIZE", call(LIBC.ftruncate64, descriptor, length(7)), path, ["7"], inode=inode)
+    note("RESIZE", call(LIBC.ftruncate64, descriptor, length(-3)), path, ["-3"], inode=inode)
+    note("RESIZE", call(LIBC.truncate64, c_missing, length(9)), missing, ["9"])
     # Not one of an open file: no record.
-    call(LIBC.ftruncate, 9999, long(1))
+    call(LIBC.ftruncate64, 9999, length(1))
     call(LIBC.fchmod, 9999, 0o777)
 
-    null, fifo = os.makedev(1, 3), below("fifo")
+    null, fifo = ctypes.c_uint64(os.makedev(1, 3)), below("fifo")
     device = below("device")
     mode = stat.S_IFCHR | 0o620
-    note("MKNOD", call(LIBC.mknod, device.encode(), mode, long(null)), device, ["020620", "1:3"])
+    note("MKNOD", call(LIBC.mknod, device.encode(), mode, null), device, ["020620", "1:3"])
     fifo_mode = stat.S_IFIFO | 0o600
-    note("MKNOD", call(LIBC.mknodat, folder, b"fifo", fifo_mode, long(0)), fifo, ["010600"])
-    note("MKNOD", call(LIBC.mknod, device.encode(), mode, long(null)), device, ["020620", "1:3"])
+    note("MKNOD", call(LIBC.mknodat, folder, b"fifo", fifo_mode, ctypes.c_uint64(0)), fifo, ["010600"])
+    note("MKNOD", call(LIBC.mknod, device.encode(), mode, null), device, ["020620", "1:3"])
 
 
 def mounts():

@@ -19,6 +19,8 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 LIBC.mmap.restype = ctypes.c_void_p
 LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int,
                       ctypes.c_long]
+# What mmap gives when it fails.
+FAILED = (None, ctypes.c_size_t(-1).value)
 ACTS = {}
 
 
@@ -122,6 +124,9 @@ def copy_file_range_copies_between_files():
 class Messages:
     """A list of struct mmsghdr, each with one part and, where given, an address."""
 
+    HEADER = "PIPNPNi0PI0P"
+    SIZE = struct.calcsize(HEADER)
+
     def __init__(self, parts, addresses=None):
         self.parts = [ctypes.create_string_buffer(part, len(part)) for part in parts]
         self.vectors = [
@@ -130,7 +135,7 @@ class Messages:
         addresses = addresses or [b""] * len(parts)
         self.addresses = [ctypes.create_string_buffer(one, len(one)) for one in addresses]
         self.list = ctypes.create_string_buffer(b"".join(
-            struct.pack("PIPNPNixxxxIxxxx", *self._name(address), self._part(vector), 1, 0, 0, 0, 0)
+            struct.pack(self.HEADER, *self._name(address), self._part(vector), 1, 0, 0, 0, 0)
             for vector, address in zip(self.vectors, self.addresses)
         ))
 
@@ -231,7 +236,7 @@ def more_messages_go_than_programs_can_be_chained():
                    [inet(20000 + n) for n in range(1024)])
     sent = 0
     while sent < 1024:
-        sent += LIBC.sendmmsg(client.fileno(), ctypes.byref(out.list, 64 * sent), 1024 - sent, 0)
+        sent += LIBC.sendmmsg(client.fileno(), ctypes.byref(out.list, out.SIZE * sent), 1024 - sent, 0)
     return [flow([0, 0, 1024, sum(1 + n % 7 for n in range(1024))], fd=client.fileno())]
 
 
@@ -348,7 +353,7 @@ def files_are_mapped():
     one = made("mapped", b"m" * 4096)
     os.read(one, 10)
     for _ in range(3):
-        assert LIBC.mmap(None, 4096, mmap.PROT_READ, mmap.MAP_PRIVATE, one, 0) not in (None, 2**64 - 1)
+        assert LIBC.mmap(None, 4096, mmap.PROT_READ, mmap.MAP_PRIVATE, one, 0) not in FAILED
     # Memory without a file is nobody's flow.
     LIBC.mmap(None, 4096, mmap.PROT_READ, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
     other = made("mapped first", b"m" * 4096)

@@ -108,6 +108,13 @@ impl Engine {
             self.threads(oid, now_ns, |t| t.exited += 1);
             return;
         }
+        // Where the last two threads end at once, each finds nobody left.
+        if self.processes.get(oid).is_some_and(|process| process.ended_ns.is_some()) {
+            self.count(Operation::Exit, Term::Aggregated, 1);
+            self.threads(oid, now_ns, |t| t.exited += 1);
+            self.export_threads(oid, now_ns, EndReason::EndDetected);
+            return;
+        }
         // What the kernel side's own sweep does not reach: high descriptors, and peers.
         let open = self.keys_of(|_, flow| flow.process == oid);
         for (_, key) in &open {

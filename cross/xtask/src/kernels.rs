@@ -42,6 +42,9 @@ pub struct Kernel {
     pub compat: Option<String>,
     /// What `net.core.bpf_jit_enable` is set to; none: it is left as it is.
     pub jit: Option<bool>,
+    /// Suites of `tests/e2e` that run in the guest too, on a userland of its own.
+    #[serde(default)]
+    pub suites: Vec<String>,
     /// Whether `cargo xtask test` runs this guest.
     #[serde(default)]
     pub always: bool,
@@ -157,6 +160,9 @@ mod tests {
         for (name, kernel) in &kernels {
             assert!(name.starts_with(&kernel.architecture), "{name}: {}", kernel.architecture);
             assert!(crate::targets::of_debian(&kernel.architecture).is_ok(), "{name}");
+            for suite in &kernel.suites {
+                assert!(crate::userland::SUITES.contains(&suite.as_str()), "{name}: {suite}");
+            }
         }
         let always: Vec<&str> = kernels
             .values()

@@ -18,6 +18,7 @@ pub mod setup;
 pub mod standard_library;
 pub mod suite;
 pub mod targets;
+pub mod userland;
 pub mod vm;
 pub mod workspace;
 pub mod zig;

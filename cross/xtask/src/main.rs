@@ -23,7 +23,8 @@ cargo xtask VERB
           BTF file
   vm [NAME]...
           boot kernels of tests/kernels.toml (all, or those named) with the agent that was
-          built for them, and compare what it records with what workloads did
+          built for them, and compare what it records with what workloads did; where the table
+          says so, suites of tests/e2e run in the guest too. Names of suites choose those alone
   faults [--runs N] [--seed S]
           agent and collector under randomised faults (kills, cuts, full and failing disks, rotten
           bits, clocks, certificates): N runs (20), each drawn from its own seed, from S (1) on

@@ -97,6 +97,17 @@ pub fn of_debian(architecture: &str) -> Result<Target> {
         .ok_or_else(|| format!("no static target of {FILE} serves {architecture}").into())
 }
 
+/// The target whose programs run with the C library of a Debian architecture.
+///
+/// # Errors
+/// If no target serves it.
+pub fn with_c_library(architecture: &str) -> Result<Target> {
+    all()?
+        .into_values()
+        .find(|target| target.debian == architecture && !target.is_static())
+        .ok_or_else(|| format!("no target of {FILE} has the C library of {architecture}").into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

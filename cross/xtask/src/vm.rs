@@ -1,8 +1,9 @@
 //! `cargo xtask vm`: lays out guests (kernel, modules, the cross-built agent and workloads),
 //! and has the tests of `tests/guests` boot and judge them.
 //!
-//! A guest's folder holds its kernel, `root/` (what becomes its initial file system), and
-//! `guest.json`, which tells the tests what is there.
+//! A guest's folder holds `root/` (what becomes its initial file system), `userland/` (the same
+//! for a second boot, in which suites of `tests/e2e` run) where it has suites, and `guest.json`,
+//! which tells the tests what is there.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -12,30 +13,50 @@ use serde_json::json;
 
 use crate::build::Built;
 use crate::debian::Archive;
-use crate::kernels::{self, Kernel, Types};
+use crate::kernels::{self, Files, Kernel, Types};
 use crate::workspace::{self, Workspace, root, say};
-use crate::{Result, btf, build, setup, suite, targets};
+use crate::{Result, btf, build, setup, suite, targets, userland};
 
 /// The release whose busybox the guests run.
 const BUSYBOX_SUITE: &str = "bookworm";
 /// Folder of the minimised types of kernels that have none, `<release>.btf`.
 const TYPES_FOLDER: &str = "tests/btf";
+/// What the guests' own tests run.
+const WORKLOADS: [&str; 4] =
+    ["workload-volume", "workload-paths", "workload-transfer", "workload-pids"];
+/// Suites that run in the guests of every test run; the others take minutes in an emulator.
+const SUITES_ALWAYS: [&str; 1] = ["scenarios"];
 
-/// Boots the guests with these names, or all of them, and runs their tests.
+/// Boots the guests with these names, or all of them, and runs their tests. Names of suites
+/// among them choose those; the guests' other tests are left out then.
 ///
 /// # Errors
 /// If a name is unknown, a guest cannot be laid out, or a test fails.
 pub fn run(names: &[String]) -> Result {
     let mut kernels = kernels::all()?;
+    let is_suite = |name: &&String| userland::SUITES.contains(&name.as_str());
+    let (suites, names): (Vec<&String>, Vec<&String>) = names.iter().partition(is_suite);
     if !names.is_empty() {
-        if let Some(unknown) = names.iter().find(|name| !kernels.contains_key(*name)) {
+        if let Some(unknown) = names.iter().find(|name| !kernels.contains_key(**name)) {
             let known: Vec<&str> = kernels.keys().map(String::as_str).collect();
-            return Err(format!("{unknown:?} is no kernel; these are: {}", known.join(", ")).into());
+            let (known, suites) = (known.join(", "), userland::SUITES.join(", "));
+            return Err(format!(
+                "{unknown:?} is neither a kernel ({known}) nor a suite ({suites})"
+            )
+            .into());
         }
-        kernels.retain(|name, _| names.contains(name));
+        kernels.retain(|name, _| names.contains(&name));
+    }
+    let what = if suites.is_empty() { What::All } else { What::SuitesAlone };
+    if what == What::SuitesAlone {
+        kernels.values_mut().for_each(|kernel| kernel.suites.retain(|s| suites.contains(&s)));
+        kernels.retain(|_, kernel| !kernel.suites.is_empty());
+        if kernels.is_empty() {
+            return Err("none of these kernels has these suites in tests/kernels.toml".into());
+        }
     }
     setup::run()?;
-    let guests = prepare(&kernels)?;
+    let guests = prepare(&kernels, what)?;
     suite::build_collector()?;
     let mut command = Workspace::Device.cargo("test");
     command.args(["--quiet", "--locked", "-p", "tests", "--test", "guests"]);
@@ -51,16 +72,28 @@ pub fn run(names: &[String]) -> Result {
 pub fn prepare_always() -> Result<std::ffi::OsString> {
     let mut kernels = kernels::all()?;
     kernels.retain(|_, kernel| kernel.always);
-    prepare(&kernels)
+    for kernel in kernels.values_mut() {
+        kernel.suites.retain(|suite| SUITES_ALWAYS.contains(&suite.as_str()));
+    }
+    prepare(&kernels, What::All)
 }
 
-fn prepare(kernels: &BTreeMap<String, Kernel>) -> Result<std::ffi::OsString> {
+/// What is done with a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    /// Its own tests, and its suites.
+    All,
+    /// Only the suites.
+    SuitesAlone,
+}
+
+fn prepare(kernels: &BTreeMap<String, Kernel>, what: What) -> Result<std::ffi::OsString> {
     setup::guests()?;
     let mut programs = Programs::default();
     let mut folders = Vec::new();
     for (name, kernel) in kernels {
         say(&format!("laying out the guest {name}"));
-        let laid = lay_out(name, kernel, &mut programs);
+        let laid = lay_out(name, kernel, what, &mut programs);
         folders.push(laid.map_err(|error| format!("guest {name}: {error}"))?);
     }
     Ok(std::env::join_paths(folders)?)
@@ -91,64 +124,113 @@ impl Programs {
     }
 }
 
-fn lay_out(name: &str, kernel: &Kernel, programs: &mut Programs) -> Result<PathBuf> {
+fn lay_out(name: &str, kernel: &Kernel, what: What, programs: &mut Programs) -> Result<PathBuf> {
     let files = kernel.files()?;
     let folder = root().join("target/guests").join(name);
     if folder.exists() {
         std::fs::remove_dir_all(&folder)?;
     }
-    let place = folder.join("root");
-    for part in ["bin", "lib/modules", "usr/lib/sysflow/btf", "compat"] {
-        std::fs::create_dir_all(place.join(part))?;
+    let agent = programs.agent(&kernel.architecture)?;
+    let types = types(kernel, &files, agent, &folder)?;
+    let guest = Guest { kernel, files: &files, agent: agent.path.clone(), types };
+    if what == What::All {
+        guest.lay_out_tests(&folder.join("root"), programs)?;
     }
-    let bin = place.join("bin");
-    let architecture = &kernel.architecture;
-    let agent = programs.agent(architecture)?;
-    copy(&agent.path, &bin.join("sysflow-agent"))?;
-    let mut types_bytes = None;
-    if kernel.types == Types::File {
-        let file = format!("{}.btf", files.release);
-        let placed = place.join("usr/lib/sysflow/btf").join(&file);
-        let kept = root().join(TYPES_FOLDER).join(&file);
-        if kept.exists() {
-            std::fs::copy(&kept, &placed)?;
-        } else {
-            btf::minimise(&agent.probes, &files.image, &placed)?;
-        }
-        types_bytes = Some(std::fs::metadata(&placed)?.len());
+    if !kernel.suites.is_empty() {
+        guest.lay_out_suites(&folder.join("userland"))?;
     }
-    for workload in ["workload-volume", "workload-paths", "workload-transfer", "workload-pids"] {
-        copy(&programs.workloads(architecture)?.join(workload), &bin.join(workload))?;
-        if let Some(compat) = &kernel.compat {
-            let built = programs.workloads(compat)?.join(workload);
-            copy(&built, &place.join("compat").join(workload))?;
-        }
-    }
-    let busybox = Archive::open(BUSYBOX_SUITE, architecture)?.unpack(
-        "busybox-static",
-        None,
-        &["./bin/busybox"],
-    )?;
-    copy(&busybox.join("bin/busybox"), &bin.join("busybox"))?;
-    copy(&root().join("tests/guests/init"), &place.join("init"))?;
-    let mut order = String::new();
-    for module in &files.modules {
-        let placed = kernels::place_module(module, &place.join("lib/modules"))?;
-        order.push_str(&format!("{placed}\n"));
-    }
-    std::fs::write(place.join("lib/modules/order"), order)?;
+    let types_bytes = guest.types.as_ref().map(std::fs::metadata).transpose()?.map(|m| m.len());
     let description = json!({
         "name": name,
-        "architecture": architecture,
+        "architecture": kernel.architecture,
         "kernel": files.image,
         "release": files.release,
-        "root": place,
+        "has_tests": what == What::All,
+        "suites": kernel.suites,
         "types_bytes": types_bytes,
         "compat": kernel.compat.is_some(),
         "jit": kernel.jit,
     });
     std::fs::write(folder.join("guest.json"), serde_json::to_vec_pretty(&description)?)?;
     Ok(folder)
+}
+
+/// The file with the kernel's types, if the guest is to have one, in `folder`.
+fn types(kernel: &Kernel, files: &Files, agent: &Built, folder: &Path) -> Result<Option<PathBuf>> {
+    if kernel.types == Types::Kernel {
+        return Ok(None);
+    }
+    let name = format!("{}.btf", files.release);
+    let kept = root().join(TYPES_FOLDER).join(&name);
+    if kept.exists() {
+        return Ok(Some(kept));
+    }
+    std::fs::create_dir_all(folder)?;
+    let made = folder.join(&name);
+    btf::minimise(&agent.probes, &files.image, &made)?;
+    Ok(Some(made))
+}
+
+/// A guest, and what goes into its file systems.
+struct Guest<'k> {
+    kernel: &'k Kernel,
+    files: &'k Files,
+    agent: PathBuf,
+    types: Option<PathBuf>,
+}
+
+impl Guest<'_> {
+    /// The root in which the guest's own tests run: busybox, and workloads that need nothing.
+    fn lay_out_tests(&self, place: &Path, programs: &mut Programs) -> Result {
+        let bin = place.join("bin");
+        for folder in [&bin, &place.join("compat")] {
+            std::fs::create_dir_all(folder)?;
+        }
+        let architecture = &self.kernel.architecture;
+        for workload in WORKLOADS {
+            copy(&programs.workloads(architecture)?.join(workload), &bin.join(workload))?;
+            if let Some(compat) = &self.kernel.compat {
+                let built = programs.workloads(compat)?.join(workload);
+                copy(&built, &place.join("compat").join(workload))?;
+            }
+        }
+        let archive = Archive::open(BUSYBOX_SUITE, architecture)?;
+        let busybox = archive.unpack("busybox-static", None, &["./bin/busybox"])?;
+        copy(&busybox.join("bin/busybox"), &bin.join("busybox"))?;
+        self.add_common(place, "init")
+    }
+
+    /// The root in which suites of `tests/e2e` run.
+    fn lay_out_suites(&self, place: &Path) -> Result {
+        std::fs::create_dir_all(place)?;
+        let suites: Vec<&str> = self.kernel.suites.iter().map(String::as_str).collect();
+        userland::lay_out(place, &self.kernel.architecture, &suites)?;
+        std::fs::create_dir_all(place.join("suites"))?;
+        for program in ["pki", "sysprint"] {
+            let script = root().join("tests/guests").join(program);
+            copy(&script, &place.join("suites").join(program))?;
+        }
+        self.add_common(place, "init-suites")
+    }
+
+    /// The agent, types and modules, and the guest's first program.
+    fn add_common(&self, place: &Path, init: &str) -> Result {
+        let (types, modules) = (place.join("usr/lib/sysflow/btf"), place.join("lib/modules"));
+        for folder in [&types, &modules] {
+            std::fs::create_dir_all(folder)?;
+        }
+        copy(&self.agent, &place.join("bin/sysflow-agent"))?;
+        copy(&root().join("tests/guests").join(init), &place.join("init"))?;
+        copy(&root().join("tests/guests/machine.sh"), &place.join("machine.sh"))?;
+        if let Some(file) = &self.types {
+            std::fs::copy(file, types.join(format!("{}.btf", self.files.release)))?;
+        }
+        let mut order = String::new();
+        for module in &self.files.modules {
+            order.push_str(&format!("{}\n", kernels::place_module(module, &modules)?));
+        }
+        Ok(std::fs::write(modules.join("order"), order)?)
+    }
 }
 
 fn copy(from: &Path, to: &Path) -> Result {
