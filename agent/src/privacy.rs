@@ -1,6 +1,7 @@
 //! What must not leave a process: of its environment only what is allowed by name is kept, and
-//! secrets in that and among its arguments are masked before anything is stored. Arguments go in, the same arguments come out with `***` in place of each secret; how
-//! many there are, and where one ends, does not change. Pure.
+//! secrets in that and among its arguments are masked before anything is stored. Arguments go in,
+//! the same arguments come out with `***` in place of each secret; how many there are, and where
+//! one ends, does not change. Pure.
 //!
 //! A secret is known by its surroundings, so this is a net with holes: a password that stands
 //! alone, behind an option that does not sound like one, is kept. It errs on the side of masking.
@@ -167,10 +168,10 @@ impl Privacy {
         out: &mut Vec<u8>,
     ) -> Option<(Shape, bool)> {
         for (of, option, shape) in OPTIONS {
-            let Some(value) = argument.strip_prefix(option.as_bytes()) else { continue };
             if !program.starts_with(of.as_bytes()) {
                 continue;
             }
+            let Some(value) = value_behind(argument, option.as_bytes(), shape) else { continue };
             if value.is_empty() {
                 out.extend_from_slice(argument);
                 return (shape != Shape::Attached).then_some((shape, true));
@@ -277,6 +278,20 @@ fn is_name(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.')
 }
 
+/// What follows an option in an argument that begins with it. Letters of other options may stand
+/// before a short one, as in `-su user:secret`, where a mark tells a secret from those letters.
+fn value_behind<'a>(argument: &'a [u8], option: &[u8], shape: Shape) -> Option<&'a [u8]> {
+    if let Some(value) = argument.strip_prefix(option) {
+        return Some(value);
+    }
+    let [b'-', letter] = option else { return None };
+    let letters = argument.strip_prefix(b"-")?;
+    let at = letters.iter().position(|byte| byte == letter)?;
+    let is_marked = matches!(shape, Shape::AfterColon | Shape::AfterPercent);
+    let is_group = letters[..at].iter().all(u8::is_ascii_alphabetic);
+    (is_marked && is_group).then(|| &letters[at + 1..])
+}
+
 /// Appends an option's value with its secret masked.
 fn mask_value(value: &[u8], shape: Shape, out: &mut Vec<u8>) {
     let mark = match shape {
@@ -349,13 +364,29 @@ fn token(text: &[u8]) -> Option<usize> {
     (length >= *least).then_some(prefix.len() + length)
 }
 
-/// In `://user:secret@host`, which `text` begins with: where the secret begins and ends.
+/// In `://user:secret@host`, which `text` begins with: where the secret begins and ends. People
+/// leave `/`, `?` and `#` in a secret as they are, though they should not; what comes before such
+/// an `@` is a secret unless it is a port.
 fn url_user(text: &[u8]) -> Option<(usize, usize)> {
     let rest = text.strip_prefix(b"://")?;
-    let authority = rest.iter().position(|b| matches!(b, b'/' | b'?' | b'#' | b' ' | b'"' | b'\''));
-    let authority = &rest[..authority.unwrap_or(rest.len())];
-    let at = authority.iter().rposition(|byte| *byte == b'@')?;
-    let colon = authority[..at].iter().position(|byte| *byte == b':')?;
+    let end = rest.iter().position(|b| matches!(b, b' ' | b'"' | b'\'' | b'\n'));
+    let rest = &rest[..end.unwrap_or(rest.len())];
+    let is_delimiter = |b: &u8| matches!(b, b'/' | b'?' | b'#');
+    let authority = &rest[..rest.iter().position(is_delimiter).unwrap_or(rest.len())];
+    let at = match authority.iter().rposition(|byte| *byte == b'@') {
+        Some(at) => at,
+        None => {
+            let colon = authority.iter().position(|byte| *byte == b':')?;
+            let port = &authority[colon + 1..];
+            let is_port = port.len() <= 5 && port.iter().all(u8::is_ascii_digit);
+            let is_address = authority.starts_with(b"[");
+            if is_port || is_address {
+                return None;
+            }
+            rest.iter().position(|byte| *byte == b'@')?
+        }
+    };
+    let colon = rest[..at].iter().position(|byte| *byte == b':')?;
     (colon + 1 < at).then_some((3 + colon + 1, 3 + at))
 }
 
@@ -393,6 +424,7 @@ mod tests {
             ("Server=h;Password=p;Timeout=3|", "Server=h;Password=***;Timeout=3|"),
             ("{\"password\": \"a b\", \"x\": 1}|", "{\"password\": \"***\", \"x\": 1}|"),
             ("postgres://me:pa:ss@db:5432/x|", "postgres://me:***@db:5432/x|"),
+            ("postgres://me:p/a#s?s@db:5432/x@y|", "postgres://me:***@db:5432/x@y|"),
             ("AWS_SECRET_ACCESS_KEY=abc|", "AWS_SECRET_ACCESS_KEY=***|"),
             ("--pass|x|", "--pass|***|"),
             ("--password=-x|", "--password=***|"),
@@ -420,6 +452,9 @@ mod tests {
     fn options_of_known_programs_are_masked_for_them_only() {
         assert_eq!(redacted("/usr/bin/curl", "-u|me:pw|http://h|"), "-u|me:***|http://h|");
         assert_eq!(redacted("/usr/bin/curl", "-ume:pw|"), "-ume:***|");
+        assert_eq!(redacted("/usr/bin/curl", "-sSu|me:pw|x|"), "-sSu|me:***|x|");
+        assert_eq!(redacted("/usr/bin/curl", "-sume:pw|"), "-sume:***|");
+        assert_eq!(redacted("/usr/bin/curl", "-o|out:put|-sS|a:b|"), "-o|out:put|-sS|a:b|");
         assert_eq!(redacted("/usr/bin/curl", "--user=me:pw|"), "--user=me:***|");
         assert_eq!(redacted("/usr/bin/mysqldump", "-psecret|-p|db|"), "-p***|-p|db|");
         assert_eq!(redacted("/usr/bin/sshpass", "-p|x|ssh|-p|22|"), "-p|***|ssh|-p|***|");
@@ -437,6 +472,8 @@ mod tests {
             "--password|",
             "a|b||c|",
             "http://host:80/path@x|",
+            "http://[2001:db8::1]/path@x|",
+            "http://host/a:b@x|",
             "secret|store|",
             "sk-short|",
             "token://x|",

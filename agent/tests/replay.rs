@@ -18,7 +18,7 @@ use agent::engine::{Bounds, Counters, Engine, Timeouts, Users};
 use agent::flow::Totals;
 use agent::privacy::Privacy;
 use bpf::{Event, FlowKey};
-use codec::{Capabilities, Clock, FileId, Frame, Record, Volume};
+use codec::{Capabilities, Clock, FileId, Frame, Operation, Record, Term, Volume};
 
 const SCENE: &[u8] = include_bytes!("replay/scene.events");
 const RECORDS: &str = include_str!("replay/scene.records");
@@ -43,6 +43,14 @@ fn events() -> impl Iterator<Item = Event<'static>> {
 }
 
 fn replay(limits: Limits) -> Vec<Vec<u8>> {
+    replay_events(limits, events()).0
+}
+
+/// The frames that events become, and the engine after them.
+fn replay_events(
+    limits: Limits,
+    events: impl Iterator<Item = Event<'static>>,
+) -> (Vec<Vec<u8>>, Engine) {
     let identity = Identity {
         agent_id: "replay".into(),
         boot_id: [1; 16],
@@ -64,14 +72,14 @@ fn replay(limits: Limits) -> Vec<Vec<u8>> {
         batch,
     );
     let mut last_ns = 0;
-    for event in events() {
+    for event in events {
         if let Event::Exit(exit) = &event {
             last_ns = exit.header.time_ns;
         }
         engine.observe(&event, &NoMaps);
     }
     engine.close(last_ns);
-    frames.take()
+    (frames.take(), engine)
 }
 
 const WIDE: Limits = Limits { frame_bytes_max: 128 * 1024, generation_records_max: 100_000 };
@@ -211,4 +219,26 @@ fn small_frames_and_generations_tell_the_same() {
             }
         }
     }
+}
+
+/// Two threads that end at the same moment may each find itself the last: their process ends once.
+#[test]
+fn a_process_whose_last_threads_end_at_once_ends_once() {
+    let is_last = |event: &Event<'_>| matches!(event, Event::Exit(exit) if exit.last != 0);
+    let doubled = events().flat_map(|event| {
+        let again = is_last(&event).then_some(event);
+        [Some(event), again].into_iter().flatten()
+    });
+    let exits = events().filter(is_last).count() as u64;
+    let (frames, engine) = replay_events(WIDE, doubled);
+    let (_, single) = replay_events(WIDE, events());
+    let exit = |engine: &Engine, term| engine.batch.books.total(Operation::Exit, term);
+    assert!(exits > 0);
+    assert_eq!(exit(&engine, Term::Stored), exits);
+    let aggregated = exit(&single, Term::Aggregated) + exits;
+    assert_eq!(exit(&engine, Term::Aggregated), aggregated);
+    let told = told(&frames);
+    let operation = format!(" {:#x} ", codec::op::EXIT);
+    let ends = told.lines().filter(|line| line.starts_with("PE ") && line.contains(&operation));
+    assert_eq!(ends.count() as u64, exits, "{told}");
 }

@@ -149,6 +149,11 @@ impl Found {
     }
 
     fn file(&mut self, path: &Path) -> io::Result<()> {
+        // A pipe would be waited for, a terminal asked.
+        if !fs::metadata(path).map_err(|error| named(path, &error))?.is_file() {
+            let text = format!("{}: is no regular file and no folder", path.display());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
         let mut magic = Vec::new();
         let file = File::open(path).map_err(|error| named(path, &error))?;
         (&file).take(3).read_to_end(&mut magic).map_err(|error| named(path, &error))?;

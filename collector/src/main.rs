@@ -148,7 +148,7 @@ fn ended(result: io::Result<Outcome>) -> ExitCode {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             log::error!("{error}");
-            let is_missing = error.kind() == ErrorKind::NotFound;
+            let is_missing = matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidInput);
             ExitCode::from(if is_missing { EXIT_NO_INPUT } else { EXIT_INTERNAL })
         }
     }

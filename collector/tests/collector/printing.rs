@@ -248,6 +248,9 @@ fn paths_and_usage_that_make_no_sense_are_named() {
     assert!(String::from_utf8_lossy(&empty.stderr).contains("holds no .frame and no .sf file"));
     let absent = run(&["print".as_ref(), folder.path().join("nothing").as_ref()]);
     assert_eq!(absent.status.code(), Some(66));
+    let device = run(&["ledger", "/dev/null"].map(OsStr::new));
+    assert_eq!(device.status.code(), Some(66));
+    assert!(String::from_utf8_lossy(&device.stderr).contains("is no regular file"));
     assert_eq!(run(&["print".as_ref()]).status.code(), Some(64));
     assert_eq!(run(&["--version".as_ref()]).status.code(), Some(0));
     let missing = run(&["serve", "--config", "/nonexistent"].map(OsStr::new));
