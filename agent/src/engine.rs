@@ -61,18 +61,6 @@ pub struct Bounds {
     pub text_bytes: usize,
 }
 
-impl Bounds {
-    /// About how many bytes the engine takes.
-    pub const fn memory_bytes(&self) -> usize {
-        Table::<FlowKey, Flow>::memory_bytes(self.flows_max)
-            + self.flows_max * size_of::<(u64, FlowKey)>()
-            + Table::<u64, ()>::memory_bytes(self.files_max / 2)
-            + Processes::memory_bytes(self.processes_max, self.text_bytes)
-            + self.processes_max * size_of::<Oid>()
-            + size_of::<Buffers>() / size_of::<Vec<u8>>() * BUFFER_BYTES
-    }
-}
-
 /// Where texts are put together. Each is taken for as long as it is in use, so that two uses at
 /// one time would show as an allocation.
 #[derive(Debug)]

@@ -198,13 +198,6 @@ pub struct Processes {
 }
 
 impl Processes {
-    /// About how many bytes a table of these bounds takes.
-    pub const fn memory_bytes(processes_max: usize, text_bytes_max: usize) -> usize {
-        Table::<Oid, Process>::memory_bytes(processes_max)
-            + Table::<u32, ()>::memory_bytes(processes_max)
-            + Texts::memory_bytes(text_bytes_max)
-    }
-
     /// An empty table for at most `processes_max` processes and `text_bytes_max` bytes of texts.
     pub fn new(processes_max: usize, text_bytes_max: usize) -> Processes {
         Processes {

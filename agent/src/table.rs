@@ -15,15 +15,6 @@ pub struct Table<K, V> {
 }
 
 impl<K: Copy + Eq + Hash, V> Table<K, V> {
-    /// About how many bytes a table of so many entries takes.
-    pub const fn memory_bytes(entries_max: usize) -> usize {
-        // A hash table has a power of two of places, of which it fills 7 in 8, and a byte more
-        // for each.
-        let places = (entries_max * 2 * 8 / 7).next_power_of_two();
-        places * (size_of::<(K, u32)>() + 1)
-            + entries_max * (size_of::<Option<(K, V)>>() + size_of::<u32>())
-    }
-
     /// A table for at most so many entries.
     pub fn new(entries_max: usize) -> Table<K, V> {
         Table {

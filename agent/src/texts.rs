@@ -47,11 +47,6 @@ pub struct Texts {
 }
 
 impl Texts {
-    /// Bytes that a pool for `bytes_max` bytes of blocks takes.
-    pub const fn memory_bytes(bytes_max: usize) -> usize {
-        bytes_max / size_of::<Block>() * size_of::<Block>()
-    }
-
     /// A pool whose blocks, links included, take `bytes_max` bytes.
     pub fn new(bytes_max: usize) -> Texts {
         let count = (bytes_max / size_of::<Block>()).min(NONE as usize);
