@@ -197,9 +197,13 @@ fn items(act: &Act, folder: &Path, records: &[&Value]) -> Vec<Item> {
         Item::Missing(format!("wrote {ops}/{bytes} of {}/{}", expected.0, expected.1))
     });
 
-    let foreign = made.iter().chain(&flows).filter(|record| !of_pid(record));
-    items
-        .extend(foreign.map(|record| Item::Wrong(format!("is of process {}", record["proc.pid"]))));
+    for record in made.iter().chain(&flows).filter(|record| !of_pid(record)) {
+        items.push(match number(record, "proc.pid") {
+            // The frame that described the process may be missing.
+            None => Item::Missing("its process".to_string()),
+            Some(other) => Item::Wrong(format!("is of process {other}")),
+        });
+    }
     items
 }
 

@@ -14,6 +14,7 @@ mod judge;
 mod schedule;
 mod world;
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::Mutex;
@@ -29,6 +30,8 @@ use world::{Blows, World};
 
 /// What a test runner's filter is held against.
 const NAME: &str = "faults";
+/// Tells this program that it is in a mount namespace of its own.
+const UNSHARED: &str = "SYSFLOW_FAULTS_UNSHARED";
 /// Runs where nobody says how many.
 const RUNS: u64 = 20;
 /// Runs at a time: they mostly wait.
@@ -72,6 +75,16 @@ fn main() -> ExitCode {
     }
 }
 
+/// Goes on in a mount namespace of its own: whatever ends this program, its disks go with it.
+/// Returns only if that cannot be had.
+fn unshare_mounts() -> Result {
+    let own = std::env::current_exe()?;
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "--"]).arg(own);
+    command.args(std::env::args_os().skip(1)).env(UNSHARED, "1");
+    Err(format!("start unshare: {}", command.exec()).into())
+}
+
 /// What came of all runs.
 #[derive(Debug, Default)]
 struct Sum {
@@ -87,6 +100,9 @@ fn all() -> Result<bool> {
     if plan.runs == 0 {
         println!("test result: ok. 0 passed; 0 failed; 0 ignored");
         return Ok(true);
+    }
+    if tests::machine::is_root() && std::env::var_os(UNSHARED).is_none() {
+        unshare_mounts()?;
     }
     let machine = Machine::claim(NAME, &[Need::Agent, Need::Root, Need::Strace])?;
     let Some(machine) = machine else {
