@@ -10,6 +10,7 @@
 )]
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::rc::Rc;
 
@@ -80,6 +81,21 @@ fn replay_events(
     }
     engine.close(last_ns);
     (frames.take(), engine)
+}
+
+/// Even if every frame but the last is lost, the totals are known.
+#[test]
+fn the_last_frame_has_the_whole_ledger() {
+    let frames = replay(Limits { frame_bytes_max: 4096, generation_records_max: 100_000 });
+    assert!(frames.len() > 1);
+    let mut totals = BTreeMap::new();
+    let mut last = BTreeMap::new();
+    for frame in &frames {
+        let header = Frame::decode(frame).unwrap().0.header;
+        last = header.ledger.iter().map(|c| ((c.operation, c.term), c.total)).collect();
+        totals.extend(last.iter().map(|(counter, total)| (*counter, *total)));
+    }
+    assert_eq!(last, totals);
 }
 
 const WIDE: Limits = Limits { frame_bytes_max: 128 * 1024, generation_records_max: 100_000 };

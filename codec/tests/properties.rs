@@ -4,8 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may stop at what it does not expect")]
 
 use codec::{
-    Address, DecodeError, EncodeError, EndReason, FileId, Frame, FrameWriter, Header, Ledger,
-    NetworkFlow, ObjectState, Oid, Process, ProcessEvent, Record, StreamKey, Volume,
+    Address, DecodeError, EncodeError, EndReason, FileId, FormerRun, Frame, FrameWriter, Header,
+    Ledger, NetworkFlow, ObjectState, Oid, Process, ProcessEvent, Record, StreamKey, Volume,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -157,6 +157,15 @@ fn pack(made: &[Made], sequence: u64) -> (Vec<u8>, usize) {
 }
 
 proptest! {
+    #[test]
+    fn how_far_the_former_run_came_is_told(boot_id: [u8; 16], run_id: [u8; 16], frames: u64) {
+        let former = Some(FormerRun { boot_id, run_id, frames });
+        let mut buffer = vec![0; BUFFER_BYTES];
+        let writer = FrameWriter::new(&mut buffer).unwrap();
+        let bytes = writer.finish(&Header { former, ..header(0) }).unwrap();
+        prop_assert_eq!(Frame::decode(bytes).unwrap().0.header.former, former);
+    }
+
     #[test]
     fn what_goes_in_comes_out(made in vec(made(), 0..40), sequence: u64) {
         let (bytes, packed) = pack(&made, sequence);

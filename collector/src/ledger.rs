@@ -277,12 +277,20 @@ impl Sink for Books {
 
 #[cfg(test)]
 mod tests {
-    use codec::{Counter, Farewell, Header, Ledger, StreamKey};
+    use codec::{Counter, Farewell, FormerRun, Header, Ledger, StreamKey};
 
     use super::*;
     use crate::account::run_tag;
 
     fn account(counters: &[(Option<Operation>, Term, u64)], is_closed: bool) -> Account {
+        account_behind(counters, is_closed, None)
+    }
+
+    fn account_behind(
+        counters: &[(Option<Operation>, Term, u64)],
+        is_closed: bool,
+        former: Option<FormerRun>,
+    ) -> Account {
         let mut buffer = vec![0; 16 * 1024];
         let mut ledger = Ledger::new();
         for &(operation, term, total) in counters {
@@ -300,7 +308,7 @@ mod tests {
             interruption: None,
             capabilities: None,
             farewell: is_closed.then_some(Farewell { at_ns: 9 }),
-            former: None,
+            former,
         };
         let bytes = codec::FrameWriter::new(&mut buffer).unwrap().finish(&header).unwrap();
         let mut account = Account::default();
@@ -338,6 +346,28 @@ mod tests {
             let (_, result) = verdict(&account(&fewer, true), false);
             assert_eq!(result.unwrap_err(), ["read+receive: 1 observed and not accounted for"]);
         }
+    }
+
+    #[test]
+    fn the_missing_end_of_a_run_is_a_gap_that_the_next_run_tells() {
+        let gaps = |run, frames| {
+            let former = FormerRun { boot_id: [7; 16], run_id: [run; 16], frames };
+            let account = account_behind(&[], true, Some(former));
+            let gaps: Vec<(String, u64, u64)> = account
+                .gaps()
+                .into_iter()
+                .filter_map(|gap| match gap {
+                    Gap::Missing { origin, first, last } => Some((origin.run, first, last)),
+                    _ => None,
+                })
+                .collect();
+            gaps
+        };
+        // Of run 1 frame 0 is held, of run 9 nothing.
+        assert_eq!(gaps(1, 1), []);
+        assert_eq!(gaps(1, 4), [("0101010101010101".to_owned(), 1, 3)]);
+        assert_eq!(gaps(9, 2), [("0909090909090909".to_owned(), 0, 1)]);
+        assert_eq!(gaps(9, 0), []);
     }
 
     #[test]

@@ -13,10 +13,6 @@ use tests::records::{number, of_kind, text, volume};
 use crate::acts::Act;
 use crate::world::Session;
 
-/// Where threads of other programs race for descriptor numbers a few closes are told twice or not
-/// at all, and a machine that runs tests is a busy one.
-const RACED_MAX: u64 = 3;
-
 /// What names that something is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Name {
@@ -46,8 +42,6 @@ pub(crate) struct Verdict {
     pub(crate) in_interval: u64,
     /// Records that the ledger counts as lost.
     pub(crate) records_lost: u64,
-    /// Closes that the books of a run have too many or too few.
-    pub(crate) raced: u64,
     /// Everything that must not be.
     pub(crate) faults: Vec<String>,
 }
@@ -274,16 +268,8 @@ pub(crate) fn judge(acts: &[Act], evidence: &Evidence<'_>) -> Result<Verdict> {
         let lost = books["records_lost"].as_object().into_iter().flatten();
         verdict.records_lost += lost.filter_map(|(_, count)| count.as_u64()).sum::<u64>();
         for fault in books["faults"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-            match fault
-                .strip_prefix("close: ")
-                .and_then(|rest| rest.split(' ').next()?.parse().ok())
-            {
-                Some(count @ 1..=RACED_MAX) => verdict.raced += count,
-                _ => {
-                    let run = text(books, "run");
-                    verdict.faults.push(format!("run {run} does not balance: {fault}"));
-                }
-            }
+            let run = text(books, "run");
+            verdict.faults.push(format!("run {run} does not balance: {fault}"));
         }
     }
     if !verdict.faults.is_empty() {

@@ -137,15 +137,14 @@ fn all() -> Result<bool> {
     println!("{blows:?}");
     println!(
         "{} runs from seed {}: {} acts, {} delivered, {} missing within missing frames, {} within \
-         named intervals; {} records counted as lost, {} closes raced",
+         named intervals; {} records counted as lost",
         plan.runs,
         plan.seed,
         verdict.acts,
         verdict.delivered,
         verdict.in_frames,
         verdict.in_interval,
-        verdict.records_lost,
-        verdict.raced
+        verdict.records_lost
     );
     let result = if failed.is_empty() { "ok" } else { "FAILED" };
     if !failed.is_empty() {
@@ -236,7 +235,6 @@ fn tell(seed: u64, told: Told, sum: &mut Sum) {
             sum.verdict.in_frames += verdict.in_frames;
             sum.verdict.in_interval += verdict.in_interval;
             sum.verdict.records_lost += verdict.records_lost;
-            sum.verdict.raced += verdict.raced;
             verdict.faults.join("\n")
         }
         Err(error) => error.to_string(),
