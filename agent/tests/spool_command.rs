@@ -8,6 +8,7 @@ mod sample;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use agent::purge::Untold;
 use agent::spool::{Contents, Limits, Reader, Spool, Sync, Writer, complete_purge};
@@ -19,11 +20,17 @@ const LIMITS: Limits = Limits { bytes_max: 1 << 20, sync: Sync::EachFrame };
 /// A device: its configuration file and its spool.
 struct Device {
     folder: tempfile::TempDir,
+    _alone: MutexGuard<'static, ()>,
 }
+
+/// One device at a time: a program that another test is about to start holds all descriptors of
+/// this process for a moment, and with them the locks of its spools.
+static ALONE: Mutex<()> = Mutex::new(());
 
 impl Device {
     fn new() -> Device {
-        let device = Device { folder: tempfile::tempdir().unwrap() };
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let device = Device { folder: tempfile::tempdir().unwrap(), _alone: alone };
         let text = format!(
             "[collector]\nurl = \"https://collector:7443\"\n[spool]\ndirectory = {:?}\n",
             device.spool()

@@ -7,6 +7,7 @@ use serde_json::Value;
 use tests::Result;
 use tests::fleet::{AgentSettings, Fleet};
 use tests::machine::{Machine, Need};
+use tests::records::of_kind;
 use tests::wait::wait_for;
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -74,7 +75,15 @@ fn what_was_purged_is_in_the_collectors_books_once() -> Result {
     collector.program.stop()?;
     // The second run has nothing to tell.
     assert_eq!(told(&fleet)?, [records.unwrap_or_default()]);
+    // Which frames it was is named, too, by the run that came after them.
     let (code, lines) = fleet.ledger()?;
-    assert_eq!((code, lines.len()), (Some(0), 2), "{lines:?}");
+    let gaps: Vec<_> = of_kind(&lines, "GAP").collect();
+    let [gap] = gaps[..] else { return Err(format!("{lines:?}").into()) };
+    assert_eq!((code, lines.len()), (Some(65), 3), "{lines:?}");
+    assert_eq!(gap["reason"], "missing_frames");
+    assert_eq!(
+        (gap["first"].as_u64(), gap["last"].as_u64().map(|last| last + 1)),
+        (Some(0), frames)
+    );
     Ok(())
 }
