@@ -1,6 +1,7 @@
 //! Every way to move bytes through a descriptor, held against the program that moved them.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::process::Command;
 
 use codec::op;
@@ -11,6 +12,9 @@ use tests::frames::Summary;
 use tests::machine::{Machine, Need};
 use tests::records::{brief, differences, number, of_process, text, total};
 use tests::truth::{Truth, Volume};
+
+/// Files that are open while the workloads run.
+const HELD: usize = 100;
 
 /// Whether a record is of the flow that `wanted` describes.
 fn fits(record: &Value, wanted: &Value) -> bool {
@@ -81,6 +85,9 @@ impl Run {
         let mut settings = fleet.agent_settings("agent", collector.address);
         settings.flow_entries = flow_entries;
         let mut agent = fleet.start_agent(&settings)?;
+        // More files in use at one time than a small table has entries.
+        let held = (0..HELD).map(|number| File::create(fleet.path(&format!("held-{number}"))));
+        let held = held.collect::<std::io::Result<Vec<File>>>()?;
         let said = |name: &str, command: &mut Command| -> Result<Vec<u8>> {
             let folder = fleet.path(name);
             std::fs::create_dir(&folder)?;
@@ -95,6 +102,7 @@ impl Run {
         let acts = said("flows", Command::new("/usr/bin/python3").arg("-I").arg(script))?;
         let transfer = env!("CARGO_BIN_EXE_workload-transfer");
         let transfers = said("transfer", Command::new(transfer).arg("--dir"))?;
+        drop(held);
         agent.program.stop()?;
         collector.program.stop()?;
         Ok(Run {
