@@ -10,6 +10,7 @@ mod calls;
 mod error;
 mod event;
 mod kernel;
+mod map;
 mod open;
 mod own;
 mod probes;

@@ -7,20 +7,17 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
 use libbpf_rs::{
-    ErrorKind, Iter, Link, MapCore, MapFlags, MapHandle, Object, PrintLevel, RingBuffer,
-    RingBufferBuilder,
+    Iter, Link, MapCore, MapFlags, MapHandle, Object, PrintLevel, RingBuffer, RingBufferBuilder,
 };
 
 use crate::error::{Error, log_line, refused};
 use crate::kernel::{
     CallEntry, Flow, FlowKey, Operation, OwnView, Plain, Settings, Tally, Task, Volume,
 };
+use crate::map::{HashView, PerCpuView};
 use crate::own::OwnPipe;
 use crate::types::Types;
 use crate::{calls, open};
-
-/// Entries that one batch look-up asks for.
-const BATCH_ENTRIES: u32 = 256;
 
 /// Bounds of the kernel side.
 #[derive(Clone, Debug)]
@@ -120,8 +117,8 @@ pub struct Probes {
     links: RefCell<Vec<Link>>,
     attached: Vec<Hook>,
     missing: Vec<(Hook, String)>,
-    flows: MapHandle,
-    tallies: MapHandle,
+    flows: HashView<FlowKey, Flow>,
+    tallies: PerCpuView<Tally>,
     types: Types,
     /// Whether the kernel can look up and delete in one step (5.14 on).
     take_is_atomic: Cell<bool>,
@@ -195,8 +192,11 @@ impl Probes {
                 (_, error) => error,
             }
         })?;
-        let flows = map_handle(&object, "flows")?;
-        let tallies = map_handle(&object, "tallies")?;
+        let flows = HashView::new(map_handle(&object, "flows")?)
+            .ok_or(Error::Incomplete("flows of this layout"))?;
+        let tallies = PerCpuView::new(map_handle(&object, "tallies")?)
+            .map_err(refused("counting the processors"))?
+            .ok_or(Error::Incomplete("tallies of this layout"))?;
         let mut probes = Probes {
             object,
             links: RefCell::default(),
@@ -367,22 +367,19 @@ impl Probes {
 
     /// A flow's counters; none if it has ended.
     pub fn flow(&self, key: &FlowKey) -> Option<Entry> {
-        let value = self.flows.lookup(key.bytes(), MapFlags::ANY).ok()??;
-        Some(Entry::new(*key, &Flow::read(&value)?.0))
+        Some(Entry::new(*key, &self.flows.get(key).ok()??))
     }
 
     /// Removes a flow and returns its last counters; none if it has ended.
     pub fn take_flow(&self, key: &FlowKey) -> Option<Entry> {
         if self.take_is_atomic.get() {
-            match self.flows.lookup_and_delete(key.bytes()) {
-                Ok(value) => return Some(Entry::new(*key, &Flow::read(&value?)?.0)),
-                Err(error) if error.kind() == ErrorKind::NotFound => return None,
+            match self.flows.take(key) {
+                Ok(flow) => return Some(Entry::new(*key, &flow?)),
                 Err(_) => self.take_is_atomic.set(false),
             }
         }
         let entry = self.flow(key)?;
-        self.flows.delete(key.bytes()).ok()?;
-        Some(entry)
+        self.flows.delete(key).then_some(entry)
     }
 
     /// Whether the kernel lets this process read the maps.
@@ -391,8 +388,9 @@ impl Probes {
     /// [`Error::NotPermitted`], or [`Error::Refused`] with another answer.
     pub fn can_read(&self) -> Result<(), Error> {
         // Nobody has process id 0: the answer tells whether one may ask.
-        let key = [0; size_of::<FlowKey>()];
-        self.flows.lookup(&key, MapFlags::ANY).map_err(refused("reading the flows"))?;
+        let nobody =
+            FlowKey { tgid: 0, fd: 0, peer: [0; 16], peer_port: 0, peer_family: 0, zero: 0 };
+        self.flows.get(&nobody).map_err(|error| refused("reading the flows")(error.into()))?;
         Ok(())
     }
 
@@ -401,23 +399,14 @@ impl Probes {
     /// # Errors
     /// If the kernel does not let the map be read, as [`can_read`](Probes::can_read).
     pub fn each_flow(&self, mut visit: impl FnMut(Entry)) -> Result<(), Error> {
-        // The batches themselves end alike at the last entry and at a refusal.
-        self.can_read()?;
-        let entries = self
-            .flows
-            .lookup_batch(BATCH_ENTRIES, MapFlags::ANY, MapFlags::ANY)
-            .map_err(refused("reading the flows"))?;
-        for (key, value) in entries {
-            if let (Some((key, _)), Some((flow, _))) = (FlowKey::read(&key), Flow::read(&value)) {
-                visit(Entry::new(key, &flow));
-            }
-        }
-        Ok(())
+        self.flows
+            .each(|key, flow| visit(Entry::new(*key, flow)))
+            .map_err(|error| refused("reading the flows")(error.into()))
     }
 
     /// What became of the operations of one kind in the kernel, over all CPUs.
     pub fn tally(&self, operation: Operation) -> Tally {
-        let zero = Tally {
+        let mut sum = Tally {
             observed: 0,
             filtered: 0,
             own: 0,
@@ -425,18 +414,15 @@ impl Probes {
             lost_map: 0,
             lost_unreadable: 0,
         };
-        let key = u32::from(operation as u8).to_ne_bytes();
-        let Ok(Some(values)) = self.tallies.lookup_percpu(&key, MapFlags::ANY) else {
-            return zero;
-        };
-        values.iter().filter_map(|value| Tally::read(value)).fold(zero, |sum, (tally, _)| Tally {
-            observed: sum.observed.wrapping_add(tally.observed),
-            filtered: sum.filtered.wrapping_add(tally.filtered),
-            own: sum.own.wrapping_add(tally.own),
-            lost_ring: sum.lost_ring.wrapping_add(tally.lost_ring),
-            lost_map: sum.lost_map.wrapping_add(tally.lost_map),
-            lost_unreadable: sum.lost_unreadable.wrapping_add(tally.lost_unreadable),
-        })
+        self.tallies.each(operation as u32, |tally| {
+            sum.observed = sum.observed.wrapping_add(tally.observed);
+            sum.filtered = sum.filtered.wrapping_add(tally.filtered);
+            sum.own = sum.own.wrapping_add(tally.own);
+            sum.lost_ring = sum.lost_ring.wrapping_add(tally.lost_ring);
+            sum.lost_map = sum.lost_map.wrapping_add(tally.lost_map);
+            sum.lost_unreadable = sum.lost_unreadable.wrapping_add(tally.lost_unreadable);
+        });
+        sum
     }
 }
 
