@@ -105,6 +105,13 @@ pub struct Limits {
     pub generation_records_max: u32,
 }
 
+impl Limits {
+    /// Bytes that a batch takes.
+    pub fn memory_bytes(&self) -> usize {
+        self.frame_bytes_max + HEADER_ROOM_BYTES + 2 * size_of::<Books>()
+    }
+}
+
 /// Where finished frames go, oldest first.
 pub trait Sink {
     /// Takes a frame, whole and alone in `frame`.

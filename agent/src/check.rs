@@ -18,6 +18,7 @@ use webpki::{EndEntityCert, KeyUsage};
 
 use bpf::Probes;
 
+use crate::budget::{self, Division};
 use crate::config::{Config, ConfigError};
 use crate::pipeline::Settings;
 use crate::tls::clock::Clock;
@@ -36,6 +37,10 @@ const DAYS_LEFT_WARN: i64 = 30;
 const MODE_OTHERS: u32 = 0o007;
 /// Mode bits by which others than the owner change a file.
 const MODE_CHANGE: u32 = 0o022;
+
+/// What an upload takes at most beside its body, bytes: buffers of TLS and HTTP, certificates,
+/// the collector's answer.
+const TLS_BYTES: usize = 768 * 1024;
 
 /// How much a finding matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -164,12 +169,58 @@ pub fn environment(config: &Config) -> Vec<Finding> {
     findings
 }
 
+/// Looks at what the memory budget gives to what. The division comes back if it works.
+pub fn memory(config: &Config) -> (Option<Division>, Vec<Finding>) {
+    let budget = config.memory.budget_bytes;
+    let subject = "memory.budget_bytes";
+    let divided = match bpf::processors() {
+        Ok(processors) => budget::divide(config, processors),
+        Err(error) => {
+            let text = error.to_string();
+            return (None, vec![Finding::new(Level::Problem, subject, text, "mount /sys")]);
+        }
+    };
+    match divided {
+        Ok(division) => {
+            let Division { ring_bytes, flow_entries, processes_max, text_bytes, .. } = division;
+            let mut findings = vec![Finding::good(
+                subject,
+                format!(
+                    "{} of {budget} bytes: a ring of {ring_bytes} bytes, {flow_entries} flows,                      {processes_max} processes, {text_bytes} bytes of texts",
+                    division.bytes()
+                ),
+            )];
+            findings.extend(
+                division.parts.iter().map(|part| {
+                    Finding::good("memory", format!("{:>8} {}", part.bytes, part.name))
+                }),
+            );
+            findings.extend([
+                Finding::good("memory beside the budget", format!("{:>8} code", code_bytes())),
+                Finding::good("memory beside the budget", format!("{TLS_BYTES:>8} TLS, at most")),
+            ]);
+            (Some(division), findings)
+        }
+        Err(too_small) => {
+            let text = too_small.to_string();
+            let text = text.strip_prefix("memory.budget_bytes = ").unwrap_or(&text);
+            let remedy = "give more, or less to what is named";
+            (None, vec![Finding::new(Level::Problem, subject, text, remedy)])
+        }
+    }
+}
+
+/// Bytes of the program's file: its code and constants are in memory as far as they are used.
+fn code_bytes() -> u64 {
+    fs::metadata("/proc/self/exe").map_or(0, |file| file.len())
+}
+
 /// Loads and attaches the probes, looks at what the kernel let them do, and takes them away.
-pub fn kernel(config: &Config) -> Vec<Finding> {
+pub fn kernel(settings: &Settings) -> Vec<Finding> {
     const OF_THIS_KERNEL: &str = "give a BTF file of this very kernel, made with `cargo xtask btf`, \
                                   or none where the kernel has its own types";
-    let has_file = bpf::Types::find(config.kernel.btf.as_deref()).file().is_some();
-    let probes = match Probes::load(&Settings::new(config).bounds) {
+    let has_file = bpf::Types::find(settings.bounds.btf.as_deref()).file().is_some();
+    let probes = match Probes::load(&settings.bounds) {
         Ok(probes) => probes,
         Err(error) => {
             let (level, remedy) = match error {

@@ -97,10 +97,10 @@ pub struct Frames {
 /// What the kernel side may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kernel {
-    /// Ring between kernel and agent, bytes; a power of two.
-    pub ring_bytes: u32,
-    /// Flows that the kernel side counts at a time.
-    pub flow_entries: u32,
+    /// Ring between kernel and agent, bytes; a power of two. Absent: by the budget.
+    pub ring_bytes: Option<u32>,
+    /// Flows that the kernel side counts at a time. Absent: by the budget.
+    pub flow_entries: Option<u32>,
     /// File with the kernel's types; absent: a file of this kernel's release in
     /// `/usr/lib/sysflow/btf`, else the running kernel's own.
     pub btf: Option<PathBuf>,
@@ -109,10 +109,12 @@ pub struct Kernel {
 /// What the agent may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Memory {
-    /// Processes known at a time.
-    pub processes_max: u32,
-    /// Pool for paths and arguments, bytes.
-    pub text_bytes: usize,
+    /// All that is sized at the start, in the kernel and outside, bytes; code and TLS come on top.
+    pub budget_bytes: usize,
+    /// Processes known at a time. Absent: by the budget.
+    pub processes_max: Option<u32>,
+    /// Pool for paths and arguments, bytes. Absent: by the budget.
+    pub text_bytes: Option<usize>,
 }
 
 /// What of a program's words is kept.
@@ -149,8 +151,8 @@ impl Default for Config {
             spool: Spool { directory: "/var/lib/sysflow/spool".into(), bytes_max: 16 << 20 },
             flows: Flows { idle_timeout_s: 60, active_timeout_s: 30 },
             frames: Frames { bytes_max: 64 * 1024, age_max_s: 5, generation_records_max: 10_000 },
-            kernel: Kernel { ring_bytes: 512 * 1024, flow_entries: 4096, btf: None },
-            memory: Memory { processes_max: 2048, text_bytes: 1 << 20 },
+            kernel: Kernel { ring_bytes: None, flow_entries: None, btf: None },
+            memory: Memory { budget_bytes: 8 << 20, processes_max: None, text_bytes: None },
             privacy: Privacy { redact: true, redact_names: Vec::new(), environment: Vec::new() },
             status: Status { file: "/run/sysflow/status.json".into() },
         }
@@ -169,7 +171,7 @@ pub struct Bound {
 }
 
 /// The range of every number in the file.
-pub const BOUNDS: [Bound; 12] = [
+pub const BOUNDS: [Bound; 13] = [
     Bound { key: "collector.upload_interval_s", min: 1, max: 86_400 },
     // Up to what a collector takes by default.
     Bound { key: "collector.upload_bytes_max", min: 16_384, max: 4 << 20 },
@@ -184,6 +186,8 @@ pub const BOUNDS: [Bound; 12] = [
     // A multiple of the page size, which is up to 64 KiB on arm64.
     Bound { key: "kernel.ring_bytes", min: 64 << 10, max: 64 << 20 },
     Bound { key: "kernel.flow_entries", min: 64, max: 1 << 20 },
+    // `check` says how much of that is needed.
+    Bound { key: "memory.budget_bytes", min: 1 << 20, max: 1 << 30 },
     Bound { key: "memory.processes_max", min: 64, max: 1 << 20 },
     Bound { key: "memory.text_bytes", min: 64 << 10, max: 256 << 20 },
 ];
@@ -302,6 +306,7 @@ mod tests {
         assert_eq!(shipped, Config::default());
     }
 
+    /// Also those that are left out by default, as comments.
     #[test]
     fn the_shipped_file_lists_every_bound() {
         let mut section = "";
@@ -309,7 +314,7 @@ mod tests {
         for line in EXAMPLE.lines() {
             if let Some(name) = line.strip_prefix('[') {
                 section = name.trim_end_matches(']');
-            } else if let Some((key, rest)) = line.split_once(" = ") {
+            } else if let Some((key, rest)) = line.trim_start_matches('#').split_once(" = ") {
                 let key = format!("{section}.{key}");
                 if let Some(bound) = BOUNDS.iter().find(|bound| bound.key == key) {
                     let range = format!("{}..{}", bound.min, bound.max);

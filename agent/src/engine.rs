@@ -21,7 +21,7 @@ use crate::batch::Batch;
 use crate::entity::{Process, Processes};
 use crate::flow::{Flow, Object, Totals};
 use crate::privacy::Privacy;
-use crate::table::Table;
+use crate::table::{Table, hash_map_bytes};
 use events::Arguments;
 pub use processes::container_id;
 
@@ -32,6 +32,8 @@ const CONTAINERS_MAX: usize = 256;
 /// Room for the texts of one event, bytes: the kernel side sends at most 20,480, and masking a
 /// secret can make a text half as long again.
 const BUFFER_BYTES: usize = 32 * 1024;
+/// Fields of [`Buffers`].
+const BUFFERS: usize = 4;
 
 /// The kernel's flow counters, as far as the engine needs them.
 pub trait Counters {
@@ -59,6 +61,39 @@ pub struct Bounds {
     pub files_max: usize,
     /// Bytes of the texts of processes and flows.
     pub text_bytes: usize,
+}
+
+impl Bounds {
+    /// Bytes that an engine takes.
+    pub fn memory_bytes(&self) -> usize {
+        Bounds::flows_bytes(self.flows_max)
+            + Bounds::processes_bytes(self.processes_max)
+            + self.text_bytes
+            + Bounds::files_bytes(self.files_max)
+            + Bounds::fixed_bytes()
+    }
+
+    /// Bytes that an engine takes for so many flows.
+    pub fn flows_bytes(flows_max: usize) -> usize {
+        Table::<FlowKey, Flow>::memory_bytes(flows_max) + flows_max * size_of::<(u64, FlowKey)>()
+    }
+
+    /// Bytes that an engine takes for so many processes, their texts apart.
+    pub fn processes_bytes(processes_max: usize) -> usize {
+        Processes::memory_bytes(processes_max) + processes_max * size_of::<Oid>()
+    }
+
+    /// Bytes that an engine takes for so many files of a generation.
+    pub fn files_bytes(files_max: usize) -> usize {
+        hash_map_bytes::<u64, FileId>(files_max)
+    }
+
+    /// Bytes that an engine takes with any bounds.
+    pub fn fixed_bytes() -> usize {
+        BUFFERS * BUFFER_BYTES
+            + hash_map_bytes::<u64, u32>(CONTAINERS_MAX)
+            + REFUSED_MAX * size_of::<SocketState>()
+    }
 }
 
 /// Where texts are put together. Each is taken for as long as it is in use, so that two uses at

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use codec::{ObjectState, Oid, Process as Record, process};
 
-use crate::table::Table;
+use crate::table::{Table, hash_map_bytes};
 use crate::texts::{Text, Texts};
 
 /// procfs tells starts in ticks of 10 ms.
@@ -206,6 +206,12 @@ impl Processes {
             texts: Texts::new(text_bytes_max),
             reserve_bytes: text_bytes_max / RESERVE_PART,
         }
+    }
+
+    /// Bytes that a table with these bounds takes, the pool of texts apart.
+    pub fn memory_bytes(processes_max: usize) -> usize {
+        Table::<Oid, Process>::memory_bytes(processes_max)
+            + hash_map_bytes::<u32, Oid>(processes_max * 2)
     }
 
     /// Adds a process in place of what was known of its identity; `false` if there is no place

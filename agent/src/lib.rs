@@ -3,6 +3,7 @@
 
 pub mod arguments;
 pub mod batch;
+pub mod budget;
 pub mod check;
 pub mod config;
 pub mod engine;

@@ -36,7 +36,9 @@ fn main() -> ExitCode {
         Command::SpoolList { config, json } => spool_list(&config, json),
         Command::SpoolPurge { config } => spool_purge(&config),
         Command::Capture { duration, out } => {
-            finish(pipeline::capture(&Settings::default(), duration, &out))
+            let captured = Settings::new(&Config::default())
+                .and_then(|settings| pipeline::capture(&settings, duration, &out));
+            finish(captured)
         }
     };
     code.into()
@@ -80,7 +82,11 @@ fn check(file: &Path) -> u8 {
     let (config, mut findings) = check::configuration(file);
     if let Some(config) = config {
         findings.extend(check::environment(&config));
-        findings.extend(check::kernel(&config));
+        let (division, memory) = check::memory(&config);
+        findings.extend(memory);
+        if let Some(division) = division {
+            findings.extend(check::kernel(&Settings::divided(&config, &division)));
+        }
     }
     let lines: String = findings.iter().map(|finding| format!("{finding}\n")).collect();
     print(&lines);

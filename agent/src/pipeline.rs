@@ -2,8 +2,10 @@
 //! thread drains the ring, sweeps the kernel's flows, and hands finished frames on.
 
 mod delivery;
+mod settings;
 
 pub use delivery::{purge, run};
+pub use settings::Settings;
 
 use std::cell::RefCell;
 use std::fmt;
@@ -14,15 +16,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bpf::{Bounds, Event, FlowKey, Hook, Probes};
+use bpf::{Event, FlowKey, Hook, Probes};
 use codec::{Capabilities, Clock, Operation, Term, hook};
 use rustix::time::{ClockId, clock_gettime};
 use smol::Timer;
 
-use crate::batch::{Batch, Books, Identity, Kept, Limits, Sink};
-use crate::engine::{self, Counters, Engine, Timeouts};
+use crate::batch::{Batch, Books, Identity, Kept, Sink};
+use crate::engine::{Counters, Engine};
 use crate::flow::Totals;
-use crate::privacy::Privacy;
 use crate::procfs::{self, UserFiles};
 use crate::run_state::Before;
 use crate::spool::SpoolError;
@@ -170,60 +171,6 @@ impl Counters for Kernel {
     }
 }
 
-/// What the path is built with.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Bounds of the kernel side.
-    pub bounds: Bounds,
-    /// Timeouts of flows.
-    pub timeouts: Timeouts,
-    /// Bounds of frames.
-    pub limits: Limits,
-    /// Age at which a frame is finished.
-    pub frame_age_max: Duration,
-    /// Processes in the table.
-    pub processes_max: usize,
-    /// Bytes of the texts of processes and flows.
-    pub text_bytes: usize,
-    /// What is masked in arguments.
-    pub privacy: Privacy,
-}
-
-impl Default for Settings {
-    fn default() -> Settings {
-        Settings {
-            bounds: Bounds {
-                ring_bytes: 512 * 1024,
-                flow_entries: 4096,
-                peers_max: 64,
-                args_bytes_max: 2048,
-                env_bytes_max: 0,
-                btf: None,
-            },
-            timeouts: Timeouts { idle_ns: 60_000_000_000, active_ns: 30_000_000_000 },
-            limits: Limits { frame_bytes_max: 64 * 1024, generation_records_max: 10_000 },
-            frame_age_max: Duration::from_secs(5),
-            processes_max: 2048,
-            text_bytes: 1 << 20,
-            privacy: Privacy::default(),
-        }
-    }
-}
-
-impl Settings {
-    /// Bounds of the tables of the engine.
-    pub fn engine_bounds(&self) -> engine::Bounds {
-        engine::Bounds {
-            // Those that the kernel keeps, and some whose end is still in the ring.
-            flows_max: self.bounds.flow_entries as usize + 1024,
-            processes_max: self.processes_max,
-            // Most records of a generation use a file that is known already.
-            files_max: self.limits.generation_records_max as usize,
-            text_bytes: self.text_bytes,
-        }
-    }
-}
-
 /// Where finished frames go.
 trait Outlet: Sink {
     /// The probes are attached; no privilege is needed from here on.
@@ -309,7 +256,7 @@ fn watch(
     batch.books.add_lost_records(Term::LostPurged, purged_records);
     let mut user_files = UserFiles::default();
     let mut engine = Engine::new(
-        settings.engine_bounds(),
+        settings.tables,
         settings.timeouts,
         user_files.changed().unwrap_or_default(),
         settings.privacy.clone(),

@@ -5,6 +5,19 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 
+/// Bytes that the standard library's hash map takes for so many entries: at most seven of eight
+/// places are used, their number is a power of two, and each has a byte of its own beside.
+pub fn hash_map_bytes<K, V>(entries: usize) -> usize {
+    const GROUP_BYTES: usize = 16;
+    let places = match entries {
+        0 => return 0,
+        1..=3 => 4,
+        4..=7 => 8,
+        _ => (entries * 8 / 7).next_power_of_two(),
+    };
+    places * (size_of::<(K, V)>() + 1) + 2 * GROUP_BYTES
+}
+
 /// The table.
 #[derive(Debug)]
 pub struct Table<K, V> {
@@ -25,6 +38,12 @@ impl<K: Copy + Eq + Hash, V> Table<K, V> {
             free: Vec::with_capacity(entries_max),
             entries_max,
         }
+    }
+
+    /// Bytes that a table for so many entries takes.
+    pub fn memory_bytes(entries_max: usize) -> usize {
+        hash_map_bytes::<K, u32>(entries_max * 2)
+            + entries_max * (size_of::<Option<(K, V)>>() + size_of::<u32>())
     }
 
     /// Entries.

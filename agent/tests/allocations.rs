@@ -10,8 +10,11 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use agent::batch::{Batch, Identity, Kept, Limits, Sink};
+use agent::budget;
+use agent::config::Config;
 use agent::engine::{Bounds, Counters, Engine, Timeouts, Users};
 use agent::flow::Totals;
+use agent::pipeline::Settings;
 use agent::privacy::Privacy;
 use bpf::{Event, FlowKey, Header};
 use codec::{Capabilities, Clock, Frame, Term};
@@ -110,10 +113,8 @@ fn shift(event: &mut Event<'_>, round: u64) {
     }
 }
 
-#[test]
-fn events_take_no_memory() {
-    let wanted = std::env::var("SYSFLOW_EVENTS");
-    let wanted = wanted.map_or(EVENTS, |count| count.parse().expect("SYSFLOW_EVENTS: a number"));
+/// An empty engine, whose frames go to `seen`.
+fn engine(bounds: Bounds, limits: Limits, seen: &Rc<RefCell<Seen>>) -> Engine {
     let identity = Identity {
         agent_id: "replay".into(),
         boot_id: [1; 16],
@@ -123,16 +124,44 @@ fn events_take_no_memory() {
     };
     let capabilities = Capabilities { attached: 31, missing: 0, jit: true };
     let clock = Clock { offset_ns: 0, uncertainty_ns: 0, synchronized: false };
-    let limits = Limits { frame_bytes_max: 16 * 1024, generation_records_max: 1_000 };
-    let seen = Rc::new(RefCell::new(Seen::default()));
-    let sink = Box::new(Rc::clone(&seen));
-    let mut engine = Engine::new(
-        Bounds { flows_max: 8, processes_max: 16, files_max: 64, text_bytes: 16 * 1024 },
+    let sink = Box::new(Rc::clone(seen));
+    Engine::new(
+        bounds,
         Timeouts { idle_ns: 2 * ROUND_NS, active_ns: ROUND_NS },
         Users::default(),
         Privacy::new(true, &[], &["PATH".to_string()]),
         Batch::new(identity, limits, capabilities, clock, None, None, sink),
-    );
+    )
+}
+
+#[test]
+fn an_engine_takes_what_the_budget_gives_it() {
+    let seen = Rc::default();
+    for mib in [4, 8, 32] {
+        let mut config = Config::default();
+        config.memory.budget_bytes = mib << 20;
+        let division = budget::divide(&config, 2).unwrap();
+        let settings = Settings::divided(&config, &division);
+        let mut made = None;
+        let taken = allocation_counter::measure(|| {
+            made = Some(engine(settings.tables, settings.limits, &seen));
+        });
+        // Beside them stand the ring, the request and what the kernel takes.
+        let given: usize = settings.tables.memory_bytes() + settings.limits.memory_bytes();
+        println!("{mib} MiB: {} bytes taken of {given}", taken.bytes_max);
+        assert!(taken.bytes_max <= given as u64, "{mib} MiB: {taken:?} of {given}");
+        assert!(taken.bytes_max > given as u64 * 95 / 100, "{mib} MiB: {taken:?} of {given}");
+    }
+}
+
+#[test]
+fn events_take_no_memory() {
+    let wanted = std::env::var("SYSFLOW_EVENTS");
+    let wanted = wanted.map_or(EVENTS, |count| count.parse().expect("SYSFLOW_EVENTS: a number"));
+    let limits = Limits { frame_bytes_max: 16 * 1024, generation_records_max: 1_000 };
+    let seen = Rc::new(RefCell::new(Seen::default()));
+    let bounds = Bounds { flows_max: 8, processes_max: 16, files_max: 64, text_bytes: 16 * 1024 };
+    let mut engine = engine(bounds, limits, &seen);
     let mut count = 0;
     let mut rounds = 0..;
     let taken = allocation_counter::measure(|| {

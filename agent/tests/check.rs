@@ -137,3 +137,22 @@ fn a_spool_larger_than_its_disk_is_worth_a_warning() {
     assert_eq!(code, 0);
     assert!(texts[0].ends_with("-> make room, or lower spool.bytes_max"), "{texts:?}");
 }
+
+#[test]
+fn a_budget_is_shown_in_parts_or_refused_with_what_would_do() {
+    let mut config = Config::default();
+    let (division, findings) = check::memory(&config);
+    let division = division.unwrap();
+    assert!(findings.iter().all(|finding| finding.level == Level::Good));
+    for part in &division.parts {
+        let text = format!("{:>8} {}", part.bytes, part.name);
+        assert!(findings.iter().any(|finding| finding.text == text), "{text}");
+    }
+    config.memory.budget_bytes = 1 << 20;
+    let (none, findings) = check::memory(&config);
+    assert_eq!((none, check::exit_code(&findings)), (None, 78));
+    let text = &findings[0].text;
+    let needed = text.split_whitespace().nth(1).unwrap().parse().unwrap();
+    config.memory.budget_bytes = needed;
+    assert_eq!(check::memory(&config).0.unwrap().bytes(), needed, "{text}");
+}

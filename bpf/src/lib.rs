@@ -22,5 +22,5 @@ pub use kernel::{
     Attribute, Clone_, ClosedRange, Exec, ExecFailed, Exit, FlowEnd, FlowKey, FlowStart, Fork,
     Header, Operation, PathEvent, Privilege, Setuid, Socket, SocketState, Tally, Task, Volume,
 };
-pub use probes::{Bounds, Entry, Hook, Probes, Ring};
+pub use probes::{Bounds, Entry, Hook, Probes, Ring, processors};
 pub use types::Types;

@@ -19,6 +19,11 @@ use crate::own::OwnPipe;
 use crate::types::Types;
 use crate::{calls, open};
 
+/// What programs and fixed maps take, bytes: more than was seen on any kernel.
+const PROGRAMS_BYTES: usize = 768 * 1024;
+/// What fixed maps take for each processor, bytes.
+const PROCESSOR_BYTES: usize = 24 * 1024;
+
 /// Bounds of the kernel side.
 #[derive(Clone, Debug)]
 pub struct Bounds {
@@ -34,6 +39,31 @@ pub struct Bounds {
     pub env_bytes_max: u32,
     /// A file with the types of the running kernel; none: what [`Types::find`] finds.
     pub btf: Option<PathBuf>,
+}
+
+impl Bounds {
+    /// Bytes that the kernel takes for so many flows: an entry with its links, and a place in a
+    /// table whose size is a power of two.
+    pub fn flows_bytes(flow_entries: usize) -> usize {
+        const LINKS_BYTES: usize = 48;
+        const PLACE_BYTES: usize = 16;
+        flow_entries * (LINKS_BYTES + size_of::<FlowKey>() + size_of::<Flow>())
+            + flow_entries.next_power_of_two() * PLACE_BYTES
+    }
+
+    /// Bytes that the kernel takes with any bounds, for so many processors: programs, their table
+    /// of system calls, tallies, and the space in which events with text are put together.
+    pub fn fixed_bytes(processors: usize) -> usize {
+        PROGRAMS_BYTES + processors * PROCESSOR_BYTES
+    }
+}
+
+/// Number of processors for which the kernel keeps memory, absent ones included.
+///
+/// # Errors
+/// [`Error::Refused`] if the kernel does not tell.
+pub fn processors() -> Result<usize, Error> {
+    libbpf_rs::num_possible_cpus().map_err(refused("counting the processors"))
 }
 
 /// Where probes attach.

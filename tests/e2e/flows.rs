@@ -83,7 +83,7 @@ impl Run {
         let fleet = Fleet::new(machine)?;
         let mut collector = fleet.start_collector("127.0.0.1:0")?;
         let mut settings = fleet.agent_settings("agent", collector.address);
-        settings.flow_entries = flow_entries;
+        settings.flow_entries = Some(flow_entries);
         let mut agent = fleet.start_agent(&settings)?;
         // More files in use at one time than a small table has entries.
         let held = (0..HELD).map(|number| File::create(fleet.path(&format!("held-{number}"))));

@@ -147,7 +147,6 @@ impl<'m> World<'m> {
         settings.environment = environment;
         settings.status = fleet.path("status/status.json");
         settings.spool_bytes_max = 1 << 20;
-        settings.sections = "[memory]\nprocesses_max = 8192\n".into();
         std::fs::create_dir_all(fleet.path("status"))?;
         let mut world = World {
             agent: None,

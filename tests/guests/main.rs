@@ -126,8 +126,8 @@ fn watch(machine: &Machine, guest: &Guest, folder: &Path) -> Result<Outcome> {
         certificate: "/etc/sysflow/agent.pem".into(),
         key: "/etc/sysflow/agent.key".into(),
         // What the product has, so that memory is the product's.
-        flow_entries: 4096,
-        ring_bytes: 512 * 1024,
+        budget_bytes: 8 << 20,
+        ring_bytes: None,
         spool: "/var/lib/sysflow/spool".into(),
         status: "/run/sysflow/status.json".into(),
         ..fleet.agent_settings("guest", collector.address)

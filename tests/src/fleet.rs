@@ -114,8 +114,9 @@ impl<'m> Fleet<'m> {
             upload_interval_s: 1,
             frame_age_max_s: 1,
             active_timeout_s: 30,
-            flow_entries: 16_384,
-            ring_bytes: 4 << 20,
+            budget_bytes: 32 << 20,
+            flow_entries: None,
+            ring_bytes: Some(4 << 20),
             spool: self.path(&format!("{name}/spool")),
             spool_bytes_max: 16 << 20,
             status: self.path(&format!("{name}/status.json")),
@@ -278,8 +279,11 @@ pub struct AgentSettings {
     pub upload_interval_s: u64,
     pub frame_age_max_s: u64,
     pub active_timeout_s: u64,
-    pub flow_entries: u32,
-    pub ring_bytes: u32,
+    pub budget_bytes: u64,
+    /// Absent: by the budget.
+    pub flow_entries: Option<u32>,
+    /// Absent: by the budget.
+    pub ring_bytes: Option<u32>,
     pub spool: PathBuf,
     pub spool_bytes_max: u64,
     pub status: PathBuf,
@@ -291,13 +295,17 @@ pub struct AgentSettings {
 impl AgentSettings {
     /// The configuration file.
     pub fn text(&self) -> String {
+        let chosen = |key, value: Option<u32>| {
+            value.map_or_else(String::new, |value| format!("{key} = {value}\n"))
+        };
         format!(
             "[collector]\nurl = {:?}\nca = {:?}\ncertificate = {:?}\nkey = {:?}\n\
              upload_interval_s = {}\n\n\
              [spool]\ndirectory = {:?}\nbytes_max = {}\n\n\
              [flows]\nactive_timeout_s = {}\n\n\
              [frames]\nage_max_s = {}\n\n\
-             [kernel]\nring_bytes = {}\nflow_entries = {}\n\n\
+             [kernel]\n{}{}\n\
+             [memory]\nbudget_bytes = {}\n\n\
              [status]\nfile = {:?}\n\n{}",
             self.url,
             self.ca,
@@ -308,8 +316,9 @@ impl AgentSettings {
             self.spool_bytes_max,
             self.active_timeout_s,
             self.frame_age_max_s,
-            self.ring_bytes,
-            self.flow_entries,
+            chosen("ring_bytes", self.ring_bytes),
+            chosen("flow_entries", self.flow_entries),
+            self.budget_bytes,
             self.status,
             self.sections,
         )

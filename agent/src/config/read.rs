@@ -81,20 +81,22 @@ impl Reader<'_> {
                 self.number(item, &mut config.frames.generation_records_max);
             }
             "kernel.ring_bytes" => {
-                self.number(item, &mut config.kernel.ring_bytes);
-                let bytes = config.kernel.ring_bytes;
-                if !bytes.is_power_of_two() {
+                self.choice(item, &mut config.kernel.ring_bytes);
+                if let Some(bytes) = config.kernel.ring_bytes
+                    && !bytes.is_power_of_two()
+                {
                     let name = item.name;
                     self.problem(&item.key, format!("{name} = {bytes}: must be a power of two"));
                 }
             }
-            "kernel.flow_entries" => self.number(item, &mut config.kernel.flow_entries),
+            "kernel.flow_entries" => self.choice(item, &mut config.kernel.flow_entries),
             "kernel.btf" => match item.value {
                 DeValue::String(text) if text.is_empty() => {}
                 _ => self.path(item, config.kernel.btf.insert(PathBuf::new())),
             },
-            "memory.processes_max" => self.number(item, &mut config.memory.processes_max),
-            "memory.text_bytes" => self.number(item, &mut config.memory.text_bytes),
+            "memory.budget_bytes" => self.number(item, &mut config.memory.budget_bytes),
+            "memory.processes_max" => self.choice(item, &mut config.memory.processes_max),
+            "memory.text_bytes" => self.choice(item, &mut config.memory.text_bytes),
             "privacy.redact" => match item.value {
                 DeValue::Boolean(value) => config.privacy.redact = *value,
                 _ => self.wrong_type(item, "true or false"),
@@ -120,6 +122,16 @@ impl Reader<'_> {
                 let (name, value) = (item.name, integer.as_str());
                 self.problem(&item.key, format!("{name} = {value}: must be {min}..={max}"));
             }
+        }
+    }
+
+    /// A number that stands for no choice when it is left out.
+    fn choice<T: TryFrom<u64> + Default>(&mut self, item: &Item<'_>, target: &mut Option<T>) {
+        let before = self.problems.len();
+        let mut value = T::default();
+        self.number(item, &mut value);
+        if self.problems.len() == before {
+            *target = Some(value);
         }
     }
 

@@ -6,17 +6,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use bpf::{Bounds, Probes};
+use bpf::Probes;
 use codec::{Frame, Term};
 
 use super::{
     Error, Former, Losses, Outlet, Settings, boot_id, boot_ns, drop_privileges, identity, watch,
 };
-use crate::batch::{Books, Identity, Kept, Limits, Sink};
+use crate::batch::{Books, Identity, Kept, Sink};
 use crate::config::Config;
-use crate::engine::Timeouts;
 use crate::logger::RateLimit;
-use crate::privacy::Privacy;
 use crate::purge::{self, Untold};
 use crate::run_state::RunState;
 use crate::spool::{self, Purged, Reader, Spool, SpoolError, Sync, Writer};
@@ -208,37 +206,6 @@ fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-impl Settings {
-    /// From the configuration.
-    pub fn new(config: &Config) -> Settings {
-        Settings {
-            bounds: Bounds {
-                ring_bytes: config.kernel.ring_bytes,
-                flow_entries: config.kernel.flow_entries,
-                btf: config.kernel.btf.clone(),
-                env_bytes_max: if config.privacy.environment.is_empty() { 0 } else { 4096 },
-                ..Settings::default().bounds
-            },
-            timeouts: Timeouts {
-                idle_ns: u64::from(config.flows.idle_timeout_s) * 1_000_000_000,
-                active_ns: u64::from(config.flows.active_timeout_s) * 1_000_000_000,
-            },
-            limits: Limits {
-                frame_bytes_max: config.frames.bytes_max,
-                generation_records_max: config.frames.generation_records_max,
-            },
-            frame_age_max: Duration::from_secs(config.frames.age_max_s.into()),
-            processes_max: config.memory.processes_max as usize,
-            text_bytes: config.memory.text_bytes,
-            privacy: Privacy::new(
-                config.privacy.redact,
-                &config.privacy.redact_names,
-                &config.privacy.environment,
-            ),
-        }
-    }
-}
-
 /// Throws away what waits in the spool; the next run tells the collector of it.
 ///
 /// # Errors
@@ -264,6 +231,7 @@ pub fn purge(config: &Config) -> Result<Purged, Error> {
 /// See [`Error`].
 pub fn run(config: &Config) -> Result<(), Error> {
     let stop = super::stop_on_signal()?;
+    let path = Settings::new(config)?;
     let folder = config.state_directory();
     let limits = spool::Limits { bytes_max: config.spool.bytes_max, sync: Sync::EachFrame };
     let untold = Untold::find(folder).map_err(super::file_error(&folder.join(purge::FILE)))?;
@@ -322,7 +290,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
         supervisor: Supervisor::from_environment(Instant::now()),
         told: String::new(),
     }));
-    watch(&Settings::new(config), identity, former, None, &stop, &delivery)?;
+    watch(&path, identity, former, None, &stop, &delivery)?;
     let mut delivery = delivery.borrow_mut();
     if let Some(upload) = &delivery.upload {
         let report = upload.shutdown(Instant::now() + LAST_DELIVERY);
