@@ -89,6 +89,7 @@ struct settings {
 	__u32 args_bytes_max; /* of a program's arguments, at most 4096 */
 	__u32 wake_bytes;     /* ring fill at which the agent is woken */
 	__u32 env_bytes_max;  /* of a program's environment, at most 4096; 0: none of it */
+	__u32 share_bytes;    /* ring fill from which on a session has a share and no more */
 };
 
 /* What became of an operation in the kernel. */

@@ -28,6 +28,7 @@ enum bpf_map_type {
 	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_PROG_ARRAY = 3,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_RINGBUF = 27,
 };
 #define BPF_ANY 0
@@ -257,8 +258,13 @@ enum cgroup_subsys_id {
 	pids_cgrp_id = 1,
 };
 
+enum pid_type {
+	PIDTYPE_SID = 3, /* since 4.19 */
+};
+
 struct signal_struct {
 	atomic_t live;
+	struct pid *pids[PIDTYPE_SID + 1];
 	unsigned int flags;
 	int group_exit_code;
 	void *tty;

@@ -233,8 +233,8 @@ pub(crate) const VOLUME_SLOTS: usize = if cfg!(target_arch = "arm") { 8 } else {
 
 plain! {
     struct CallEntry ("call_entry", 4) { call: u8, operation: u8, compat_call: u8, compat_operation: u8, }
-    struct Settings ("settings", 16) {
-        peers_max: u32, args_bytes_max: u32, wake_bytes: u32, env_bytes_max: u32,
+    struct Settings ("settings", 20) {
+        peers_max: u32, args_bytes_max: u32, wake_bytes: u32, env_bytes_max: u32, share_bytes: u32,
     }
     /// What became of the operations of one kind in the kernel.
     struct Tally ("tally", 48) {

@@ -113,6 +113,7 @@ const volatile struct settings settings = {
 	.args_bytes_max = 2048,
 	.wake_bytes = 128 * 1024,
 	.env_bytes_max = 0,
+	.share_bytes = 256 * 1024,
 };
 
 /* The agent's process id in the initial pid namespace; see `learn_own`. */
@@ -126,6 +127,57 @@ inline_always __u64 ring_flags(void)
 {
 	return bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) >= settings.wake_bytes ? BPF_RB_FORCE_WAKEUP :
 									     BPF_RB_NO_WAKEUP;
+}
+
+#define SHARES_MAX 1024	   /* sessions that use the ring while it is half full */
+#define SHARE_EVENTS 64	   /* of one session in one window */
+#define SHARE_WINDOW_LOG 26 /* a window has so many bits of nanoseconds: 67 ms */
+
+struct share {
+	__u32 window;
+	__u32 events;
+};
+
+/* What sessions have put into the upper half of the ring. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, SHARES_MAX);
+	__type(key, __u64);
+	__type(value, struct share);
+} shares SEC(".maps");
+
+/*
+ * Whether the current process may put an event into the ring. Its upper
+ * half is kept for those who say little: a flood fills the lower half, and of the upper one only
+ * its share, so that what a quiet program does beside it is told in full. Sessions, because a
+ * flood of short programs is one session, and a service another. Ends of flows pass: there is one
+ * for each that was told.
+ */
+inline_always __u32 ring_admits(void)
+{
+	__u64 task, session;
+	struct share *share;
+	__u32 window;
+
+	if (bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) < settings.share_bytes)
+		return 1;
+	task = bpf_get_current_task();
+	session = READ(struct signal_struct, READ(struct task_struct, task, signal),
+		       pids[PIDTYPE_SID]);
+	window = bpf_ktime_get_ns() >> SHARE_WINDOW_LOG;
+	share = bpf_map_lookup_elem(&shares, &session);
+	if (!share) {
+		struct share first = {.window = window, .events = 1};
+
+		bpf_map_update_elem(&shares, &session, &first, BPF_ANY);
+		return 1;
+	}
+	if (share->window != window) {
+		share->window = window;
+		share->events = 0;
+	}
+	/* Threads that count at once may each miss the other's: a share is no exact number. */
+	return ++share->events <= SHARE_EVENTS;
 }
 
 inline_always struct scratch *scratch_begin(void)
@@ -143,6 +195,8 @@ inline_always long scratch_output(struct scratch *scratch, __u32 head_bytes)
 {
 	__u64 text_bytes = scratch->at;
 
+	if (!ring_admits())
+		return -1;
 	BOUND(text_bytes, TEXT_BYTES);
 	return bpf_ringbuf_output(&ring, scratch->head + HEAD_BYTES - head_bytes,
 				  head_bytes + text_bytes, ring_flags());

@@ -120,7 +120,7 @@ int process_fork(struct bpf_raw_tracepoint_args *ctx)
 	tally->observed++;
 	if (is_own(bpf_get_current_pid_tgid() >> 32, tally))
 		return 0;
-	event = bpf_ringbuf_reserve(&ring, sizeof(*event), 0);
+	event = ring_admits() ? bpf_ringbuf_reserve(&ring, sizeof(*event), 0) : 0;
 	if (!event) {
 		tally->lost_ring++;
 		return 0;
@@ -332,7 +332,7 @@ int process_exit(struct bpf_raw_tracepoint_args *ctx)
 				flow_end(&key, flow, task, FLOW_EXIT);
 		}
 	}
-	event = bpf_ringbuf_reserve(&ring, sizeof(*event), 0);
+	event = ring_admits() ? bpf_ringbuf_reserve(&ring, sizeof(*event), 0) : 0;
 	if (!event) {
 		tally->lost_ring++;
 		return 0;
