@@ -1,7 +1,8 @@
 //! Where kernel words become SysFlow words: events go in, records go into the batch, each
 //! behind the entities that it refers to, ancestors first. Bounds: the tables of processes, flows,
 //! files and containers. A flow that finds no place makes one by the export of the flow that was
-//! idle longest; a file or container that finds none is written again each time. All memory is
+//! idle longest, and so does a process; a file or container that finds none is written again each
+//! time. All memory is
 //! taken at start. The same events give the same records: it reads no clock, file or map except
 //! through [`Counters`].
 
@@ -220,7 +221,7 @@ impl Engine {
                 self.buffers.args = args;
             }
             Event::FlowStart { start, operation, path } => {
-                self.flow_start(start, *operation, path);
+                self.flow_start(start, *operation, path, counters);
             }
             Event::FlowEnd(end) => self.flow_end(end, counters),
             Event::ClosedRange(range) => self.closed_range(range, counters),
@@ -343,14 +344,29 @@ impl Engine {
         self.batch.books.add(operation, term, count);
     }
 
-    /// The process that an event is about; one whose start was missed gets a place without
-    /// attributes. Where there is no place, the operation is lost, and counted.
+    /// The process that an event is about; one whose start was missed, or that had to go, gets a
+    /// place without attributes. Where there is no place, the operation is lost, and counted.
     fn subject(&mut self, header: &Header, operation: Operation) -> Option<Oid> {
         let oid = self.processes.resolve(header.tgid, header.start_ns);
-        if self.processes.get(oid).is_none() && !self.processes.insert(Process::unknown(oid)) {
+        if !self.processes.touch(oid) && !self.know(oid, header.time_ns) {
             self.count(operation, Term::LostTable, 1);
             return None;
         }
         Some(oid)
+    }
+
+    /// Makes a process of which nothing but its identity is known known; `false` if there is no
+    /// place.
+    fn know(&mut self, oid: Oid, now_ns: u64) -> bool {
+        self.make_place(oid, now_ns);
+        self.processes.insert(Process::unknown(oid))
+    }
+
+    /// Sees to it that another process finds place, at the cost of one that is not `but`.
+    fn make_place(&mut self, but: Oid, now_ns: u64) {
+        if let Some(oid) = self.processes.dispensable(but) {
+            self.export_threads(oid, now_ns, EndReason::LackOfResources);
+            self.processes.remove(oid);
+        }
     }
 }

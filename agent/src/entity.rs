@@ -1,9 +1,9 @@
 //! The table of processes. Events and the first look at the system go in; identities and
-//! entity records come out, ancestors first. Bounds: `processes_max` and a pool of texts; when full, the process
-//! that ended longest ago goes, and an operation of a process that finds no place is counted
-//! as lost. Pure: no clock, no file.
+//! entity records come out, ancestors first. Bounds: `processes_max` and a pool of texts. When full,
+//! the process that ended longest ago goes; where none has ended, one that has long done nothing,
+//! and when that acts again, it is known by its identity alone. Pure: no clock, no file.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use codec::{ObjectState, Oid, Process as Record, process};
 
@@ -122,6 +122,10 @@ pub struct Process {
     pub ended_ns: Option<u64>,
     /// Threads not yet told.
     pub threads: Threads,
+    /// Flows of it that go on.
+    pub flows: u32,
+    /// Whether it has done something since it was last looked at as one that could go.
+    active: bool,
     /// Its words, in the pool of the table.
     words: Words<Text>,
 }
@@ -141,6 +145,8 @@ impl Process {
             written: None,
             ended_ns: None,
             threads: Threads::default(),
+            flows: 0,
+            active: true,
             words: Words {
                 exe: Text::EMPTY,
                 args: Text::EMPTY,
@@ -192,6 +198,10 @@ impl Process {
 pub struct Processes {
     table: Table<Oid, Process>,
     by_pid: HashMap<u32, Oid>,
+    /// Those that have ended, in that order; some of them may have gone.
+    ended: VecDeque<Oid>,
+    /// Place at which the search for one that could go continues.
+    hand: usize,
     texts: Texts,
     /// Of the pool arguments and environments leave so many bytes free for paths.
     reserve_bytes: usize,
@@ -203,6 +213,8 @@ impl Processes {
         Processes {
             table: Table::new(processes_max),
             by_pid: HashMap::with_capacity(processes_max * 2),
+            ended: VecDeque::with_capacity(processes_max),
+            hand: 0,
             texts: Texts::new(text_bytes_max),
             reserve_bytes: text_bytes_max / RESERVE_PART,
         }
@@ -212,6 +224,7 @@ impl Processes {
     pub fn memory_bytes(processes_max: usize) -> usize {
         Table::<Oid, Process>::memory_bytes(processes_max)
             + hash_map_bytes::<u32, Oid>(processes_max * 2)
+            + processes_max * size_of::<Oid>()
     }
 
     /// Adds a process in place of what was known of its identity; `false` if there is no place
@@ -316,15 +329,61 @@ impl Processes {
         self.texts.append(text, out);
     }
 
-    /// Removes the process that ended longest ago; `false` if none has ended.
-    fn remove_ended(&mut self) -> bool {
-        let ended = self.table.iter().filter_map(|(oid, p)| p.ended_ns.map(|ended| (ended, *oid)));
-        let Some((_, oid)) = ended.min() else { return false };
-        self.remove(oid);
-        true
+    /// Notes the end of a process: it makes room for others when room is scarce.
+    pub fn end(&mut self, oid: Oid, now_ns: u64) {
+        let Some(process) = self.table.get_mut(&oid) else { return };
+        if process.ended_ns.replace(now_ns).is_some() {
+            return;
+        }
+        if self.ended.len() == self.ended.capacity() {
+            let table = &self.table;
+            self.ended.retain(|oid| table.get(oid).is_some_and(|p| p.ended_ns.is_some()));
+        }
+        self.ended.push_back(oid);
     }
 
-    fn remove(&mut self, oid: Oid) {
+    /// Notes that a process does something; `false` if it is not known.
+    pub fn touch(&mut self, oid: Oid) -> bool {
+        self.table.get_mut(&oid).map(|process| process.active = true).is_some()
+    }
+
+    /// One that could go, if the table is full and none has ended: it has done nothing while the
+    /// search went once around, and rather has no flow that goes on. It is not `but`.
+    pub fn dispensable(&mut self, but: Oid) -> Option<Oid> {
+        while let Some(oid) = self.ended.front() {
+            if self.table.get(oid).is_some_and(|process| process.ended_ns.is_some()) {
+                return None;
+            }
+            self.ended.pop_front();
+        }
+        if !self.table.is_full() {
+            return None;
+        }
+        let places = self.table.places();
+        for step in 0..3 * places {
+            self.hand = (self.hand + 1) % places;
+            let Some((oid, process)) = self.table.at_mut(self.hand) else { continue };
+            let is_idle = !std::mem::take(&mut process.active);
+            if is_idle && *oid != but && (process.flows == 0 || step >= 2 * places) {
+                return Some(*oid);
+            }
+        }
+        None
+    }
+
+    /// Removes the process that ended longest ago; `false` if none has ended.
+    fn remove_ended(&mut self) -> bool {
+        while let Some(oid) = self.ended.pop_front() {
+            if self.table.get(&oid).is_some_and(|process| process.ended_ns.is_some()) {
+                self.remove(oid);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Forgets a process.
+    pub fn remove(&mut self, oid: Oid) {
         if let Some(process) = self.table.remove(&oid) {
             release(&mut self.texts, process.words);
         }
@@ -426,7 +485,7 @@ mod tests {
         processes.set_words(oid(1), Words { args: &b"b\0"[..], ..words });
         processes.set_words(oid(2), words);
         assert_eq!([1, 2].map(|pid| args_of(&processes, pid)), [2, args.len()]);
-        processes.get_mut(oid(2)).unwrap().ended_ns = Some(7);
+        processes.end(oid(2), 7);
         processes.set_words(oid(3), words);
         assert!(processes.get(oid(2)).is_none());
         assert_eq!(args_of(&processes, 3), args.len());
@@ -439,7 +498,7 @@ mod tests {
         let words = Words { exe: &b"/bin/x"[..], container: &b"c"[..], ..Words::default() };
         processes.set_words(oid(1), words);
         let child = Process { oid: oid(2), ..processes.child_of(oid(1)).unwrap() };
-        processes.get_mut(oid(1)).unwrap().ended_ns = Some(5);
+        processes.end(oid(1), 5);
         assert!(processes.insert(child) && processes.get(oid(1)).is_none());
         // Its container stays where the new words name none.
         let other = Words { exe: &b"/bin/y"[..], ..Words::default() };
@@ -451,12 +510,34 @@ mod tests {
     }
 
     #[test]
+    fn where_none_has_ended_one_that_does_nothing_can_go() {
+        let mut processes = Processes::new(3, 1000);
+        for pid in 1..=3 {
+            assert_eq!(processes.dispensable(oid(9)), None);
+            assert!(processes.insert(Process::unknown(oid(pid))));
+        }
+        processes.get_mut(oid(2)).unwrap().flows = 1;
+        // All have just begun: one search finds that none has done anything since.
+        assert!([1, 3].map(|pid| Some(oid(pid))).contains(&processes.dispensable(oid(9))));
+        for _ in 0..10 {
+            assert!(processes.touch(oid(1)));
+            assert_eq!(processes.dispensable(oid(9)), Some(oid(3)));
+            assert_ne!(processes.dispensable(oid(3)), Some(oid(3)));
+        }
+        processes.end(oid(1), 5);
+        assert_eq!(processes.dispensable(oid(9)), None);
+        processes.remove(oid(1));
+        assert!(processes.insert(Process::unknown(oid(4))) && !processes.touch(oid(1)));
+        assert!(processes.dispensable(oid(9)).is_some());
+    }
+
+    #[test]
     fn a_full_table_lets_the_ended_go_first_and_then_refuses() {
         let mut processes = Processes::new(2, 1000);
         let process = |pid| Process::unknown(oid(pid));
         assert!(processes.insert(process(1)) && processes.insert(process(2)));
         assert!(!processes.insert(process(3)));
-        processes.get_mut(oid(1)).unwrap().ended_ns = Some(5);
+        processes.end(oid(1), 5);
         assert!(processes.insert(process(3)));
         assert!(processes.get(oid(1)).is_none());
     }

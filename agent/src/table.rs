@@ -105,6 +105,16 @@ impl<K: Copy + Eq + Hash, V> Table<K, V> {
         self.slots.get_mut(slot as usize)?.take().map(|(_, value)| value)
     }
 
+    /// Places in use or used before.
+    pub fn places(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The entry in a place, if one is there.
+    pub fn at_mut(&mut self, place: usize) -> Option<(&K, &mut V)> {
+        self.slots.get_mut(place)?.as_mut().map(|(key, value)| (&*key, value))
+    }
+
     /// All entries, in the order of their places.
     pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
         self.slots.iter().flatten().map(|(key, value)| (key, value))

@@ -11,6 +11,8 @@ use crate::flow::{Flow, Object, Totals, open_flags};
 const EISCONN: i32 = -106;
 const EALREADY: i32 = -114;
 const EINPROGRESS: i32 = -115;
+/// Flows that are tried when one must make room.
+const FREEING_TRIES: usize = 16;
 /// A socket that failed so long before a connect, ns, was another one at the same address.
 const REFUSAL_AGE_MAX_NS: u64 = 1_000_000_000;
 
@@ -30,6 +32,7 @@ impl Engine {
         start: &FlowStart,
         operation: bpf::Operation,
         path: &Walked<'_>,
+        counters: &dyn Counters,
     ) {
         let kind = Operation::ALL[operation as usize];
         let Some(oid) = self.subject(&start.header, kind) else { return };
@@ -93,15 +96,39 @@ impl Engine {
             self.export(&start.key, now_ns, op::TRUNCATE, EndReason::EndDetected);
             self.remove(&start.key);
         }
-        if self.flows.is_full() {
-            let oldest = self.flows.iter().min_by_key(|(_, f)| f.active_ns).map(|(key, _)| *key);
-            if let Some(key) = oldest {
-                self.export(&key, now_ns, op::TRUNCATE, EndReason::LackOfResources);
-                self.remove(&key);
-            }
+        if self.flows.is_full() && !self.free_flow(now_ns, counters) {
+            // Its beginning is told; what follows is counted as lost when it ends.
+            self.tell(&start.key, &mut flow, now_ns, op::TRUNCATE, EndReason::LackOfResources);
+            self.release(&flow);
+            return;
+        }
+        if let Some(process) = self.processes.get_mut(oid) {
+            process.flows += 1;
         }
         // There is a place.
         let _ = self.flows.insert(start.key, flow);
+    }
+
+    /// Exports the least recently active flow to make room for another; `false` if there is
+    /// none. Its counters must still be the kernel's: of one that has ended the ring tells the
+    /// totals yet, which could not be told from what has been exported.
+    fn free_flow(&mut self, now_ns: u64, counters: &dyn Counters) -> bool {
+        let mut after_ns = 0;
+        for _ in 0..FREEING_TRIES {
+            let later = self.flows.iter().filter(|(_, flow)| flow.active_ns > after_ns);
+            let oldest = later.min_by_key(|(_, flow)| flow.active_ns);
+            let Some((key, flow)) = oldest.map(|(key, flow)| (*key, *flow)) else { break };
+            if let Some(total) = counters.take(&key, flow.flow_ns) {
+                if let Some(flow) = self.flows.get_mut(&key) {
+                    flow.note(total, now_ns);
+                }
+                self.export(&key, now_ns, op::TRUNCATE, EndReason::LackOfResources);
+                self.remove(&key);
+                return true;
+            }
+            after_ns = flow.active_ns;
+        }
+        false
     }
 
     /// The object of a flow that begins, its path in the pool.
@@ -127,6 +154,9 @@ impl Engine {
     fn remove(&mut self, key: &FlowKey) {
         if let Some(flow) = self.flows.remove(key) {
             self.release(&flow);
+            if let Some(process) = self.processes.get_mut(flow.process) {
+                process.flows = process.flows.saturating_sub(1);
+            }
         }
     }
 
@@ -219,6 +249,10 @@ impl Engine {
             None => return,
         };
         let since_ns = std::mem::replace(&mut flow.since_ns, now_ns);
+        if self.processes.get(flow.process).is_none() {
+            // It had to make room. Where there is none, the record has its identity alone.
+            self.know(flow.process, now_ns);
+        }
         self.write_processes(flow.process, now_ns, ObjectState::Reup);
         let (reading, writing, record) = match &flow.object {
             Object::File { kind, path, device, inode, flags } => {

@@ -18,6 +18,7 @@ impl Engine {
         let oid = Oid { start_ns: fork.child_start_ns, pid: fork.child_tgid };
         let parent = self.processes.resolve(fork.parent_tgid, fork.parent_start_ns);
         if self.processes.get(oid).is_none() {
+            self.make_place(creator, fork.header.time_ns);
             let known = self.processes.child_of(creator);
             let mut child = known.unwrap_or_else(|| Process::unknown(oid));
             child.flags &= !(process::START_COARSE | process::PRE_EXISTING);
@@ -27,6 +28,7 @@ impl Engine {
             child.written = None;
             child.ended_ns = None;
             child.threads = Default::default();
+            child.flows = 0;
             if !self.processes.insert(child) {
                 self.count(Operation::Clone, Term::LostTable, 1);
                 return;
@@ -116,16 +118,19 @@ impl Engine {
             return;
         }
         // What the kernel side's own sweep does not reach: high descriptors, and peers.
-        let open = self.keys_of(|_, flow| flow.process == oid);
-        for (_, key) in &open {
-            self.take_and_end(key, op::TRUNCATE, now_ns, counters);
+        // Of one that was forgotten meanwhile the flows are not counted.
+        let may_have_flows =
+            |process: &Process| process.flows > 0 || process.flags & process::INCOMPLETE != 0;
+        if self.processes.get(oid).is_some_and(may_have_flows) {
+            let open = self.keys_of(|_, flow| flow.process == oid);
+            for (_, key) in &open {
+                self.take_and_end(key, op::TRUNCATE, now_ns, counters);
+            }
+            self.keys = open;
         }
-        self.keys = open;
         self.export_threads(oid, now_ns, EndReason::EndDetected);
         self.process_event(oid, &exit.header, Operation::Exit, &[], exit.status);
-        if let Some(process) = self.processes.get_mut(oid) {
-            process.ended_ns = Some(now_ns);
-        }
+        self.processes.end(oid, now_ns);
     }
 
     /// Marks a process of whose doing a part is not seen.
