@@ -44,12 +44,13 @@ fn events() -> impl Iterator<Item = Event<'static>> {
 }
 
 fn replay(limits: Limits) -> Vec<Vec<u8>> {
-    replay_events(limits, events()).0
+    replay_events(limits, ROOMY, events()).0
 }
 
 /// The frames that events become, and the engine after them.
 fn replay_events(
     limits: Limits,
+    bounds: Bounds,
     events: impl Iterator<Item = Event<'static>>,
 ) -> (Vec<Vec<u8>>, Engine) {
     let identity = Identity {
@@ -65,13 +66,7 @@ fn replay_events(
     let sink = Box::new(Rc::clone(&frames));
     let batch = Batch::new(identity, limits, capabilities, clock, None, None, sink);
     let timeouts = Timeouts { idle_ns: 60_000_000_000, active_ns: 30_000_000_000 };
-    let mut engine = Engine::new(
-        Bounds { flows_max: 256, processes_max: 256, files_max: 1024, text_bytes: 1 << 20 },
-        timeouts,
-        Users::default(),
-        Privacy::default(),
-        batch,
-    );
+    let mut engine = Engine::new(bounds, timeouts, Users::default(), Privacy::default(), batch);
     let mut last_ns = 0;
     for event in events {
         if let Event::Exit(exit) = &event {
@@ -98,6 +93,8 @@ fn the_last_frame_has_the_whole_ledger() {
     assert_eq!(last, totals);
 }
 
+const ROOMY: Bounds =
+    Bounds { flows_max: 256, processes_max: 256, files_max: 1024, text_bytes: 1 << 20 };
 const WIDE: Limits = Limits { frame_bytes_max: 128 * 1024, generation_records_max: 100_000 };
 
 /// One line a record, with process ids and times counted from the scene's first.
@@ -218,10 +215,14 @@ fn small_frames_and_generations_tell_the_same() {
         lines.map(str::to_owned).collect::<Vec<_>>()
     };
     assert_eq!(flat(&told(&frames)), flat(RECORDS));
-    // Each generation stands alone: every name that a record uses is in it (`told` looks it up
-    // among those of the generation), and every process.
+    assert_whole(&frames);
+}
+
+/// Each generation stands alone: every name that a record uses is in it (`told` looks it up
+/// among those of the generation), and every process.
+fn assert_whole(frames: &[Vec<u8>]) {
     let mut known = Vec::new();
-    for bytes in &frames {
+    for bytes in frames {
         let (frame, _) = Frame::decode(bytes).unwrap();
         if frame.header.start.is_some() {
             known.clear();
@@ -237,6 +238,37 @@ fn small_frames_and_generations_tell_the_same() {
     }
 }
 
+/// Processes that had to make room for others are known by less, but all that they do is told.
+#[test]
+fn a_table_too_small_for_the_living_loses_nothing() {
+    let narrow = Bounds { processes_max: 2, files_max: 1, text_bytes: 4096, ..ROOMY };
+    // Without their ends all of them live on, and what they do they do again.
+    let living = || {
+        let begins = |event: &Event<'_>| matches!(event, Event::Fork(_) | Event::Exec(_));
+        let all = events().chain(events().filter(move |event| !begins(event)));
+        all.filter(|event| !matches!(event, Event::Exit(_)))
+    };
+    let (frames, engine) = replay_events(WIDE, narrow, living());
+    let (complete, roomy) = replay_events(WIDE, ROOMY, living());
+    let totals = |engine: &Engine| {
+        Operation::ALL.map(|kind| Term::ALL.map(|term| engine.batch.books.total(kind, term)))
+    };
+    assert_eq!(totals(&engine), totals(&roomy));
+    assert_whole(&frames);
+    let incomplete = |frame: &Vec<u8>| {
+        let (frame, _) = Frame::decode(frame).unwrap();
+        frame
+            .records()
+            .filter(|record| {
+                matches!(record, Ok(Record::Process(process))
+            if process.flags & codec::process::INCOMPLETE != 0)
+            })
+            .count()
+    };
+    let before = complete.iter().map(incomplete).sum::<usize>();
+    assert!(frames.iter().map(incomplete).sum::<usize>() > before, "none had to go");
+}
+
 /// Two threads that end at the same moment may each find itself the last: their process ends once.
 #[test]
 fn a_process_whose_last_threads_end_at_once_ends_once() {
@@ -246,8 +278,8 @@ fn a_process_whose_last_threads_end_at_once_ends_once() {
         [Some(event), again].into_iter().flatten()
     });
     let exits = events().filter(is_last).count() as u64;
-    let (frames, engine) = replay_events(WIDE, doubled);
-    let (_, single) = replay_events(WIDE, events());
+    let (frames, engine) = replay_events(WIDE, ROOMY, doubled);
+    let (_, single) = replay_events(WIDE, ROOMY, events());
     let exit = |engine: &Engine, term| engine.batch.books.total(Operation::Exit, term);
     assert!(exits > 0);
     assert_eq!(exit(&engine, Term::Stored), exits);
