@@ -7,10 +7,10 @@ use std::path::Path;
 use codec::Frame;
 use serde_json::Value;
 use tests::Result;
+use tests::acts::{Act, Item, by_number, items};
 use tests::frames;
-use tests::records::{number, of_kind, text, volume};
+use tests::records::{of_kind, text};
 
-use crate::acts::Act;
 use crate::world::Session;
 
 /// What names that something is missing.
@@ -128,79 +128,6 @@ fn intervals(evidence: &Evidence<'_>) -> Result<Vec<Interval>> {
     Ok(found)
 }
 
-/// What the records say of one act, against what it was.
-enum Item {
-    Right,
-    Missing(String),
-    Wrong(String),
-}
-
-fn count(what: &str, found: usize) -> Item {
-    match found {
-        0 => Item::Missing(what.to_string()),
-        1 => Item::Right,
-        more => Item::Wrong(format!("{what}: {more} times")),
-    }
-}
-
-fn items(act: &Act, folder: &Path, records: &[&Value]) -> Vec<Item> {
-    let pid = i64::from(act.pid);
-    let of_pid = |record: &&&Value| number(record, "proc.pid") == Some(pid);
-    let path =
-        |record: &Value, expected: &Path| text(record, "file.path") == expected.to_string_lossy();
-    let args = act.mark.args(folder).join(" ");
-    let mut items = Vec::new();
-
-    let events = |operation: &'static str| {
-        let args = args.as_str();
-        records.iter().filter(move |r| {
-            text(r, "opflags") == operation
-                && text(r, "type") == "PE"
-                && text(r, "proc.args") == args
-        })
-    };
-    items.push(count("exec", events("EXEC").count()));
-    let ends: Vec<_> = events("EXIT").collect();
-    items.push(count("exit", ends.len()));
-    let status = i64::from(act.mark.exit_code()) << 8;
-    if let Some(end) = ends.first()
-        && number(end, "ret") != Some(status)
-    {
-        items.push(Item::Wrong(format!("ends with {}, not {status}", end["ret"])));
-    }
-
-    let made = act.mark.folder(folder);
-    let made: Vec<_> =
-        records.iter().filter(|r| text(r, "opflags") == "MKDIR" && path(r, &made)).collect();
-    items.push(count("mkdir", made.len()));
-
-    let file = act.mark.file(folder);
-    let flows: Vec<_> =
-        records.iter().filter(|r| text(r, "type") == "FF" && path(r, &file)).collect();
-    let (mut ops, mut bytes) = (0, 0);
-    for flow in &flows {
-        ops += volume(flow).write_ops;
-        bytes += volume(flow).write_bytes;
-    }
-    let expected = (act.mark.writes(), act.mark.writes() * act.mark.write_bytes());
-    items.push(if (ops, bytes) == expected {
-        Item::Right
-    } else if ops > expected.0 || bytes > expected.1 {
-        Item::Wrong(format!("wrote {ops}/{bytes}, not {}/{}", expected.0, expected.1))
-    } else {
-        Item::Missing(format!("wrote {ops}/{bytes} of {}/{}", expected.0, expected.1))
-    });
-
-    for record in made.iter().chain(&flows).filter(|record| !of_pid(record)) {
-        items.push(match number(record, "proc.pid") {
-            // The frame that described the process may be missing.
-            None => Item::Missing("its process".to_string()),
-            Some(other) => Item::Wrong(format!("is of process {other}")),
-        });
-    }
-    items
-}
-
 /// Judges a run.
 pub(crate) fn judge(acts: &[Act], evidence: &Evidence<'_>) -> Result<Verdict> {
     let mut verdict = Verdict { acts: acts.len() as u64, ..Verdict::default() };
@@ -213,22 +140,7 @@ pub(crate) fn judge(acts: &[Act], evidence: &Evidence<'_>) -> Result<Verdict> {
         lines.push('\n');
     }
     let records = tests::records::parse(&lines)?;
-    let mut by_number: HashMap<u32, Vec<&Value>> = HashMap::new();
-    for record in &records {
-        let args = text(record, "proc.args");
-        let number = args.strip_prefix(name.as_ref()).and_then(|rest| rest.trim().parse().ok());
-        if let Some(number) = number {
-            by_number.entry(number).or_default().push(record);
-            continue;
-        }
-        // Its doer may not be known; its names are.
-        let file = text(record, "file.path").strip_prefix(name.as_ref());
-        let number =
-            file.and_then(|file| file.strip_prefix("/mark-")?.split('.').next()?.parse().ok());
-        if let Some(number) = number {
-            by_number.entry(number).or_default().push(record);
-        }
-    }
+    let mut by_number = by_number(&records, evidence.folder);
     for act in acts {
         let found = by_number.remove(&act.mark.number).unwrap_or_default();
         let mut missing = Vec::new();

@@ -9,7 +9,6 @@
 // A test program: what cannot be looked up ends it.
 #![allow(clippy::unwrap_used)]
 
-mod acts;
 mod judge;
 mod schedule;
 mod world;
@@ -22,9 +21,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use fastrand::Rng;
 use tests::Result;
+use tests::acts::Actor;
 use tests::machine::{Machine, Need, has_program, skip};
 
-use acts::Actor;
 use judge::{Evidence, Verdict};
 use world::{Blows, World};
 
@@ -194,7 +193,7 @@ fn befall(
     blows: &mut Blows,
 ) -> Result<Verdict> {
     let mut world = World::start(machine, preload)?;
-    let mut actor = Actor::start(world.fleet.path("acts"))?;
+    let mut actor = Actor::start(env!("CARGO_BIN_EXE_workload-mark"), world.fleet.path("acts"))?;
     for phase in phases {
         let carried = schedule::carry_out(phase, &mut world, &mut actor, random);
         *blows = world.blows;

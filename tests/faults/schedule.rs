@@ -7,8 +7,8 @@ use fastrand::Rng;
 use tests::Result;
 use tests::wait::wait_for;
 
-use crate::acts::Actor;
 use crate::world::World;
+use tests::acts::Actor;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Ten years, s.

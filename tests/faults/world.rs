@@ -18,7 +18,7 @@ use tests::program::Program;
 use tests::proxy::Proxy;
 use tests::wait::wait_for;
 
-use crate::acts::boot_ns;
+use tests::acts::boot_ns;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 

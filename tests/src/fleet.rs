@@ -121,6 +121,7 @@ impl<'m> Fleet<'m> {
             spool_bytes_max: 16 << 20,
             status: self.path(&format!("{name}/status.json")),
             environment: Vec::new(),
+            launcher: Vec::new(),
             sections: String::new(),
         }
     }
@@ -147,7 +148,14 @@ impl<'m> Fleet<'m> {
             std::fs::remove_file(&settings.status)?;
         }
         std::fs::write(&config, settings.text())?;
-        let mut command = Command::new(self.machine.agent());
+        let mut command = match settings.launcher.split_first() {
+            None => Command::new(self.machine.agent()),
+            Some((launcher, words)) => {
+                let mut command = Command::new(launcher);
+                command.args(words).arg(self.machine.agent());
+                command
+            }
+        };
         command.arg("run").arg("--config").arg(&config).envs(settings.environment.iter().cloned());
         let program = Program::start(&settings.name, &mut command, &self.path("logs"))?;
         Ok(Agent { program, status: settings.status.clone() })
@@ -288,6 +296,8 @@ pub struct AgentSettings {
     pub spool_bytes_max: u64,
     pub status: PathBuf,
     pub environment: Vec<(OsString, OsString)>,
+    /// A command that becomes the agent, whose command line is appended to it; empty: none.
+    pub launcher: Vec<OsString>,
     /// More sections of the configuration file, as text.
     pub sections: String,
 }

@@ -5,6 +5,7 @@
 //! that they leave (`codec`). Everything that a test starts ends with it, lives in a
 //! temporary directory and is waited for by a condition with a deadline.
 
+pub mod acts;
 pub mod demo;
 pub mod fleet;
 pub mod frames;

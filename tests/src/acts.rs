@@ -1,0 +1,208 @@
+//! Acts in the background while other things go on: a thread does as many as it is asked for, and
+//! notes when each began and ended; afterwards each is looked up in the records.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use rustix::time::{ClockId, clock_gettime};
+use serde_json::Value;
+
+use crate::Result;
+use crate::mark::Mark;
+use crate::records::{number, text, volume};
+
+/// Nanoseconds on the boot clock.
+pub fn boot_ns() -> u64 {
+    let time = clock_gettime(ClockId::Boottime);
+    u64::try_from(time.tv_sec * 1_000_000_000 + time.tv_nsec).unwrap_or(0)
+}
+
+/// An act that was done.
+#[derive(Clone, Copy, Debug)]
+pub struct Act {
+    /// Which.
+    pub mark: Mark,
+    /// The process that did it.
+    pub pid: u32,
+    /// Its beginning, boot clock, ns.
+    pub from_ns: u64,
+    /// Its end, boot clock, ns.
+    pub to_ns: u64,
+}
+
+/// The thread that acts.
+#[derive(Debug)]
+pub struct Actor {
+    /// Where the acts leave their files.
+    pub folder: PathBuf,
+    done: Arc<Mutex<Vec<Act>>>,
+    orders: Option<Sender<()>>,
+    thread: Option<JoinHandle<Result>>,
+    ordered: usize,
+}
+
+impl Actor {
+    /// Begins, with nothing to do. `program` is the one that does an act.
+    ///
+    /// # Errors
+    /// If the folder cannot be made.
+    pub fn start(program: &str, folder: PathBuf) -> Result<Actor> {
+        std::fs::create_dir_all(&folder)?;
+        let done = Arc::new(Mutex::new(Vec::new()));
+        let (orders, ordered) = channel();
+        let (shared, place) = (Arc::clone(&done), folder.clone());
+        let program = program.to_string();
+        let thread = std::thread::spawn(move || act(&program, &ordered, &place, &shared));
+        Ok(Actor { folder, done, orders: Some(orders), thread: Some(thread), ordered: 0 })
+    }
+
+    /// Orders so many more acts; returns how many will then have been done.
+    pub fn order(&mut self, acts: usize) -> usize {
+        for _ in 0..acts {
+            // A thread that failed says so in the end.
+            let _ = self.orders.as_ref().map(|orders| orders.send(()));
+        }
+        self.ordered += acts;
+        self.ordered
+    }
+
+    /// How many have been done.
+    ///
+    /// # Errors
+    /// If the thread has ended.
+    pub fn done(&self) -> Result<usize> {
+        let done = self.done.lock().unwrap_or_else(PoisonError::into_inner).len();
+        let is_over = self.thread.as_ref().is_none_or(JoinHandle::is_finished);
+        if is_over { Err("the thread that acts has ended".into()) } else { Ok(done) }
+    }
+
+    /// Ends, and returns all that was done.
+    ///
+    /// # Errors
+    /// The thread's own.
+    pub fn finish(&mut self) -> Result<Vec<Act>> {
+        self.orders = None;
+        if let Some(thread) = self.thread.take() {
+            thread.join().map_err(|_| "the thread that acts panicked")??;
+        }
+        Ok(std::mem::take(&mut *self.done.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
+fn act(program: &str, orders: &Receiver<()>, folder: &Path, done: &Mutex<Vec<Act>>) -> Result {
+    let mut numbers = 0..;
+    while let (Ok(()), Some(number)) = (orders.recv(), numbers.next()) {
+        let mark = Mark { number };
+        let from_ns = boot_ns();
+        let mut child =
+            Command::new(program).args(mark.args(folder)).stdin(Stdio::null()).spawn()?;
+        let (pid, status) = (child.id(), child.wait()?);
+        if status.code() != Some(i32::from(mark.exit_code())) {
+            return Err(format!("act {number} ended with {status}").into());
+        }
+        let act = Act { mark, pid, from_ns, to_ns: boot_ns() };
+        done.lock().unwrap_or_else(PoisonError::into_inner).push(act);
+    }
+    Ok(())
+}
+
+/// What the records say of one act, against what it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Item {
+    /// As it was.
+    Right,
+    /// Not there, or a part of it: what.
+    Missing(String),
+    /// Another than it was: how.
+    Wrong(String),
+}
+
+fn count(what: &str, found: usize) -> Item {
+    match found {
+        0 => Item::Missing(what.to_string()),
+        1 => Item::Right,
+        more => Item::Wrong(format!("{what}: {more} times")),
+    }
+}
+
+/// Holds an act whose files are in `folder` against the records that name it.
+pub fn items(act: &Act, folder: &Path, records: &[&Value]) -> Vec<Item> {
+    let pid = i64::from(act.pid);
+    let of_pid = |record: &&&Value| number(record, "proc.pid") == Some(pid);
+    let path =
+        |record: &Value, expected: &Path| text(record, "file.path") == expected.to_string_lossy();
+    let args = act.mark.args(folder).join(" ");
+    let mut items = Vec::new();
+
+    let events = |operation: &'static str| {
+        let args = args.as_str();
+        records.iter().filter(move |r| {
+            text(r, "opflags") == operation
+                && text(r, "type") == "PE"
+                && text(r, "proc.args") == args
+        })
+    };
+    items.push(count("exec", events("EXEC").count()));
+    let ends: Vec<_> = events("EXIT").collect();
+    items.push(count("exit", ends.len()));
+    let status = i64::from(act.mark.exit_code()) << 8;
+    if let Some(end) = ends.first()
+        && number(end, "ret") != Some(status)
+    {
+        items.push(Item::Wrong(format!("ends with {}, not {status}", end["ret"])));
+    }
+
+    let made = act.mark.folder(folder);
+    let made: Vec<_> =
+        records.iter().filter(|r| text(r, "opflags") == "MKDIR" && path(r, &made)).collect();
+    items.push(count("mkdir", made.len()));
+
+    let file = act.mark.file(folder);
+    let flows: Vec<_> =
+        records.iter().filter(|r| text(r, "type") == "FF" && path(r, &file)).collect();
+    let (mut ops, mut bytes) = (0, 0);
+    for flow in &flows {
+        ops += volume(flow).write_ops;
+        bytes += volume(flow).write_bytes;
+    }
+    let expected = (act.mark.writes(), act.mark.writes() * act.mark.write_bytes());
+    items.push(if (ops, bytes) == expected {
+        Item::Right
+    } else if ops > expected.0 || bytes > expected.1 {
+        Item::Wrong(format!("wrote {ops}/{bytes}, not {}/{}", expected.0, expected.1))
+    } else {
+        Item::Missing(format!("wrote {ops}/{bytes} of {}/{}", expected.0, expected.1))
+    });
+
+    for record in made.iter().chain(&flows).filter(|record| !of_pid(record)) {
+        items.push(match number(record, "proc.pid") {
+            // The frame that described the process may be missing.
+            None => Item::Missing("its process".to_string()),
+            Some(other) => Item::Wrong(format!("is of process {other}")),
+        });
+    }
+    items
+}
+
+/// The records that name acts in `folder`, by the act's number.
+pub fn by_number<'r>(records: &'r [Value], folder: &Path) -> HashMap<u32, Vec<&'r Value>> {
+    let name = folder.to_string_lossy();
+    let mut by_number: HashMap<u32, Vec<&Value>> = HashMap::new();
+    for record in records {
+        let args = text(record, "proc.args");
+        let number = args.strip_prefix(name.as_ref()).and_then(|rest| rest.trim().parse().ok());
+        // Its doer may not be known; its names are.
+        let number = number.or_else(|| {
+            let file = text(record, "file.path").strip_prefix(name.as_ref());
+            file.and_then(|file| file.strip_prefix("/mark-")?.split('.').next()?.parse().ok())
+        });
+        if let Some(number) = number {
+            by_number.entry(number).or_default().push(record);
+        }
+    }
+    by_number
+}

@@ -1,0 +1,128 @@
+//! `workload-adversary --kind KIND --count N --dir D`: does one thing as often and as fast as it
+//! can, in a session of its own as a service has it. Prints how often, as one number.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::net::{AddressFamily, SendFlags, SocketType};
+use tests::Result;
+
+/// Programs at a time, and threads that work.
+const SIDE_BY_SIDE: u64 = 8;
+/// What a short program is.
+const PROGRAM: &str = "/bin/true";
+/// Bytes of the long argument.
+const ARGUMENT_BYTES: usize = 4095;
+/// Depth and names of deep paths: the longest that a call takes.
+const DEPTH: usize = 15;
+const NAME_BYTES: usize = 250;
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Forks,
+    Arguments,
+    Opens,
+    Deep,
+    Ports,
+    Threads,
+}
+
+fn kind(name: &str) -> Result<Kind> {
+    Ok(match name {
+        "forks" => Kind::Forks,
+        "arguments" => Kind::Arguments,
+        "opens" => Kind::Opens,
+        "deep" => Kind::Deep,
+        "ports" => Kind::Ports,
+        "threads" => Kind::Threads,
+        other => return Err(format!("--kind {other}: no such kind").into()),
+    })
+}
+
+fn main() -> Result {
+    let (mut what, mut count, mut folder) = (None, 1_000, PathBuf::new());
+    let mut parser = lexopt::Parser::from_env();
+    while let Some(argument) = parser.next()? {
+        use lexopt::{Arg, ValueExt};
+        match argument {
+            Arg::Long("kind") => what = Some(kind(&parser.value()?.string()?)?),
+            Arg::Long("count") => count = parser.value()?.parse()?,
+            Arg::Long("dir") => folder = parser.value()?.into(),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    let what = what.ok_or("--kind is missing")?;
+    rustix::process::setsid()?;
+    let deep = if matches!(what, Kind::Deep) { Some(make_deep(&folder)?) } else { None };
+    let next = AtomicU64::new(0);
+    std::thread::scope(|scope| -> Result {
+        let work = || -> Result {
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= count {
+                    return Ok(());
+                }
+                match (what, &deep) {
+                    (Kind::Forks, _) => run(&[])?,
+                    (Kind::Arguments, _) => {
+                        run(&[format!("{number:0width$}", width = ARGUMENT_BYTES).as_str()])?;
+                    }
+                    (Kind::Opens, _) => touch(&rustix::fs::CWD, &folder.join(number.to_string()))?,
+                    (Kind::Deep, Some(deep)) => touch(deep, Path::new(&number.to_string()))?,
+                    (Kind::Deep, None) => {}
+                    (Kind::Ports, _) => send(number)?,
+                    (Kind::Threads, _) => {
+                        std::thread::spawn(|| {}).join().map_err(|_| "a thread panicked")?;
+                    }
+                }
+            }
+        };
+        let started: Vec<_> = (0..SIDE_BY_SIDE).map(|_| scope.spawn(work)).collect();
+        for thread in started {
+            thread.join().map_err(|_| "a thread panicked")??;
+        }
+        Ok(())
+    })?;
+    println!("{count}");
+    Ok(())
+}
+
+fn run(args: &[&str]) -> Result {
+    let status = Command::new(PROGRAM).args(args).stdin(Stdio::null()).status()?;
+    if status.success() { Ok(()) } else { Err(format!("{PROGRAM}: {status}").into()) }
+}
+
+/// Makes a file, and removes it, so that a million of them need no room.
+fn touch(folder: &impl std::os::fd::AsFd, name: &Path) -> Result {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+    drop(rustix::fs::openat(folder, name, flags, Mode::RUSR)?);
+    rustix::fs::unlinkat(folder, name, AtFlags::empty())?;
+    Ok(())
+}
+
+/// The lowest of many folders in each other.
+fn make_deep(folder: &Path) -> Result<std::os::fd::OwnedFd> {
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY;
+    let mut at = rustix::fs::open(folder, flags, Mode::empty())?;
+    for level in 0..DEPTH {
+        let name = format!("{level:0width$}", width = NAME_BYTES);
+        rustix::fs::mkdirat(&at, &name, Mode::RWXU)?;
+        at = rustix::fs::openat(&at, &name, flags, Mode::empty())?;
+    }
+    Ok(at)
+}
+
+/// Sends a byte from a socket of its own to a port of the loopback: each time another of the
+/// 65,535 ports on one of many addresses.
+fn send(number: u64) -> Result {
+    let port = u16::try_from(number % 65_535)? + 1;
+    let block = u8::try_from(number / 65_535 % 250)? + 1;
+    let address = std::net::SocketAddrV4::new([127, 9, block, 1].into(), port);
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+    rustix::net::connect(&socket, &address)?;
+    // Nobody listens: the answer of one call may fail the next.
+    let _ = rustix::net::send(&socket, b"x", SendFlags::NOSIGNAL);
+    Ok(())
+}
