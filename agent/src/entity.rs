@@ -12,7 +12,7 @@ use crate::texts::{Text, Texts};
 
 /// procfs tells starts in ticks of 10 ms.
 pub const START_TICK_NS: u64 = 10_000_000;
-/// Generations a chain of parents at most; a longer one is a fault in the table.
+/// Ancestors that are written at a time.
 pub const ANCESTORS_MAX: usize = 64;
 /// One in so many bytes of the pool of texts is kept for paths.
 const RESERVE_PART: usize = 8;
@@ -208,17 +208,38 @@ impl Processes {
         }
     }
 
-    /// Adds a process in place of what was known of its identity; `false` if there is no place
-    /// even after the ended ones have gone.
-    pub fn insert(&mut self, process: Process) -> bool {
-        self.remove(process.oid);
+    /// Adds a process in place of what was known of its identity; whoever had its number before
+    /// has ended, though that may have been missed. `false` if there is no place even after the
+    /// ended ones have gone.
+    pub fn insert(&mut self, mut process: Process) -> bool {
+        let oid = process.oid;
+        self.remove(oid);
+        // The first look at the system may have met it, and not known its exact start.
+        let coarse = self.resolve(oid.pid, oid.start_ns);
+        if coarse != oid {
+            self.remove(coarse);
+        }
+        let other = self.by_pid.get(&oid.pid).and_then(|other| self.table.get_mut(other));
+        let is_newest = match other {
+            Some(other) if other.oid.start_ns > oid.start_ns => {
+                process.ended_ns = process.ended_ns.or(Some(other.oid.start_ns));
+                false
+            }
+            Some(other) => {
+                other.ended_ns = other.ended_ns.or(Some(oid.start_ns));
+                true
+            }
+            None => true,
+        };
         if self.table.is_full() && !self.remove_ended() {
             release(&mut self.texts, process.words);
             return false;
         }
-        self.by_pid.insert(process.oid.pid, process.oid);
+        if is_newest {
+            self.by_pid.insert(oid.pid, oid);
+        }
         // There is a place.
-        self.table.insert(process.oid, process).is_ok()
+        self.table.insert(oid, process).is_ok()
     }
 
     /// A process that is as `oid` is, words included; it must be inserted.
@@ -256,9 +277,14 @@ impl Processes {
         let argv0 = keep(self, words.argv0, reserve, process::ARGS_TRUNCATED);
         let args = keep(self, words.args, reserve, process::ARGS_TRUNCATED);
         let env = keep(self, words.env, reserve, process::ENV_TRUNCATED);
-        if let Some(process) = self.table.get_mut(&oid) {
-            process.words = Words { exe, args, cwd, container, argv0, script, env };
-            process.flags |= flags;
+        let words = Words { exe, args, cwd, container, argv0, script, env };
+        match self.table.get_mut(&oid) {
+            Some(process) => {
+                process.words = words;
+                process.flags |= flags;
+            }
+            // It has ended, and went to make room for its own words.
+            None => release(&mut self.texts, words),
         }
     }
 
@@ -352,21 +378,24 @@ impl Processes {
         self.table.get_mut(&oid)
     }
 
-    /// The process and its ancestors that have not been written in `generation`, root first.
+    /// Of the process and its ancestors those that have not been written in `generation`, root
+    /// first: at most as many as fit, those nearest to the root.
     pub fn unwritten(&self, oid: Oid, generation: u32) -> heapless::Vec<Oid, ANCESTORS_MAX> {
-        let mut chain = heapless::Vec::new();
+        let mut chain = heapless::Deque::<Oid, ANCESTORS_MAX>::new();
         let mut next = Some(oid);
-        while let Some(process) = next.and_then(|oid| self.table.get(&oid)) {
-            if chain.contains(&process.oid) {
-                break;
-            }
-            if process.written != Some(generation) && chain.push(process.oid).is_err() {
-                break;
+        // No chain is longer than the table, unless it is a circle.
+        for _ in 0..self.table.len() {
+            let Some(process) = next.and_then(|oid| self.table.get(&oid)) else { break };
+            if process.written != Some(generation) {
+                if chain.is_full() {
+                    chain.pop_back();
+                }
+                // There is a place.
+                let _ = chain.push_front(process.oid);
             }
             next = process.parent;
         }
-        chain.reverse();
-        chain
+        chain.into_iter().collect()
     }
 
     /// Since when there are threads to tell, boot clock, ns.
