@@ -12,7 +12,7 @@ use crate::texts::{Text, Texts};
 
 /// procfs tells starts in ticks of 10 ms.
 pub const START_TICK_NS: u64 = 10_000_000;
-/// Generations a chain of parents at most; a longer one is a fault in the table.
+/// Ancestors that are written at a time.
 pub const ANCESTORS_MAX: usize = 64;
 /// One in so many bytes of the pool of texts is kept for paths.
 const RESERVE_PART: usize = 8;
@@ -227,17 +227,41 @@ impl Processes {
             + processes_max * size_of::<Oid>()
     }
 
-    /// Adds a process in place of what was known of its identity; `false` if there is no place
-    /// even after the ended ones have gone.
-    pub fn insert(&mut self, process: Process) -> bool {
-        self.remove(process.oid);
+    /// Adds a process in place of what was known of its identity; whoever had its number before
+    /// has ended, though that may have been missed. `false` if there is no place even after the
+    /// ended ones have gone.
+    pub fn insert(&mut self, mut process: Process) -> bool {
+        let oid = process.oid;
+        self.remove(oid);
+        // The first look at the system may have met it, and not known its exact start.
+        let coarse = self.resolve(oid.pid, oid.start_ns);
+        if coarse != oid {
+            self.remove(coarse);
+        }
+        let is_newest = match self.by_pid.get(&oid.pid).copied() {
+            Some(other) if other.start_ns > oid.start_ns => {
+                process.ended_ns = process.ended_ns.or(Some(other.start_ns));
+                false
+            }
+            Some(other) => {
+                self.end(other, oid.start_ns);
+                true
+            }
+            None => true,
+        };
         if self.table.is_full() && !self.remove_ended() {
             release(&mut self.texts, process.words);
             return false;
         }
-        self.by_pid.insert(process.oid.pid, process.oid);
+        if is_newest {
+            self.by_pid.insert(oid.pid, oid);
+        }
         // There is a place.
-        self.table.insert(process.oid, process).is_ok()
+        let is_in = self.table.insert(oid, process).is_ok();
+        if process.ended_ns.is_some() {
+            self.note_end(oid);
+        }
+        is_in
     }
 
     /// A process that is as `oid` is, words included; it must be inserted.
@@ -275,9 +299,14 @@ impl Processes {
         let argv0 = keep(self, words.argv0, reserve, process::ARGS_TRUNCATED);
         let args = keep(self, words.args, reserve, process::ARGS_TRUNCATED);
         let env = keep(self, words.env, reserve, process::ENV_TRUNCATED);
-        if let Some(process) = self.table.get_mut(&oid) {
-            process.words = Words { exe, args, cwd, container, argv0, script, env };
-            process.flags |= flags;
+        let words = Words { exe, args, cwd, container, argv0, script, env };
+        match self.table.get_mut(&oid) {
+            Some(process) => {
+                process.words = words;
+                process.flags |= flags;
+            }
+            // It has ended, and went to make room for its own words.
+            None => release(&mut self.texts, words),
         }
     }
 
@@ -332,12 +361,20 @@ impl Processes {
     /// Notes the end of a process: it makes room for others when room is scarce.
     pub fn end(&mut self, oid: Oid, now_ns: u64) {
         let Some(process) = self.table.get_mut(&oid) else { return };
-        if process.ended_ns.replace(now_ns).is_some() {
-            return;
+        if process.ended_ns.is_none() {
+            process.ended_ns = Some(now_ns);
+            self.note_end(oid);
         }
+    }
+
+    fn note_end(&mut self, oid: Oid) {
         if self.ended.len() == self.ended.capacity() {
             let table = &self.table;
             self.ended.retain(|oid| table.get(oid).is_some_and(|p| p.ended_ns.is_some()));
+            // One may be there twice, if it has come back. Who loses its turn goes as an idle one.
+            if self.ended.len() == self.ended.capacity() {
+                self.ended.pop_front();
+            }
         }
         self.ended.push_back(oid);
     }
@@ -417,21 +454,24 @@ impl Processes {
         self.table.get_mut(&oid)
     }
 
-    /// The process and its ancestors that have not been written in `generation`, root first.
+    /// Of the process and its ancestors those that have not been written in `generation`, root
+    /// first: at most as many as fit, those nearest to the root.
     pub fn unwritten(&self, oid: Oid, generation: u32) -> heapless::Vec<Oid, ANCESTORS_MAX> {
-        let mut chain = heapless::Vec::new();
+        let mut chain = heapless::Deque::<Oid, ANCESTORS_MAX>::new();
         let mut next = Some(oid);
-        while let Some(process) = next.and_then(|oid| self.table.get(&oid)) {
-            if chain.contains(&process.oid) {
-                break;
-            }
-            if process.written != Some(generation) && chain.push(process.oid).is_err() {
-                break;
+        // No chain is longer than the table, unless it is a circle.
+        for _ in 0..self.table.len() {
+            let Some(process) = next.and_then(|oid| self.table.get(&oid)) else { break };
+            if process.written != Some(generation) {
+                if chain.is_full() {
+                    chain.pop_back();
+                }
+                // There is a place.
+                let _ = chain.push_front(process.oid);
             }
             next = process.parent;
         }
-        chain.reverse();
-        chain
+        chain.into_iter().collect()
     }
 
     /// Since when there are threads to tell, boot clock, ns.

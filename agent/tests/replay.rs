@@ -16,10 +16,14 @@ use std::rc::Rc;
 
 use agent::batch::{Batch, Identity, Limits};
 use agent::engine::{Bounds, Counters, Engine, Timeouts, Users};
+use agent::entity::{Process, START_TICK_NS};
 use agent::flow::Totals;
 use agent::privacy::Privacy;
-use bpf::{Event, FlowKey};
-use codec::{Capabilities, Clock, FileId, Frame, Operation, Record, Term, Volume};
+use bpf::{Event, FlowKey, Header};
+use codec::{
+    Capabilities, Clock, FileId, Frame, Oid, Operation, Record, Term, Volume,
+    process as process_flag,
+};
 
 const SCENE: &[u8] = include_bytes!("replay/scene.events");
 const RECORDS: &str = include_str!("replay/scene.records");
@@ -53,6 +57,16 @@ fn replay_events(
     bounds: Bounds,
     events: impl Iterator<Item = Event<'static>>,
 ) -> (Vec<Vec<u8>>, Engine) {
+    replay_behind(|_| (), limits, bounds, events)
+}
+
+/// The same in an engine that knows processes from a first look at the system.
+fn replay_behind(
+    first_look: impl FnOnce(&mut Engine),
+    limits: Limits,
+    bounds: Bounds,
+    events: impl Iterator<Item = Event<'static>>,
+) -> (Vec<Vec<u8>>, Engine) {
     let identity = Identity {
         agent_id: "replay".into(),
         boot_id: [1; 16],
@@ -67,6 +81,7 @@ fn replay_events(
     let batch = Batch::new(identity, limits, capabilities, clock, None, None, sink);
     let timeouts = Timeouts { idle_ns: 60_000_000_000, active_ns: 30_000_000_000 };
     let mut engine = Engine::new(bounds, timeouts, Users::default(), Privacy::default(), batch);
+    first_look(&mut engine);
     let mut last_ns = 0;
     for event in events {
         if let Event::Exit(exit) = &event {
@@ -289,4 +304,111 @@ fn a_process_whose_last_threads_end_at_once_ends_once() {
     let operation = format!(" {:#x} ", codec::op::EXIT);
     let ends = told.lines().filter(|line| line.starts_with("PE ") && line.contains(&operation));
     assert_eq!(ends.count() as u64, exits, "{told}");
+}
+
+/// Identities of the processes that frames describe, with their parents, in order.
+fn described(frames: &[Vec<u8>]) -> Vec<(u32, Oid, Option<Oid>)> {
+    let mut found = Vec::new();
+    for bytes in frames {
+        let (frame, _) = Frame::decode(bytes).unwrap();
+        for record in frame.records() {
+            if let Record::Process(process) = record.unwrap() {
+                found.push((frame.header.generation, process.oid, process.parent));
+            }
+        }
+    }
+    found
+}
+
+/// The first process of the scene: it becomes two programs.
+fn first_exec() -> Header {
+    let exec = |event: Event<'_>| match event {
+        Event::Exec(started) => Some(started.exec.header),
+        _ => None,
+    };
+    events().find_map(exec).unwrap()
+}
+
+#[test]
+fn a_process_known_by_its_tick_keeps_that_identity_as_another_program() {
+    let header = first_exec();
+    let start_ns = header.start_ns / START_TICK_NS * START_TICK_NS;
+    let coarse = Oid { start_ns, pid: header.tgid };
+    let mut met = Process::unknown(coarse);
+    met.flags = process_flag::PRE_EXISTING | process_flag::START_COARSE;
+    let (frames, engine) =
+        replay_behind(|engine| assert!(engine.processes.insert(met)), WIDE, ROOMY, events());
+    let described = described(&frames);
+    let own: Vec<Oid> =
+        described.iter().map(|(_, oid, _)| *oid).filter(|oid| oid.pid == coarse.pid).collect();
+    assert!(own.len() > 1 && own.iter().all(|oid| *oid == coarse), "{own:?}");
+    assert!(engine.processes.get(coarse).unwrap().ended_ns.is_some());
+}
+
+#[test]
+fn a_process_that_a_first_look_met_behind_its_fork_is_one() {
+    let fork = |event: Event<'_>| match event {
+        Event::Fork(fork) if fork.child_tgid != fork.header.tgid => Some(fork),
+        _ => None,
+    };
+    let fork = events().find_map(fork).unwrap();
+    let exact = Oid { start_ns: fork.child_start_ns, pid: fork.child_tgid };
+    let tick_ns = exact.start_ns / START_TICK_NS * START_TICK_NS;
+    for start_ns in [exact.start_ns, tick_ns] {
+        let mut met = Process::unknown(Oid { start_ns, ..exact });
+        let coarse = if start_ns == tick_ns { process_flag::START_COARSE } else { 0 };
+        met.flags = process_flag::PRE_EXISTING | coarse;
+        let (frames, engine) =
+            replay_behind(|engine| assert!(engine.processes.insert(met)), WIDE, ROOMY, events());
+        let parent = described(&frames).into_iter().find(|(_, oid, _)| *oid == exact);
+        assert_eq!(
+            parent.and_then(|(.., parent)| parent).map(|oid| oid.pid),
+            Some(fork.parent_tgid)
+        );
+        let known = engine.processes.get(exact).unwrap();
+        assert_eq!(known.flags & process_flag::PRE_EXISTING, 0);
+        assert!(start_ns == exact.start_ns || engine.processes.get(met.oid).is_none());
+    }
+}
+
+#[test]
+fn a_long_chain_of_parents_is_told_root_first_in_each_generation() {
+    let header = first_exec();
+    let own = Oid { start_ns: header.start_ns, pid: header.tgid };
+    let first_look = |engine: &mut Engine| {
+        let mut parent = None;
+        for step in (0..200).rev() {
+            let oid = Oid { start_ns: own.start_ns - step, pid: own.pid - step as u32 };
+            let mut process = Process::unknown(oid);
+            process.parent = parent.replace(oid);
+            assert!(engine.processes.insert(process));
+        }
+    };
+    let limits = Limits { generation_records_max: 100, ..WIDE };
+    let (frames, _) = replay_behind(first_look, limits, ROOMY, events());
+    let described = described(&frames);
+    let mut told = std::collections::BTreeSet::new();
+    for (generation, oid, parent) in &described {
+        let is_known = parent.is_none_or(|parent| told.contains(&(*generation, parent)));
+        assert!(is_known || oid.pid == own.pid - 199, "{generation} {oid:?} before {parent:?}");
+        told.insert((*generation, *oid));
+    }
+    assert!(described.last().unwrap().0 > 1);
+}
+
+/// Events that are lost and numbers that are given again cannot make the agent go in circles.
+#[test]
+fn a_circle_of_parents_ends() {
+    let header = first_exec();
+    let own = Oid { start_ns: header.start_ns, pid: header.tgid };
+    let other = Oid { start_ns: 1, pid: 1 };
+    let first_look = |engine: &mut Engine| {
+        for (oid, parent) in [(own, other), (other, own)] {
+            let mut process = Process::unknown(oid);
+            process.parent = Some(parent);
+            assert!(engine.processes.insert(process));
+        }
+    };
+    let (frames, _) = replay_behind(first_look, WIDE, ROOMY, events());
+    assert!(described(&frames).iter().any(|(_, oid, _)| *oid == other));
 }

@@ -7,7 +7,7 @@
 #ifndef SYSFLOW_TRANSFER_H
 #define SYSFLOW_TRANSFER_H
 
-#include "syscall.bpf.h"
+#include "descriptor.bpf.h"
 
 #define MESSAGES_A_PASS 128
 #define DETOURS_MAX 6 /* of three tail calls at most; nine more are the passes */

@@ -17,7 +17,11 @@ impl Engine {
         }
         let oid = Oid { start_ns: fork.child_start_ns, pid: fork.child_tgid };
         let parent = self.processes.resolve(fork.parent_tgid, fork.parent_start_ns);
-        if self.processes.get(oid).is_none() {
+        if let Some(process) = self.processes.get_mut(oid) {
+            // The first look at the system met it, too.
+            process.flags &= !process::PRE_EXISTING;
+            process.parent = Some(parent);
+        } else {
             self.make_place(creator, fork.header.time_ns);
             let known = self.processes.child_of(creator);
             let mut child = known.unwrap_or_else(|| Process::unknown(oid));
@@ -93,7 +97,8 @@ impl Engine {
             ]
             .into_iter()
             .filter(|(is_set, _)| *is_set)
-            .fold(0, |flags, (_, flag)| flags | flag);
+            // It keeps the identity that the first look at the system gave it.
+            .fold(process.flags & process::START_COARSE, |flags, (_, flag)| flags | flag);
             process.written = None;
         }
         self.processes.set_words(oid, words);

@@ -108,22 +108,33 @@ impl Engine {
     /// root first. `state` is the process's own; the others are re-emitted.
     pub(super) fn write_processes(&mut self, oid: Oid, now_ns: u64, state: ObjectState) {
         let generation = self.batch.generation();
-        for next in self.processes.unwritten(oid, generation) {
-            let container = self.container_of(next);
-            let Some(process) = self.processes.get_mut(next) else { continue };
-            process.written = Some(generation);
-            let process = *process;
-            let mut buffer = std::mem::take(&mut self.buffers.entity);
-            let words = self.processes.words(&process, &mut buffer);
-            let user = self.users.users.get(&process.uid).map_or(&[][..], Vec::as_slice);
-            let group = self.users.groups.get(&process.gid).map_or(&[][..], Vec::as_slice);
-            let state = if next == oid { state } else { ObjectState::Reup };
-            let record = process.record(&words, state, now_ns, container, user, group);
-            if !self.batch.push(&Record::Process(record)) {
-                self.batch.books.add(Operation::Exec, Term::LostEncoding, 1);
+        loop {
+            let chain = self.processes.unwritten(oid, generation);
+            for next in &chain {
+                let state = if *next == oid { state } else { ObjectState::Reup };
+                self.write_process(*next, now_ns, state, generation);
             }
-            self.buffers.entity = buffer;
+            // A long chain comes in parts, of which each is written once.
+            if chain.is_empty() || chain.last() == Some(&oid) {
+                break;
+            }
         }
+    }
+
+    fn write_process(&mut self, oid: Oid, now_ns: u64, state: ObjectState, generation: u32) {
+        let container = self.container_of(oid);
+        let Some(process) = self.processes.get_mut(oid) else { return };
+        process.written = Some(generation);
+        let process = *process;
+        let mut buffer = std::mem::take(&mut self.buffers.entity);
+        let words = self.processes.words(&process, &mut buffer);
+        let user = self.users.users.get(&process.uid).map_or(&[][..], Vec::as_slice);
+        let group = self.users.groups.get(&process.gid).map_or(&[][..], Vec::as_slice);
+        let record = process.record(&words, state, now_ns, container, user, group);
+        if !self.batch.push(&Record::Process(record)) {
+            self.batch.books.add(Operation::Exec, Term::LostEncoding, 1);
+        }
+        self.buffers.entity = buffer;
     }
 
     /// Numbers of files and containers hold for one generation.
