@@ -101,7 +101,7 @@ inline_always __u32 begin(struct bpf_raw_tracepoint_args *ctx, struct ending *en
 	event->flow_ns = flow->start_ns;
 	if (flow->socket == SOCKET_DATAGRAM &&
 	    (is_writing(ending->operation) || (is_reading(ending->operation) && !flow->remote))) {
-		flow_begin(scratch, event, flow, tally);
+		flow_begin(scratch, event, flow, 0);
 		bpf_tail_call(ctx, &programs, PROGRAM_DATAGRAM);
 		tally->lost_unreadable++;
 		return 1;
@@ -161,7 +161,7 @@ inline_always void count_datagram(struct ending *ending, struct scratch *scratch
 	key.fd = ending->first_argument;
 	base = bpf_map_lookup_elem(&flows, &key);
 	if (!base) {
-		/* The table was full when the flow began; that event carried nothing. */
+		/* The table or the ring was full when the flow began; that event carried nothing. */
 		tally->lost_map++;
 		return;
 	}

@@ -204,7 +204,7 @@ inline_always void join(struct scratch *scratch, struct event_flow_start *event,
 	ADD(volume->write_bytes, flow->volume[0].write_bytes);
 	ADD(other->shutdown, flow->shutdown);
 	ADD(other->mmaps, flow->mmaps);
-	if (is_reading(event->operation) || is_writing(event->operation) ||
+	if (!tally || is_reading(event->operation) || is_writing(event->operation) ||
 	    event->operation == OPERATION_SHUTDOWN || event->operation == OPERATION_MMAP)
 		return;
 	event->flags |= FLOW_CONTINUED;
@@ -216,7 +216,8 @@ inline_always void join(struct scratch *scratch, struct event_flow_start *event,
 /*
  * Makes the map entry that `event` describes and sends the event. Another thread may have made
  * it since it was last looked for: then this operation joins it, and an event tells only of
- * what is no reading or writing.
+ * what is no reading or writing. Without a tally the event carries no operation, and the caller
+ * looks whether there is an entry now.
  */
 inline_always void flow_begin(struct scratch *scratch, struct event_flow_start *event,
 			      struct flow *flow, struct tally *tally)
@@ -254,14 +255,14 @@ inline_always void flow_begin(struct scratch *scratch, struct event_flow_start *
 	}
 	if (!scratch_output(scratch, sizeof(*event)))
 		return;
-	if (tracked) {
-		/* The agent must hear of an entry before its counters mean anything. The next
-		 * operation tries again. */
+	/* The agent must hear of an entry before its counters mean anything. The next operation
+	 * tries again. */
+	if (tracked)
 		bpf_map_delete_elem(&flows, &event->key);
+	if (tally && tracked)
 		tally->lost_ring++;
-	} else {
+	else if (tally)
 		tally->lost_map++;
-	}
 }
 
 #endif
