@@ -6,7 +6,7 @@
 //! The limit is set once the agent watches: to load the probes, kernels from 6.16 on charge what
 //! their verifier takes for a moment, which no setting of the agent moves.
 //!
-//! `cargo xtask bounds --count N` says how much the programs do.
+//! `cargo xtask bounds --count N --budget BYTES` says how much the programs do, and what the budget is.
 
 // A test program: what cannot be looked up ends it.
 #![allow(clippy::unwrap_used)]
@@ -37,7 +37,7 @@ const COUNT: u64 = 20_000;
 /// What programs do, and how many of its acts cost about as much as one of the quickest.
 const KINDS: [(&str, u64); 6] =
     [("forks", 20), ("arguments", 20), ("opens", 1), ("deep", 4), ("ports", 1), ("threads", 4)];
-/// The budget: the product's.
+/// The budget where nobody names one: the product's.
 const BUDGET_BYTES: u64 = 8 << 20;
 /// What the group has room for beside the budget and the code, bytes.
 const SPARE_BYTES: u64 = 2 << 20;
@@ -46,22 +46,29 @@ const ACT_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a program, or the delivery of all, may take.
 const DEADLINE: Duration = Duration::from_secs(3600);
 
-fn parse() -> Result<u64> {
-    let mut count = COUNT;
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    count: u64,
+    budget_bytes: u64,
+}
+
+fn parse() -> Result<Plan> {
+    let mut plan = Plan { count: COUNT, budget_bytes: BUDGET_BYTES };
     let mut parser = lexopt::Parser::from_env();
     while let Some(argument) = parser.next()? {
         use lexopt::{Arg, ValueExt};
         match argument {
-            Arg::Long("count") => count = parser.value()?.parse()?,
+            Arg::Long("count") => plan.count = parser.value()?.parse()?,
+            Arg::Long("budget") => plan.budget_bytes = parser.value()?.parse()?,
             // A filter for another test asks for none of these.
             Arg::Value(filter) => {
                 let is_meant = NAME.contains(filter.string()?.as_str());
-                count = if is_meant { count } else { 0 };
+                plan.count = if is_meant { plan.count } else { 0 };
             }
             other => return Err(other.unexpected().into()),
         }
     }
-    Ok(count)
+    Ok(plan)
 }
 
 fn main() -> ExitCode {
@@ -84,7 +91,8 @@ fn main() -> ExitCode {
 }
 
 /// All that is wrong; none if nothing was to be done.
-fn run(count: u64) -> Result<Option<Vec<String>>> {
+fn run(plan: Plan) -> Result<Option<Vec<String>>> {
+    let Plan { count, budget_bytes } = plan;
     if count == 0 {
         return Ok(None);
     }
@@ -102,7 +110,7 @@ fn run(count: u64) -> Result<Option<Vec<String>>> {
     // A port on which nobody listens until all is over.
     let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     let settings = AgentSettings {
-        budget_bytes: BUDGET_BYTES,
+        budget_bytes,
         ring_bytes: None,
         spool_bytes_max: 2 << 30,
         launcher: group.launcher(),
@@ -110,12 +118,12 @@ fn run(count: u64) -> Result<Option<Vec<String>>> {
     };
     let mut agent = fleet.start_agent(&settings)?;
     let code_bytes = std::fs::metadata(machine.agent())?.len();
-    let limit_bytes = BUDGET_BYTES + code_bytes + SPARE_BYTES;
+    let limit_bytes = budget_bytes + code_bytes + SPARE_BYTES;
     group.limit(limit_bytes)?;
     let start = group.usage()?;
     let maps = maps_bytes(agent.program.pid())?;
     println!(
-        "budget {BUDGET_BYTES} bytes, code {code_bytes}, limit {limit_bytes}; at the start: {} \
+        "budget {budget_bytes} bytes, code {code_bytes}, limit {limit_bytes}; at the start: {} \
          anonymous, {} of the kernel, of which its maps are {maps}",
         start.anonymous, start.kernel
     );
@@ -142,10 +150,10 @@ fn run(count: u64) -> Result<Option<Vec<String>>> {
         peak.bytes(),
         peak.anonymous,
         peak.kernel,
-        peak.bytes() as f64 / BUDGET_BYTES as f64,
+        peak.bytes() as f64 / budget_bytes as f64,
         group.peak()?,
     );
-    if peak.bytes() > BUDGET_BYTES + SPARE_BYTES {
+    if peak.bytes() > budget_bytes + SPARE_BYTES {
         faults.push(format!("more than the budget and {SPARE_BYTES} bytes were taken"));
     }
     match group.kills()? {

@@ -1,9 +1,11 @@
-//! `workload-adversary --kind KIND --count N --dir D`: does one thing as often and as fast as it
-//! can, in a session of its own as a service has it. Prints how often, as one number.
+//! `workload-adversary --kind KIND --count N --dir D [--pace P]`: does one thing N times, as fast as
+//! it can or P times a second, in a session of its own as a service has it. Prints how often, as
+//! one number.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::net::{AddressFamily, SendFlags, SocketType};
@@ -42,13 +44,14 @@ fn kind(name: &str) -> Result<Kind> {
 }
 
 fn main() -> Result {
-    let (mut what, mut count, mut folder) = (None, 1_000, PathBuf::new());
+    let (mut what, mut count, mut pace, mut folder) = (None, 1_000, None, PathBuf::new());
     let mut parser = lexopt::Parser::from_env();
     while let Some(argument) = parser.next()? {
         use lexopt::{Arg, ValueExt};
         match argument {
             Arg::Long("kind") => what = Some(kind(&parser.value()?.string()?)?),
             Arg::Long("count") => count = parser.value()?.parse()?,
+            Arg::Long("pace") => pace = Some(parser.value()?.parse::<u32>()?.max(1)),
             Arg::Long("dir") => folder = parser.value()?.into(),
             other => return Err(other.unexpected().into()),
         }
@@ -56,13 +59,17 @@ fn main() -> Result {
     let what = what.ok_or("--kind is missing")?;
     rustix::process::setsid()?;
     let deep = if matches!(what, Kind::Deep) { Some(make_deep(&folder)?) } else { None };
-    let next = AtomicU64::new(0);
+    let (next, start) = (AtomicU64::new(0), Instant::now());
     std::thread::scope(|scope| -> Result {
         let work = || -> Result {
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 if number >= count {
                     return Ok(());
+                }
+                if let Some(pace) = pace {
+                    let due = Duration::from_secs_f64(number as f64 / f64::from(pace));
+                    std::thread::sleep(due.saturating_sub(start.elapsed()));
                 }
                 match (what, &deep) {
                     (Kind::Forks, _) => run(&[])?,

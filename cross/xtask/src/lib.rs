@@ -6,11 +6,11 @@
 
 pub mod btf;
 pub mod build;
+pub mod campaign;
 pub mod check;
 pub mod child;
 pub mod debian;
 pub mod demo;
-pub mod faults;
 pub mod kernels;
 pub mod pki;
 pub mod reproduce;

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use lexopt::{Arg, ValueExt};
 use xtask::Result;
-use xtask::{btf, build, check, demo, faults, pki, reproduce, setup, suite, vm};
+use xtask::campaign::{self, Campaign};
+use xtask::{btf, build, check, demo, pki, reproduce, setup, suite, vm};
 
 const HELP: &str = "\
 cargo xtask VERB
@@ -28,6 +29,12 @@ cargo xtask VERB
   faults [--runs N] [--seed S]
           agent and collector under randomised faults (kills, cuts, full and failing disks, rotten
           bits, clocks, certificates): N runs (20), each drawn from its own seed, from S (1) on
+  bounds [--count N] [--budget BYTES]
+          the agent's memory, in a control group with room for its budget (8 MiB), its code and
+          2 MiB more, while programs flood the machine: the quickest does N acts (20000)
+  soak [--seconds N]
+          the agent under as much as it takes in without a loss, for N seconds (60): memory,
+          descriptors and spool must not grow
   reproduce [TARGET]...
           build the agent for these targets (or all) here and in another directory, and compare
           the bytes
@@ -54,7 +61,7 @@ enum Verb {
     Build(String),
     Btf(String, PathBuf, PathBuf),
     Vm(Vec<String>),
-    Faults(faults::Options),
+    Campaign(Campaign),
     Reproduce(Vec<String>),
     Setup,
     Pki(PathBuf, pki::Options),
@@ -80,7 +87,9 @@ fn parse() -> Result<Verb> {
             word(&mut parser, "btf: OUT")?.into(),
         ),
         "vm" => Verb::Vm(words(&mut parser)?),
-        "faults" => return Ok(Verb::Faults(parse_faults(&mut parser)?)),
+        "faults" => return parse_campaign(&mut parser, "faults", &["runs", "seed"]),
+        "bounds" => return parse_campaign(&mut parser, "bounds", &["count", "budget"]),
+        "soak" => return parse_campaign(&mut parser, "soak", &["seconds"]),
         "reproduce" => Verb::Reproduce(words(&mut parser)?),
         "setup" => Verb::Setup,
         "help" => Verb::Help,
@@ -117,16 +126,24 @@ fn words(parser: &mut lexopt::Parser) -> Result<Vec<String>> {
     Ok(words)
 }
 
-fn parse_faults(parser: &mut lexopt::Parser) -> Result<faults::Options> {
-    let mut options = faults::Options::default();
+/// The rest of the line of a campaign that takes these options.
+fn parse_campaign(
+    parser: &mut lexopt::Parser,
+    test: &'static str,
+    known: &[&'static str],
+) -> Result<Verb> {
+    let mut options = Vec::new();
     while let Some(argument) = parser.next()? {
-        match argument {
-            Arg::Long("runs") => options.runs = Some(parser.value()?.parse()?),
-            Arg::Long("seed") => options.seed = Some(parser.value()?.parse()?),
-            other => return Err(other.unexpected().into()),
+        let name = match &argument {
+            Arg::Long(name) => known.iter().find(|known| *known == name).copied(),
+            _ => None,
+        };
+        match name {
+            Some(name) => options.push((name, parser.value()?.parse()?)),
+            None => return Err(argument.unexpected().into()),
         }
     }
-    Ok(options)
+    Ok(Verb::Campaign(Campaign { test, options }))
 }
 
 fn parse_pki(parser: &mut lexopt::Parser) -> Result<(PathBuf, pki::Options)> {
@@ -160,7 +177,7 @@ fn run(verb: Verb) -> Result {
         Verb::Build(target) => build::run(&target),
         Verb::Btf(target, kernel, out) => btf::run(&target, &kernel, &out),
         Verb::Vm(names) => vm::run(&names),
-        Verb::Faults(options) => faults::run(&options),
+        Verb::Campaign(campaign) => campaign::run(&campaign),
         Verb::Reproduce(targets) => reproduce::run(&targets),
         Verb::Setup => setup::run().and_then(|()| setup::web_servers()),
         Verb::Pki(directory, options) => pki::make(&directory, &options),
