@@ -262,7 +262,10 @@ impl Engine {
         let Some(flow) = known else { return };
         flow.note(Totals::new(&entry.volume, entry.shutdown, entry.mmaps), now_ns);
         if entry.ended != 0 {
-            let _ = counters.take(&entry.key, entry.flow_ns);
+            // A call that was under way when it ended may have counted yet.
+            if let Some(total) = counters.take(&entry.key, entry.flow_ns) {
+                flow.note(total, now_ns);
+            }
             self.end_flow(&entry.key, entry.ended, now_ns);
         }
     }

@@ -341,11 +341,38 @@ impl Processes {
             return Some(Text::EMPTY);
         }
         while !self.texts.has_room(text.len() + reserve) {
-            if !self.remove_ended() {
+            if !self.remove_ended() && !self.shorten_idle() {
                 return None;
             }
         }
         self.texts.store(text)
+    }
+
+    /// Takes arguments and environment from a process that has done nothing while the search went
+    /// once around; `false` if none has any. That one may have ended without a word, as those do
+    /// whose ends found no room in the ring.
+    fn shorten_idle(&mut self) -> bool {
+        let places = self.table.places();
+        for _ in 0..2 * places {
+            self.hand = (self.hand + 1) % places;
+            let Some((_, process)) = self.table.at_mut(self.hand) else { continue };
+            if std::mem::take(&mut process.active) {
+                continue;
+            }
+            let Words { args, env, .. } = process.words;
+            for (text, flag) in [(args, process::ARGS_TRUNCATED), (env, process::ENV_TRUNCATED)] {
+                if !text.is_empty() {
+                    process.flags |= flag;
+                    self.texts.release(text);
+                }
+            }
+            process.words.args = Text::EMPTY;
+            process.words.env = Text::EMPTY;
+            if !args.is_empty() || !env.is_empty() {
+                return true;
+            }
+        }
+        false
     }
 
     /// Lets go of a text from [`store`](Processes::store).
@@ -519,16 +546,18 @@ mod tests {
             assert!(processes.insert(Process::unknown(oid(pid))));
             processes.set_words(oid(pid), words);
         }
-        assert_eq!([1, 2, 3].map(|pid| args_of(&processes, pid)), [args.len(), 0, 0]);
+        // Those that do nothing any more lose theirs.
+        assert_eq!([1, 2, 3].map(|pid| args_of(&processes, pid)), [0, 0, args.len()]);
         assert_ne!(processes.get(oid(2)).unwrap().flags & process::ARGS_TRUNCATED, 0);
-        // What has gone makes room, and so do those that have ended.
-        processes.set_words(oid(1), Words { args: &b"b\0"[..], ..words });
+        assert_eq!(processes.get(oid(3)).unwrap().flags & process::ARGS_TRUNCATED, 0);
+        // What has gone makes room, and so do those that have ended, before all others.
+        processes.set_words(oid(3), Words { args: &b"b\0"[..], ..words });
         processes.set_words(oid(2), words);
-        assert_eq!([1, 2].map(|pid| args_of(&processes, pid)), [2, args.len()]);
+        assert_eq!([2, 3].map(|pid| args_of(&processes, pid)), [args.len(), 2]);
         processes.end(oid(2), 7);
-        processes.set_words(oid(3), words);
+        processes.set_words(oid(1), words);
         assert!(processes.get(oid(2)).is_none());
-        assert_eq!(args_of(&processes, 3), args.len());
+        assert_eq!([1, 3].map(|pid| args_of(&processes, pid)), [args.len(), 2]);
     }
 
     #[test]

@@ -160,7 +160,7 @@ inline_always void count_datagram(struct ending *ending, struct scratch *scratch
 	key.tgid = ending->tgid;
 	key.fd = ending->first_argument;
 	base = bpf_map_lookup_elem(&flows, &key);
-	if (!base) {
+	if (!base || base->ended) {
 		/* The table or the ring was full when the flow began; that event carried nothing. */
 		tally->lost_map++;
 		return;
