@@ -9,6 +9,7 @@ import platform
 import resource
 import socket
 import stat
+import struct
 import sys
 
 FOLDER = sys.argv[1]
@@ -272,6 +273,8 @@ def opens():
     note("OPEN", call(LIBC.open, path.encode(), flags), path, ["0x103"])
     note("OPEN", call(LIBC.openat, folder, b"private", flags), path, ["0x103"])
     note("OPEN", call(LIBC.creat, path.encode(), 0o600), path, ["0x106"])
+    handle = struct.pack("=Ii", 8, 1) + bytes(8)
+    note("OPEN", call(LIBC.open_by_handle_at, folder, handle, os.O_RDONLY), FOLDER, ["0x1"])
     # There is nothing: no record.
     call(LIBC.open, below("missing").encode(), os.O_RDONLY)
 
