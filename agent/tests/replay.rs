@@ -412,3 +412,38 @@ fn a_circle_of_parents_ends() {
     let (frames, _) = replay_behind(first_look, WIDE, ROOMY, events());
     assert!(described(&frames).iter().any(|(_, oid, _)| *oid == other));
 }
+
+/// Exec ends all threads but one, so that what they did is the old program's.
+#[test]
+fn threads_are_told_of_the_program_that_had_them() {
+    let header = first_exec();
+    let mut thread = events().find(|event| matches!(event, Event::Fork(_)));
+    if let Some(Event::Fork(fork)) = &mut thread {
+        fork.header = header;
+        fork.child_tgid = header.tgid;
+    }
+    let is_own = |event: &Event<'_>| matches!(event, Event::Exec(started) if started.exec.header.tgid == header.tgid);
+    let mut execs = 0;
+    let with_thread = events().flat_map(|event| {
+        execs += u32::from(is_own(&event));
+        let before = if is_own(&event) && execs == 2 { thread.take() } else { None };
+        [before, Some(event)].into_iter().flatten()
+    });
+    let (frames, _) = replay_events(WIDE, with_thread);
+    let mut exes = Vec::new();
+    for bytes in &frames {
+        let (frame, _) = Frame::decode(bytes).unwrap();
+        for record in frame.records() {
+            match record.unwrap() {
+                Record::Process(process) if process.oid.pid == header.tgid => {
+                    exes.push(String::from_utf8_lossy(process.exe).into_owned());
+                }
+                Record::ProcessFlow(flow) if flow.process.pid == header.tgid => {
+                    exes.push(format!("{} thread", flow.threads_cloned));
+                }
+                _ => {}
+            }
+        }
+    }
+    assert_eq!(exes, ["/usr/bin/env", "1 thread", "/usr/bin/dash"]);
+}

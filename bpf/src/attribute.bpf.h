@@ -68,6 +68,13 @@ int attribute(struct bpf_raw_tracepoint_args *ctx)
 	second = argument(regs, compat, 1);
 	third = argument(regs, compat, 2);
 	switch (ending.call) {
+	case CALL_OPEN_BY_HANDLE:
+		/* No name: it is told of what stands for the file system. The handle's length, of
+		 * which only the lowest byte is ever used, has a NUL where a name is wanted. */
+		directory = ending.first_argument;
+		name = second + 1;
+		event->values[0] = open_flags(&ending);
+		break;
 	case CALL_OPENAT:
 	case CALL_OPENAT2:
 		directory = ending.first_argument;

@@ -166,6 +166,7 @@ inline_always __u32 open_flags(struct ending *ending)
 	case CALL_OPEN:
 		return argument(ending->regs, ending->compat, 1);
 	case CALL_OPENAT:
+	case CALL_OPEN_BY_HANDLE:
 		return argument(ending->regs, ending->compat, 2);
 	case CALL_CREAT:
 		return O_CREAT_WRONLY_TRUNC;

@@ -106,6 +106,7 @@ pub(crate) enum Call {
     Open,
     OpenAt,
     OpenAt2,
+    OpenByHandle,
     Creat,
     Close,
     CloseRange,

@@ -27,14 +27,23 @@ inline_always __u8 socket_kind(__u64 sock, __u16 family)
 		       SOCKET_STREAM;
 }
 
-/* A number that differs, as a rule, for different peers, and is 0 without one. */
+#define DIGEST_FACTOR 0x9e3779b1 /* 2^32 divided by the golden ratio, and odd */
+
+/* A number that is 0 without a peer. It differs for peers of which only the port or one word of
+ * the address differs; of others one in 2^32 is alike. */
 inline_always __u32 peer_digest(struct event_flow_start *event)
 {
-	__u32 *words = (__u32 *)event->remote;
+	__u32 *words = (__u32 *)event->remote, digest = event->remote_port;
+	int word;
 
-	if (!event->remote_port)
+	if (!digest)
 		return 0;
-	return (words[0] ^ words[1] ^ words[2] ^ words[3]) * 31 + event->remote_port + 1;
+#pragma clang loop unroll(full)
+	for (word = 0; word < 4; word++) {
+		digest = (digest ^ words[word]) * DIGEST_FACTOR;
+		digest ^= digest >> 15;
+	}
+	return digest ? digest : 1;
 }
 
 inline_always __u32 is_same_address(__u8 *one, __u8 *other)

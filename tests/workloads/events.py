@@ -3,12 +3,14 @@ that made them, and of each call the operation, the file or the arguments, and t
 kernel gave. Usage: events.py FOLDER"""
 
 import ctypes
+import errno
 import json
 import os
 import platform
 import resource
 import socket
 import stat
+import struct
 import sys
 
 FOLDER = sys.argv[1]
@@ -272,6 +274,11 @@ def opens():
     note("OPEN", call(LIBC.open, path.encode(), flags), path, ["0x103"])
     note("OPEN", call(LIBC.openat, folder, b"private", flags), path, ["0x103"])
     note("OPEN", call(LIBC.creat, path.encode(), 0o600), path, ["0x106"])
+    handle = struct.pack("=Ii", 8, 1) + bytes(8)
+    result = call(LIBC.open_by_handle_at, folder, handle, os.O_RDONLY)
+    # A kernel without such handles says so.
+    if result == -errno.EPERM:
+        note("OPEN", result, FOLDER, ["0x1"])
     # There is nothing: no record.
     call(LIBC.open, below("missing").encode(), os.O_RDONLY)
 

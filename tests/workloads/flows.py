@@ -488,4 +488,42 @@ def vectors_are_read_and_written_at_places():
     return [flow([1, read, 2, written], fd=one, path=path("vectors"))]
 
 
+@act
+def a_socket_goes_on_to_a_peer_that_is_alike():
+    # As little-endian words the addresses differ by 256, and 31 times that is between the ports.
+    while True:
+        receivers = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
+        receivers[0].bind(("127.1.0.1", 0))
+        try:
+            receivers[1].bind(("127.0.0.1", receivers[0].getsockname()[1] + 31 * 256))
+            break
+        except (OSError, OverflowError):
+            continue
+    one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    truth = []
+    for number, receiver in enumerate(receivers):
+        host, port = receiver.getsockname()
+        one.connect((host, port))
+        one.send(b"p" * (number + 1))
+        truth.append(flow([0, 0, 1, number + 1], fd=one.fileno(), address=host, port=port))
+    return truth
+
+
+@act
+def a_file_is_opened_by_its_handle():
+    os.close(target("handle"))
+    handle = ctypes.create_string_buffer(struct.pack("=Ii", 128, 0) + bytes(128))
+    mount = ctypes.c_int()
+    name = path("handle").encode()
+    if LIBC.name_to_handle_at(-100, name, handle, ctypes.byref(mount), 0):
+        return []
+    folder = os.open(FOLDER, os.O_RDONLY)
+    one = LIBC.open_by_handle_at(folder, handle, os.O_RDWR)
+    if one < 0:
+        return []
+    os.write(one, b"h" * 7)
+    os.close(one)
+    return [flow([0, 0, 1, 7], fd=one, path=path("handle"), ops="O  W    C")]
+
+
 print(json.dumps(ACTS))

@@ -51,6 +51,8 @@ impl Engine {
             None => ObjectState::Created,
         };
         let Some(oid) = self.subject(&exec.header, Operation::Exec) else { return };
+        // Exec ends all threads but one: they were the old program's.
+        self.export_threads(oid, exec.header.time_ns, EndReason::EndDetected);
         let parent = (exec.parent_tgid != 0)
             .then(|| self.processes.resolve(exec.parent_tgid, exec.parent_start_ns));
         let (mut paths, mut masked) =
