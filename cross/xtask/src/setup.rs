@@ -32,7 +32,7 @@ struct Package {
     why: &'static str,
 }
 
-const PACKAGES: [Package; 12] = [
+const PACKAGES: [Package; 14] = [
     Package {
         name: "clang",
         sign: Sign::Program("clang"),
@@ -68,6 +68,16 @@ const PACKAGES: [Package; 12] = [
         name: "util-linux",
         sign: Sign::Program("unshare"),
         why: "gives a test its own mounts",
+    },
+    Package {
+        name: "systemd",
+        sign: Sign::Program("systemd-analyze"),
+        why: "judges the service units; nothing of it is started",
+    },
+    Package {
+        name: "shellcheck",
+        sign: Sign::Program("shellcheck"),
+        why: "judges the init script",
     },
 ];
 
