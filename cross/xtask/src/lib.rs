@@ -8,6 +8,7 @@ pub mod btf;
 pub mod build;
 pub mod check;
 pub mod child;
+pub mod crates;
 pub mod debian;
 pub mod demo;
 pub mod faults;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use lexopt::{Arg, ValueExt};
 use xtask::Result;
-use xtask::{btf, build, check, demo, faults, pki, reproduce, setup, suite, vm};
+use xtask::{btf, build, check, crates, demo, faults, pki, reproduce, setup, suite, vm};
 
 const HELP: &str = "\
 cargo xtask VERB
@@ -31,6 +31,7 @@ cargo xtask VERB
   reproduce [TARGET]...
           build the agent for these targets (or all) here and in another directory, and compare
           the bytes
+  crates  write the list of crates that the Yocto recipe fetches anew, after Cargo.lock has changed
   setup   only install what is missing (needs root if anything is)
   pki DIR [--agent ID] [--san-id ID] [--host NAME_OR_IP]... [--days N] [--expired] [--as NAME]
           make a throw-away fleet CA in DIR with a certificate for a collector and one for an
@@ -56,6 +57,7 @@ enum Verb {
     Vm(Vec<String>),
     Faults(faults::Options),
     Reproduce(Vec<String>),
+    Crates,
     Setup,
     Pki(PathBuf, pki::Options),
     Help,
@@ -82,6 +84,7 @@ fn parse() -> Result<Verb> {
         "vm" => Verb::Vm(words(&mut parser)?),
         "faults" => return Ok(Verb::Faults(parse_faults(&mut parser)?)),
         "reproduce" => Verb::Reproduce(words(&mut parser)?),
+        "crates" => Verb::Crates,
         "setup" => Verb::Setup,
         "help" => Verb::Help,
         "pki" => {
@@ -162,7 +165,10 @@ fn run(verb: Verb) -> Result {
         Verb::Vm(names) => vm::run(&names),
         Verb::Faults(options) => faults::run(&options),
         Verb::Reproduce(targets) => reproduce::run(&targets),
-        Verb::Setup => setup::run().and_then(|()| setup::web_servers()),
+        Verb::Crates => crates::run(),
+        Verb::Setup => {
+            setup::run().and_then(|()| setup::web_servers()).and_then(|()| setup::layer())
+        }
         Verb::Pki(directory, options) => pki::make(&directory, &options),
         Verb::Help => {
             print!("{HELP}");
