@@ -46,8 +46,20 @@ pub struct Files {
 impl From<&config::Collector> for Files {
     fn from(collector: &config::Collector) -> Self {
         let config::Collector { ca, certificate, key, .. } = collector;
-        Files { ca: ca.clone(), certificate: certificate.clone(), key: key.clone() }
+        let directory = std::env::var_os(CREDENTIALS).map(PathBuf::from);
+        let place = |file: &Path| lent(file, directory.as_deref());
+        Files { ca: place(ca), certificate: place(certificate), key: place(key) }
     }
+}
+
+/// Where the service manager has put files that it lends to this service: systemd's
+/// `LoadCredential=`.
+const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+
+/// The file with the name of `file` in the folder of lent files, if there is one, else `file`.
+fn lent(file: &Path, directory: Option<&Path>) -> PathBuf {
+    let credential = directory.zip(file.file_name()).map(|(folder, name)| folder.join(name));
+    credential.filter(|path| path.is_file()).unwrap_or_else(|| file.to_path_buf())
 }
 
 /// Why there is no identity to connect with.
@@ -218,4 +230,20 @@ fn read(file: &Path) -> Result<Vec<u8>, SetupError> {
 fn stamps(files: &Files) -> [Option<SystemTime>; 3] {
     [&files.ca, &files.certificate, &files.key]
         .map(|file| std::fs::metadata(file).and_then(|metadata| metadata.modified()).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_credential_stands_in_for_the_file_of_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("agent.key"), "lent").unwrap();
+        let key = Path::new("/etc/sysflow/agent.key");
+        assert_eq!(lent(key, Some(folder.path())), folder.path().join("agent.key"));
+        assert_eq!(lent(key, None), key);
+        let certificate = Path::new("/etc/sysflow/agent.pem");
+        assert_eq!(lent(certificate, Some(folder.path())), certificate);
+    }
 }

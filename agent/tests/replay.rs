@@ -429,7 +429,7 @@ fn threads_are_told_of_the_program_that_had_them() {
         let before = if is_own(&event) && execs == 2 { thread.take() } else { None };
         [before, Some(event)].into_iter().flatten()
     });
-    let (frames, _) = replay_events(WIDE, with_thread);
+    let (frames, _) = replay_events(WIDE, ROOMY, with_thread);
     let mut exes = Vec::new();
     for bytes in &frames {
         let (frame, _) = Frame::decode(bytes).unwrap();

@@ -113,7 +113,7 @@ fn run(plan: Plan) -> Result<Option<Vec<String>>> {
         budget_bytes,
         ring_bytes: None,
         spool_bytes_max: 2 << 30,
-        launcher: group.launcher(),
+        wrapper: [group.launcher(), vec![machine.agent().into()]].concat(),
         ..fleet.agent_settings("agent", address)
     };
     let mut agent = fleet.start_agent(&settings)?;

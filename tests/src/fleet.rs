@@ -121,7 +121,7 @@ impl<'m> Fleet<'m> {
             spool_bytes_max: 16 << 20,
             status: self.path(&format!("{name}/status.json")),
             environment: Vec::new(),
-            launcher: Vec::new(),
+            wrapper: Vec::new(),
             sections: String::new(),
         }
     }
@@ -148,14 +148,12 @@ impl<'m> Fleet<'m> {
             std::fs::remove_file(&settings.status)?;
         }
         std::fs::write(&config, settings.text())?;
-        let mut command = match settings.launcher.split_first() {
+        let mut words = settings.wrapper.iter().cloned();
+        let mut command = match words.next() {
+            Some(program) => Command::new(program),
             None => Command::new(self.machine.agent()),
-            Some((launcher, words)) => {
-                let mut command = Command::new(launcher);
-                command.args(words).arg(self.machine.agent());
-                command
-            }
         };
+        command.args(words);
         command.arg("run").arg("--config").arg(&config).envs(settings.environment.iter().cloned());
         let program = Program::start(&settings.name, &mut command, &self.path("logs"))?;
         Ok(Agent { program, status: settings.status.clone() })
@@ -296,8 +294,9 @@ pub struct AgentSettings {
     pub spool_bytes_max: u64,
     pub status: PathBuf,
     pub environment: Vec<(OsString, OsString)>,
-    /// A command that becomes the agent, whose command line is appended to it; empty: none.
-    pub launcher: Vec<OsString>,
+    /// A command line that runs the agent, up to and with the agent's own path; empty: the agent
+    /// is run as it is.
+    pub wrapper: Vec<OsString>,
     /// More sections of the configuration file, as text.
     pub sections: String,
 }

@@ -9,6 +9,7 @@ pub mod build;
 pub mod campaign;
 pub mod check;
 pub mod child;
+pub mod crates;
 pub mod debian;
 pub mod demo;
 pub mod kernels;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use lexopt::{Arg, ValueExt};
 use xtask::Result;
 use xtask::campaign::{self, Campaign};
-use xtask::{btf, build, check, demo, pki, reproduce, setup, suite, vm};
+use xtask::{btf, build, check, crates, demo, pki, reproduce, setup, suite, vm};
 
 const HELP: &str = "\
 cargo xtask VERB
@@ -38,6 +38,7 @@ cargo xtask VERB
   reproduce [TARGET]...
           build the agent for these targets (or all) here and in another directory, and compare
           the bytes
+  crates  write the list of crates that the Yocto recipe fetches anew, after Cargo.lock has changed
   setup   only install what is missing (needs root if anything is)
   pki DIR [--agent ID] [--san-id ID] [--host NAME_OR_IP]... [--days N] [--expired] [--as NAME]
           make a throw-away fleet CA in DIR with a certificate for a collector and one for an
@@ -63,6 +64,7 @@ enum Verb {
     Vm(Vec<String>),
     Campaign(Campaign),
     Reproduce(Vec<String>),
+    Crates,
     Setup,
     Pki(PathBuf, pki::Options),
     Help,
@@ -91,6 +93,7 @@ fn parse() -> Result<Verb> {
         "bounds" => return parse_campaign(&mut parser, "bounds", &["count", "budget"]),
         "soak" => return parse_campaign(&mut parser, "soak", &["seconds"]),
         "reproduce" => Verb::Reproduce(words(&mut parser)?),
+        "crates" => Verb::Crates,
         "setup" => Verb::Setup,
         "help" => Verb::Help,
         "pki" => {
@@ -179,7 +182,10 @@ fn run(verb: Verb) -> Result {
         Verb::Vm(names) => vm::run(&names),
         Verb::Campaign(campaign) => campaign::run(&campaign),
         Verb::Reproduce(targets) => reproduce::run(&targets),
-        Verb::Setup => setup::run().and_then(|()| setup::web_servers()),
+        Verb::Crates => crates::run(),
+        Verb::Setup => {
+            setup::run().and_then(|()| setup::web_servers()).and_then(|()| setup::layer())
+        }
         Verb::Pki(directory, options) => pki::make(&directory, &options),
         Verb::Help => {
             print!("{HELP}");

@@ -13,6 +13,16 @@ use crate::workspace::{self, root, say};
 /// The reference suite's tools, in the version that the tests compare with.
 const SYSFLOW_TOOLS: &str = "sysflow-tools==0.6.1";
 
+/// What judges the Yocto layer: BitBake's parser, a linter with what it knows of the releases, and
+/// the schema of kas.
+const LAYER_TOOLS: [&str; 5] = [
+    "bitbake-setup==2.19.0",
+    "oelint-adv==9.11.2",
+    "oelint-parser==8.13.2",
+    "oelint-data==1.5.26",
+    "kas==5.5",
+];
+
 /// How a machine shows that it has a package.
 #[derive(Clone, Copy)]
 enum Sign {
@@ -105,6 +115,20 @@ const WEB_SERVERS: [Package; 1] = [Package {
     why: "a web server of three process models, for tests",
 }];
 
+/// What judges service units and scripts.
+const LAYER: [Package; 2] = [
+    Package {
+        name: "systemd",
+        sign: Sign::Program("systemd-analyze"),
+        why: "judges the service units; nothing of it is started",
+    },
+    Package {
+        name: "shellcheck",
+        sign: Sign::Program("shellcheck"),
+        why: "judges the init script",
+    },
+];
+
 /// What makes type information smaller.
 const BTF: [Package; 1] =
     [Package { name: "bpftool", sign: Sign::Program("bpftool"), why: "minimises BTF" }];
@@ -162,6 +186,20 @@ pub fn guests() -> Result {
 /// As [`run`].
 pub fn btf() -> Result {
     install_packages(&BTF)
+}
+
+/// Installs what judges the Yocto layer and the service units.
+///
+/// # Errors
+/// As [`run`].
+pub fn layer() -> Result {
+    install_packages(&LAYER)?;
+    python_environment(&layer_tools(), &LAYER_TOOLS)
+}
+
+/// The Python environment that judges the layer, once [`layer`] has been called.
+pub fn layer_tools() -> PathBuf {
+    root().join("target/layer")
 }
 
 /// Installs what the tests put under load, and starts none of it.

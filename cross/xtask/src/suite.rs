@@ -98,6 +98,7 @@ pub fn environment(command: &mut Command) -> Result {
             Workspace::Collector.binary(COLLECTOR_PROFILE, "sysflow-collector"),
         )
         .env("SYSFLOW_NGINX", setup::nginx())
+        .env("SYSFLOW_LAYER_TOOLS", setup::layer_tools())
         .env("SYSFLOW_XTASK", std::env::current_exe()?);
     Ok(())
 }
@@ -109,6 +110,7 @@ pub fn environment(command: &mut Command) -> Result {
 pub fn run() -> Result {
     setup::run()?;
     setup::web_servers()?;
+    setup::layer()?;
     let guests = vm::prepare_always()?;
     build_agent()?;
     build_collector()?;

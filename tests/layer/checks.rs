@@ -1,0 +1,175 @@
+//! What is checked of a tree: each check gives the faults it found.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use tests::Result;
+
+/// Releases of Yocto that the layer is for.
+const RELEASES: [&str; 2] = ["scarthgap", "wrynose"];
+/// Rules of the linter that do not fit: it asks the network for the home page; takes the kernel's
+/// part, which a distribution feature guards, for one that changes everybody's kernel; does not
+/// know oe-core's KERNEL_DEBUG; and wants the list of crates, which has the form that oe-core's
+/// own tool gives it, and a package without sources to look otherwise.
+const UNFIT: [&str; 7] = [
+    "oelint.vars.homepageping",
+    "oelint.vars.noncoreoverride",
+    "oelint.vars.mispell.unknown",
+    "oelint.vars.inconspaces",
+    "oelint.vars.srcurifile",
+    "oelint.var.mandatoryvar.SRC_URI",
+    "oelint.var.licenseremotefile",
+];
+/// Highest exposure of a service, tenths.
+const EXPOSURE_MAX: &str = "18";
+/// The units, and what their ExecStart runs.
+pub(crate) const UNITS: [(&str, &str); 2] = [
+    ("agent/sysflow-agent.service", "/usr/bin/sysflow-agent"),
+    ("collector/sysflow-collector.service", "/usr/bin/sysflow-collector"),
+];
+/// Scripts, and the shell that runs them.
+const SCRIPTS: [(&str, &str); 3] = [
+    ("yocto/meta-sysflow/recipes-sysflow/sysflow-agent/files/sysflow-agent.init", "sh"),
+    ("yocto/meta-sysflow/recipes-sysflow/sysflow-agent/files/run-ptest", "sh"),
+    ("agent/sysflow-agent.bash", "bash"),
+];
+
+/// One check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Check {
+    /// BitBake's own parser; see `parse.py` for what it cannot see.
+    Parser,
+    /// A linter for recipes.
+    Linter,
+    /// The schema of kas.
+    Kas,
+    /// A linter for shell scripts.
+    Scripts,
+    /// systemd's view of the units: keys, and how exposed the services are.
+    Units,
+}
+
+impl Check {
+    /// All of them.
+    pub(crate) const ALL: [Check; 5] =
+        [Check::Parser, Check::Linter, Check::Kas, Check::Scripts, Check::Units];
+
+    /// The faults of a tree, by lines.
+    ///
+    /// # Errors
+    /// If the check cannot be made.
+    pub(crate) fn faults(self, tools: &Path, tree: &Path) -> Result<Vec<String>> {
+        match self {
+            Check::Parser => parse(tools, tree),
+            Check::Linter => lint(tools, tree),
+            Check::Kas => run(python(tools, "kas_schema.py").arg(tree)),
+            Check::Scripts => scripts(tree),
+            Check::Units => units(tree),
+        }
+    }
+}
+
+/// The tools, if `cargo xtask` has installed them.
+pub(crate) fn tools() -> Option<PathBuf> {
+    std::env::var_os("SYSFLOW_LAYER_TOOLS").map(PathBuf::from)
+}
+
+/// The root of this tree.
+pub(crate) fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn python(tools: &Path, script: &str) -> Command {
+    let mut command = Command::new(tools.join("bin/python"));
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("layer").join(script));
+    command
+}
+
+/// What a checker printed; that it failed without a word is a fault, too.
+fn run(command: &mut Command) -> Result<Vec<String>> {
+    let output = command.output().map_err(|e| format!("start {command:?}: {e}"))?;
+    let mut lines = lines(&output);
+    if !output.status.success() && lines.is_empty() {
+        lines.push(format!("{command:?}: {}", output.status));
+    }
+    Ok(lines)
+}
+
+fn lines(output: &Output) -> Vec<String> {
+    let said = [&output.stdout, &output.stderr].map(|said| String::from_utf8_lossy(said));
+    let lines = said.iter().flat_map(|said| said.lines()).filter(|line| !line.trim().is_empty());
+    lines.map(str::to_string).collect()
+}
+
+fn parse(tools: &Path, tree: &Path) -> Result<Vec<String>> {
+    let mut faults = Vec::new();
+    for release in RELEASES {
+        faults.extend(run(python(tools, "parse.py").arg(tree).arg(release))?);
+    }
+    Ok(faults)
+}
+
+/// Files of the layer with these endings.
+fn files(folder: &Path, endings: &[&str]) -> Result<Vec<PathBuf>> {
+    let (mut found, mut folders) = (Vec::new(), vec![folder.to_path_buf()]);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder)? {
+            let path = entry?.path();
+            let ending = path.extension().unwrap_or_default().to_string_lossy().into_owned();
+            if path.is_dir() {
+                folders.push(path);
+            } else if endings.contains(&ending.as_str()) {
+                found.push(path);
+            }
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+fn lint(tools: &Path, tree: &Path) -> Result<Vec<String>> {
+    let layer = tree.join("yocto/meta-sysflow");
+    let files = files(&layer, &["bb", "bbappend", "inc", "bbclass", "conf"])?;
+    let mut faults = Vec::new();
+    for release in RELEASES {
+        let mut command = Command::new(tools.join("bin/oelint-adv"));
+        command.args(["--quiet", "--hide", "info", "--release", release]);
+        command.args(UNFIT.iter().flat_map(|rule| ["--suppress", rule])).args(&files);
+        faults.extend(run(&mut command)?);
+    }
+    Ok(faults)
+}
+
+fn scripts(tree: &Path) -> Result<Vec<String>> {
+    let mut faults = Vec::new();
+    for (script, shell) in SCRIPTS {
+        let mut command = Command::new("shellcheck");
+        command.args(["--format", "gcc", "--shell", shell]).arg(tree.join(script));
+        faults.extend(run(&mut command)?);
+    }
+    Ok(faults)
+}
+
+fn units(tree: &Path) -> Result<Vec<String>> {
+    let folder = tempfile::tempdir()?;
+    let mut faults = Vec::new();
+    for (unit, program) in UNITS {
+        let text = std::fs::read_to_string(tree.join(unit))?;
+        let name = Path::new(unit).file_name().unwrap_or_default();
+        let copy = folder.path().join(name);
+        // The program is not installed on the machine that checks.
+        std::fs::write(&copy, text.replace(program, "/bin/true"))?;
+        let mut verify = Command::new("systemd-analyze");
+        // It ends well although it ignores what it does not know; then what it says counts.
+        faults.extend(run(verify.args(["verify", "--man=no"]).arg(&copy))?);
+        let mut judge = Command::new("systemd-analyze");
+        judge.args(["security", "--offline=true", "--no-pager"]);
+        judge.arg(format!("--threshold={EXPOSURE_MAX}")).arg(tree.join(unit));
+        let judged = judge.output()?;
+        if !judged.status.success() {
+            let verdict = lines(&judged).pop().unwrap_or_default();
+            faults.push(format!("{unit}: {verdict}; at most {EXPOSURE_MAX} tenths"));
+        }
+    }
+    Ok(faults)
+}
