@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use codec::{ObjectState, Oid, Process as Record, process};
+use codec::{CLASSES, Class, ObjectState, Oid, Process as Record, process};
 
 use crate::table::Table;
 use crate::texts::{Text, Texts};
@@ -116,8 +116,8 @@ pub struct Process {
     pub flags: u32,
     /// Inode number of its mount namespace, 0 if unknown.
     pub mount_namespace: u32,
-    /// Generation in which it was last written.
-    pub written: Option<u32>,
+    /// By class, the generation in which it was last written.
+    pub written: [Option<u32>; CLASSES],
     /// When it ended, boot clock, ns.
     pub ended_ns: Option<u64>,
     /// Threads not yet told.
@@ -138,7 +138,7 @@ impl Process {
             entry: false,
             flags: process::INCOMPLETE,
             mount_namespace: 0,
-            written: None,
+            written: [None; CLASSES],
             ended_ns: None,
             threads: Threads::default(),
             words: Words {
@@ -352,15 +352,23 @@ impl Processes {
         self.table.get_mut(&oid)
     }
 
-    /// The process and its ancestors that have not been written in `generation`, root first.
-    pub fn unwritten(&self, oid: Oid, generation: u32) -> heapless::Vec<Oid, ANCESTORS_MAX> {
+    /// The process and its ancestors that have not been written in `generation` of a class, root
+    /// first.
+    pub fn unwritten(
+        &self,
+        oid: Oid,
+        class: Class,
+        generation: u32,
+    ) -> heapless::Vec<Oid, ANCESTORS_MAX> {
         let mut chain = heapless::Vec::new();
         let mut next = Some(oid);
         while let Some(process) = next.and_then(|oid| self.table.get(&oid)) {
             if chain.contains(&process.oid) {
                 break;
             }
-            if process.written != Some(generation) && chain.push(process.oid).is_err() {
+            if process.written[class as usize] != Some(generation)
+                && chain.push(process.oid).is_err()
+            {
                 break;
             }
             next = process.parent;

@@ -1,13 +1,14 @@
 //! The data path, put together: knows all modules, owns every timer, reads the clock. One
 //! thread drains the ring, sweeps the kernel's flows, and hands finished frames on.
 
+mod capture;
 mod delivery;
 
+pub use capture::capture;
 pub use delivery::{purge, run};
 
 use std::cell::RefCell;
 use std::fmt;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,11 +16,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bpf::{Bounds, Event, FlowKey, Hook, Probes};
-use codec::{Capabilities, Clock, Operation, Term, hook};
+use codec::{CLASSES, Capabilities, Class, Clock, Operation, Term, hook};
 use rustix::time::{ClockId, clock_gettime};
 use smol::Timer;
 
-use crate::batch::{Batch, Books, Identity, Kept, Limits, Sink};
+use crate::batch::{Batch, Books, Identity, Limits, Sink};
 use crate::engine::{self, Counters, Engine, Timeouts};
 use crate::flow::Totals;
 use crate::privacy::Privacy;
@@ -179,8 +180,8 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// Bounds of frames.
     pub limits: Limits,
-    /// Age at which a frame is finished.
-    pub frame_age_max: Duration,
+    /// By class, the age at which a frame is finished.
+    pub frame_ages_max: [Duration; CLASSES],
     /// Processes in the table.
     pub processes_max: usize,
     /// Bytes of the texts of processes and flows.
@@ -202,7 +203,7 @@ impl Default for Settings {
             },
             timeouts: Timeouts { idle_ns: 60_000_000_000, active_ns: 30_000_000_000 },
             limits: Limits { frame_bytes_max: 64 * 1024, generation_records_max: 10_000 },
-            frame_age_max: Duration::from_secs(5),
+            frame_ages_max: [Duration::from_secs(5), Duration::from_secs(120)],
             processes_max: 2048,
             text_bytes: 1 << 20,
             privacy: Privacy::default(),
@@ -237,7 +238,7 @@ trait Outlet: Sink {
     fn losses(&mut self) -> Losses {
         Losses::default()
     }
-    /// Once for every frame age.
+    /// Once for every age of urgent frames.
     fn tick(&mut self, _books: &Books) {}
     /// Once for every look into the ring, at least ten times a second while all is well.
     fn alive(&mut self, _now: Instant) {}
@@ -252,8 +253,8 @@ struct Losses {
     refused: u64,
     /// Damaged on the device.
     damaged: u64,
-    /// Whether the collector has lost the generation.
-    restart: bool,
+    /// By class, whether the collector has lost the generation.
+    restart: [bool; CLASSES],
 }
 
 /// What runs before this one left to be told.
@@ -337,7 +338,9 @@ fn watch(
 
     outlet.borrow_mut().ready(&probes)?;
     let started = Instant::now();
-    let (mut swept, mut framed, mut told) = (started, started, started);
+    let (mut swept, mut told) = (started, started);
+    let mut framed = [started; CLASSES];
+    let [urgent_age_max, volume_age_max] = settings.frame_ages_max;
     let mut swept_ns = boot_ns();
     let wake = smol::Async::new(ring.descriptor()).map_err(|e| Error::System("ring", e))?;
     smol::block_on(smol::LocalExecutor::new().run(async {
@@ -377,19 +380,27 @@ fn watch(
                     let now_ns = boot_ns();
                     tell_tallies(&mut engine, &probes);
                     engine.close(now_ns);
-                } else if now.duration_since(framed) >= settings.frame_age_max {
-                    framed = now;
+                } else if now.duration_since(framed[Class::Urgent as usize]) >= urgent_age_max {
+                    framed[Class::Urgent as usize] = now;
+                    if now.duration_since(framed[Class::Volume as usize]) >= volume_age_max {
+                        framed[Class::Volume as usize] = now;
+                        engine.batch.finish(Class::Volume);
+                    }
                     tell_tallies(&mut engine, &probes);
-                    if engine.batch.pending() > 0 || now.duration_since(told) >= LEDGER_AGE_MAX {
+                    if engine.batch.pending(Class::Urgent) > 0
+                        || now.duration_since(told) >= LEDGER_AGE_MAX
+                    {
                         told = now;
-                        engine.batch.finish();
+                        engine.batch.finish(Class::Urgent);
                     }
                     let losses = outlet.borrow_mut().losses();
                     let books = &mut engine.batch.books;
                     books.add_lost_records(Term::LostRefused, losses.refused);
                     books.add_lost_records(Term::LostSpoolError, losses.damaged);
-                    if losses.restart {
-                        engine.batch.restart_generation();
+                    for class in Class::ALL {
+                        if losses.restart[class as usize] {
+                            engine.batch.restart_generation(class);
+                        }
                     }
                     outlet.borrow_mut().tick(&engine.batch.books);
                 }
@@ -453,54 +464,6 @@ pub fn stop_on_signal() -> Result<Arc<AtomicBool>, Error> {
 fn file_error(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     let path = path.to_path_buf();
     move |error| Error::File(path, error)
-}
-
-/// A folder that takes each frame as a file.
-struct Folder {
-    out: PathBuf,
-    number: u64,
-    failure: Option<Error>,
-}
-
-impl Sink for Folder {
-    fn frame(&mut self, frame: &[u8]) -> Kept {
-        let path = self.out.join(format!("{:020}.frame", self.number));
-        self.number += 1;
-        let written = std::fs::File::create_new(&path).and_then(|mut file| file.write_all(frame));
-        if let Err(error) = written {
-            self.failure = Some(Error::File(path, error));
-        }
-        Kept::default()
-    }
-}
-
-impl Outlet for Folder {
-    fn ready(&mut self, probes: &Probes) -> Result<(), Error> {
-        drop_privileges(probes)
-    }
-
-    fn told_until(&mut self, _: u64) -> Result<(), Error> {
-        self.failure.take().map_or(Ok(()), Err)
-    }
-}
-
-/// Watches without a collector: each frame becomes a file in `out`.
-///
-/// # Errors
-/// See [`Error`]; `out` must be a folder that can be made and written, without frames.
-pub fn capture(settings: &Settings, duration: Option<Duration>, out: &Path) -> Result<(), Error> {
-    std::fs::create_dir_all(out).map_err(file_error(out))?;
-    if std::fs::read_dir(out).map_err(file_error(out))?.next().is_some() {
-        let text = format!("{}: is not empty (name a new folder for the frames)", out.display());
-        return Err(Error::Config(text));
-    }
-    let stop = stop_on_signal()?;
-    let folder = Rc::new(RefCell::new(Folder { out: out.into(), number: 0, failure: None }));
-    let run_id = run_state::random_id().map_err(|e| Error::System("a random run id", e))?;
-    let identity = identity("capture".into(), boot_id()?, run_id);
-    watch(settings, identity, Former::default(), duration, &stop, &folder)?;
-    log::info!("{} frames in {}", folder.borrow().number, out.display());
-    Ok(())
 }
 
 /// Gives up what the start needed: what is attached stays attached.

@@ -19,7 +19,7 @@ use agent::engine::{Bounds, Counters, Engine, Timeouts, Users};
 use agent::flow::Totals;
 use agent::privacy::Privacy;
 use bpf::{Event, FlowKey};
-use codec::{Capabilities, Clock, FileId, Frame, Operation, Record, Term, Volume};
+use codec::{Capabilities, Class, Clock, FileId, Frame, Operation, Record, Term, Volume};
 
 const SCENE: &[u8] = include_bytes!("replay/scene.events");
 const RECORDS: &str = include_str!("replay/scene.records");
@@ -100,13 +100,20 @@ fn the_last_frame_has_the_whole_ledger() {
 
 const WIDE: Limits = Limits { frame_bytes_max: 128 * 1024, generation_records_max: 100_000 };
 
-/// One line a record, with process ids and times counted from the scene's first.
+/// One line a record, class by class, with process ids and times counted from the scene's first.
 fn told(frames: &[Vec<u8>]) -> String {
-    let mut out = String::new();
-    let mut files: Vec<(FileId, String)> = Vec::new();
     let mut first = None;
+    Class::ALL.map(|class| told_in(class, frames, &mut first)).concat()
+}
+
+fn told_in(class: Class, frames: &[Vec<u8>], first: &mut Option<u32>) -> String {
+    let mut out = format!("class {}\n", class.name());
+    let mut files: Vec<(FileId, String)> = Vec::new();
     for bytes in frames {
         let (frame, _) = Frame::decode(bytes).unwrap();
+        if frame.header.key.class != class as u8 {
+            continue;
+        }
         if frame.header.start.is_some() {
             files.clear();
         }
@@ -220,9 +227,10 @@ fn small_frames_and_generations_tell_the_same() {
     assert_eq!(flat(&told(&frames)), flat(RECORDS));
     // Each generation stands alone: every name that a record uses is in it (`told` looks it up
     // among those of the generation), and every process.
-    let mut known = Vec::new();
+    let mut known_in = Class::ALL.map(|_| Vec::new());
     for bytes in &frames {
         let (frame, _) = Frame::decode(bytes).unwrap();
+        let known = &mut known_in[usize::from(frame.header.key.class)];
         if frame.header.start.is_some() {
             known.clear();
         }
@@ -231,6 +239,8 @@ fn small_frames_and_generations_tell_the_same() {
                 Record::Process(p) => known.push(p.oid),
                 Record::ProcessEvent(e) => assert!(known.contains(&e.process)),
                 Record::FileFlow(f) => assert!(known.contains(&f.process)),
+                Record::FileEvent(e) => assert!(known.contains(&e.process)),
+                Record::NetworkFlow(f) => assert!(known.contains(&f.process)),
                 _ => {}
             }
         }

@@ -309,6 +309,7 @@ mod tests {
             capabilities: None,
             farewell: is_closed.then_some(Farewell { at_ns: 9 }),
             former,
+            tombstones: Default::default(),
         };
         let bytes = codec::FrameWriter::new(&mut buffer).unwrap().finish(&header).unwrap();
         let mut account = Account::default();

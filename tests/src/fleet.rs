@@ -296,7 +296,7 @@ impl AgentSettings {
              upload_interval_s = {}\n\n\
              [spool]\ndirectory = {:?}\nbytes_max = {}\n\n\
              [flows]\nactive_timeout_s = {}\n\n\
-             [frames]\nage_max_s = {}\n\n\
+             [frames]\nage_max_s = {}\nvolume_age_max_s = {}\n\n\
              [kernel]\nring_bytes = {}\nflow_entries = {}\n\n\
              [status]\nfile = {:?}\n\n{}",
             self.url,
@@ -307,6 +307,7 @@ impl AgentSettings {
             self.spool,
             self.spool_bytes_max,
             self.active_timeout_s,
+            self.frame_age_max_s,
             self.frame_age_max_s,
             self.ring_bytes,
             self.flow_entries,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bpf::{Bounds, Probes};
-use codec::{Frame, Term};
+use codec::{CLASSES, Class, Frame, Term};
 
 use super::{
     Error, Former, Losses, Outlet, Settings, boot_id, boot_ns, drop_privileges, identity, watch,
@@ -46,6 +46,8 @@ struct Delivery {
     lost: Lost,
     /// Whether a frame has come since the state was last written.
     framed: bool,
+    /// Whether an urgent frame of this run is in the spool: it tells of the runs before.
+    introduced: bool,
     complaint: RateLimit,
     supervisor: Supervisor,
     /// What the supervisor has been told of the state.
@@ -54,7 +56,7 @@ struct Delivery {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Lost {
-    generations: u64,
+    generations: [u64; CLASSES],
     refused: u64,
     damaged: u64,
 }
@@ -105,11 +107,12 @@ impl Delivery {
 }
 
 impl Sink for Delivery {
-    fn frame(&mut self, frame: &[u8]) -> Kept {
-        self.state.frame_made();
+    fn frame(&mut self, class: Class, frame: &[u8]) -> Kept {
+        self.state.frame_made(class);
         match self.writer.append(frame) {
             Ok(appended) => {
                 self.framed = true;
+                self.introduced |= class == Class::Urgent;
                 if appended.waiting_bytes >= self.config.collector.upload_bytes_max as u64
                     && let Some(upload) = &self.upload
                 {
@@ -117,13 +120,15 @@ impl Sink for Delivery {
                 }
                 Kept {
                     lost: Some((Term::LostSpoolFull, appended.dropped_records)),
-                    restart: appended.dropped_frames > 0,
+                    restart: [appended.dropped_frames > 0; CLASSES],
                 }
             }
             Err(error) => {
                 self.complain(format_args!("frame lost: {error}"));
                 let records = Frame::decode(frame).map_or(0, |(f, _)| u64::from(f.header.records));
-                Kept { lost: Some((Term::LostSpoolError, records)), restart: true }
+                let mut restart = [false; CLASSES];
+                restart[class as usize] = true;
+                Kept { lost: Some((Term::LostSpoolError, records)), restart }
             }
         }
     }
@@ -151,10 +156,10 @@ impl Outlet for Delivery {
     }
 
     fn told_until(&mut self, until_ns: u64) -> Result<(), Error> {
-        if !std::mem::take(&mut self.framed) {
+        if !self.introduced || !std::mem::take(&mut self.framed) {
             return Ok(());
         }
-        // The first frame of the run has told it.
+        // The first urgent frame of the run has told it.
         if let Some(mut untold) = self.untold.take()
             && let Err(error) = untold.told()
         {
@@ -170,7 +175,7 @@ impl Outlet for Delivery {
         let Some(upload) = &self.upload else { return Losses::default() };
         let counters = upload.counters();
         let lost = Lost {
-            generations: counters.generations_lost(),
+            generations: Class::ALL.map(|class| counters.generations_lost(class)),
             refused: counters.refused_records(),
             damaged: counters.damaged_records(),
         };
@@ -178,7 +183,9 @@ impl Outlet for Delivery {
         Losses {
             refused: lost.refused - before.refused,
             damaged: lost.damaged - before.damaged,
-            restart: lost.generations != before.generations,
+            restart: Class::ALL.map(|class| {
+                lost.generations[class as usize] != before.generations[class as usize]
+            }),
         }
     }
 
@@ -227,7 +234,8 @@ impl Settings {
                 frame_bytes_max: config.frames.bytes_max,
                 generation_records_max: config.frames.generation_records_max,
             },
-            frame_age_max: Duration::from_secs(config.frames.age_max_s.into()),
+            frame_ages_max: [config.frames.age_max_s, config.frames.volume_age_max_s]
+                .map(|age_s| Duration::from_secs(age_s.into())),
             processes_max: config.memory.processes_max as usize,
             text_bytes: config.memory.text_bytes,
             privacy: Privacy::new(
@@ -318,6 +326,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
         status,
         lost: Lost::default(),
         framed: false,
+        introduced: false,
         complaint: RateLimit::new(COMPLAINT_INTERVAL),
         supervisor: Supervisor::from_environment(Instant::now()),
         told: String::new(),

@@ -40,6 +40,7 @@ pub(crate) fn frame(sequence: u64, records: u32, bytes: usize) -> Vec<u8> {
         capabilities: None,
         farewell: None,
         former: None,
+        tombstones: Default::default(),
     };
     writer.finish(&header).unwrap().to_vec()
 }
