@@ -166,10 +166,11 @@ fn parse(state: &[u8; STATE_BYTES]) -> Option<Former> {
 fn parse_run(bytes: &[u8; RUN_BYTES]) -> Option<FormerRun> {
     let (boot_id, rest) = bytes.split_first_chunk::<16>()?;
     let (run_id, frames) = rest.split_first_chunk::<16>()?;
-    let (frames, _) = frames.as_chunks::<8>();
-    let frames: [[u8; 8]; CLASSES] = frames.try_into().ok()?;
-    let frames = frames.map(u64::from_le_bytes);
-    Some(FormerRun { boot_id: *boot_id, run_id: *run_id, frames })
+    let mut run = FormerRun { boot_id: *boot_id, run_id: *run_id, frames: [0; CLASSES] };
+    for (frames, bytes) in run.frames.iter_mut().zip(frames.chunks_exact(8)) {
+        *frames = u64::from_le_bytes(bytes.try_into().ok()?);
+    }
+    Some(run)
 }
 
 impl Former {
