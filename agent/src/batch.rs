@@ -14,6 +14,7 @@ use codec::{
     Interruption, Ledger, Record, StreamKey, Term, Tombstones,
 };
 
+use crate::tombstones::Graveyard;
 pub use books::Books;
 use lane::{Lane, Pushed};
 
@@ -61,13 +62,15 @@ impl Sink for Vec<Vec<u8>> {
 }
 
 /// What became of a frame, and of others to make room for it.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Kept {
     /// Records lost, and why.
     pub lost: Option<(Term, u64)>,
     /// By class, whether frames of its generation may be missing, or it should end here: the next
     /// begins at the next chance, since a collector takes a generation only from its start.
     pub restart: [bool; CLASSES],
+    /// Which frames were dropped: the next urgent frame tells of them.
+    pub dropped: Graveyard,
 }
 
 /// Collects records into frames.
@@ -83,6 +86,9 @@ pub struct Batch {
     /// The ledger.
     pub books: Books,
     books_told: Books,
+    /// Frames that the device dropped, in this run or before it.
+    dropped: Graveyard,
+    dropped_told: bool,
     sink: Box<dyn Sink>,
 }
 
@@ -117,6 +123,8 @@ impl Batch {
             farewell: None,
             books: Books::default(),
             books_told: Books::default(),
+            dropped: Graveyard::default(),
+            dropped_told: true,
             sink,
         }
     }
@@ -152,6 +160,12 @@ impl Batch {
         if class == Class::Urgent {
             self.books_told = Books::default();
         }
+    }
+
+    /// Frames that were dropped and that no frame has told of.
+    pub fn tell_dropped(&mut self, dropped: &Graveyard) {
+        self.dropped.extend(dropped.stones());
+        self.dropped_told &= dropped.is_empty();
     }
 
     /// Tells how the boot clock maps to wall time now.
@@ -211,7 +225,8 @@ impl Batch {
         let ledger =
             if is_urgent { self.books.changes(&self.books_told) } else { Ledger::default() };
         let lane = &mut self.lanes[class as usize];
-        if lane.pending() == 0 && ledger.is_empty() && farewell.is_none() {
+        let has_dropped = is_urgent && !self.dropped_told;
+        if lane.pending() == 0 && ledger.is_empty() && farewell.is_none() && !has_dropped {
             return;
         }
         let identity = &self.identity;
@@ -240,14 +255,20 @@ impl Batch {
             capabilities: first.then_some(self.capabilities),
             farewell,
             former: if tells_of_runs { self.former } else { None },
-            tombstones: Tombstones::new(),
+            tombstones: if tells_of_runs || has_dropped {
+                self.dropped.stones().clone()
+            } else {
+                Tombstones::new()
+            },
         };
         lane.clock_told = Some(self.clock);
         let Some(frame) = lane.finish(&header) else { return };
         let kept = self.sink.frame(class, frame);
         if is_urgent {
             self.books_told = self.books.clone();
+            self.dropped_told = true;
         }
+        self.tell_dropped(&kept.dropped);
         if let Some((term, records)) = kept.lost {
             self.books.add_lost_records(term, records);
         }

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bpf::{Bounds, Event, FlowKey, Hook, Probes};
-use codec::{CLASSES, Capabilities, Class, Clock, Operation, Term, hook};
+use codec::{CLASSES, Capabilities, Class, Clock, DropReason, Operation, Term, hook};
 use rustix::time::{ClockId, clock_gettime};
 use smol::Timer;
 
@@ -27,6 +27,7 @@ use crate::privacy::Privacy;
 use crate::procfs::{self, UserFiles};
 use crate::run_state::Before;
 use crate::spool::SpoolError;
+use crate::tombstones::Graveyard;
 use crate::{privileges, run_state};
 
 /// How often the ring is looked into when it does not wake the agent itself.
@@ -258,12 +259,14 @@ struct Losses {
 }
 
 /// What runs before this one left to be told.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 struct Former {
     /// Of the last of them: how far it came, and whether it ended without a farewell.
     before: Before,
     /// Records that were purged from the spool.
     purged_records: u64,
+    /// Frames that were dropped.
+    dropped: Graveyard,
 }
 
 /// Watches until `stop` is set or `duration` is over.
@@ -296,7 +299,8 @@ fn watch(
         missing: probes.missing().iter().fold(0, |bits, (hook, _)| bits | hook_bit(*hook)),
         jit: probes.is_jited(),
     };
-    let Former { before: Before { mut interruption, former }, purged_records } = former;
+    let Former { before, purged_records, dropped } = former;
+    let Before { mut interruption, former } = before;
     if let Some(interruption) = &mut interruption
         && interruption.to_ns != 0
     {
@@ -308,6 +312,10 @@ fn watch(
     let limits = settings.limits;
     let mut batch = Batch::new(identity, limits, capabilities, offset, interruption, former, sink);
     batch.books.add_lost_records(Term::LostPurged, purged_records);
+    let for_quota = dropped.stones().iter().filter(|s| s.reason == DropReason::SpoolFull);
+    // What no frame told of, no ledger counted.
+    batch.books.add_lost_records(Term::LostSpoolFull, for_quota.map(|stone| stone.records).sum());
+    batch.tell_dropped(&dropped);
     let mut user_files = UserFiles::default();
     let mut engine = Engine::new(
         settings.engine_bounds(),
