@@ -75,16 +75,18 @@ fn what_was_purged_is_in_the_collectors_books_once() -> Result {
     collector.program.stop()?;
     // The second run has nothing to tell.
     assert_eq!(told(&fleet)?, [records.unwrap_or_default()]);
-    // Which frames it was is named, too, by the run that came after them.
+    // Which frames it was is named, too, and why, by the run that came after them.
     let (code, lines) = fleet.ledger()?;
     let gaps: Vec<_> = of_kind(&lines, "GAP").collect();
     assert_eq!((code, lines.len()), (Some(65), 2 + gaps.len()), "{lines:?}");
-    let mut missing = 0;
     for (class, gap) in gaps.iter().enumerate() {
-        assert_eq!((&gap["reason"], &gap["class"]), (&json!("missing_frames"), &json!(class)));
+        let why = (&gap["reason"], &gap["why"], &gap["class"]);
+        assert_eq!(why, (&json!("dropped_frames"), &json!("purged"), &json!(class)));
         assert_eq!(gap["first"].as_u64(), Some(0));
-        missing += gap["last"].as_u64().map_or(0, |last| last + 1);
+        assert_eq!(gap["last"].as_u64().map(|last| last + 1), gap["frames"].as_u64());
     }
-    assert_eq!((gaps.len(), Some(missing)), (codec::CLASSES, frames), "{gaps:?}");
+    let sum = |key: &str| gaps.iter().filter_map(|gap| gap[key].as_u64()).sum::<u64>();
+    assert_eq!(gaps.len(), codec::CLASSES);
+    assert_eq!((Some(sum("frames")), Some(sum("records"))), (frames, records), "{gaps:?}");
     Ok(())
 }
