@@ -1,14 +1,22 @@
-//! The act of collecting records into frames. Owns the frame buffer, the sequence, the
-//! generation and the ledger that travels in the header. Records come in, finished frames go
-//! out through a callback. Bound: one frame. It reads no clock and knows no file.
+//! The act of collecting records into frames. Owns of each class a frame buffer, the sequence and
+//! the generation, and the ledger that travels in the header. Records come in, finished frames go
+//! out through a callback. Bound: one frame a class. It reads no clock and knows no file.
+//!
+//! All that is said of the run itself travels in urgent frames: the ledger, former runs,
+//! tombstones, the farewell. So the books do not wait for what can wait, are not lost with what
+//! the quota takes first, and no counter is in two streams, whose sums would then be wrong.
+
+mod books;
+mod lane;
 
 use codec::{
-    Capabilities, Clock, Counter, EncodeError, Farewell, FormerRun, FrameWriter, GenerationStart,
-    Header, Interruption, Ledger, Operation, Record, StreamKey, Suspended, Term,
+    CLASSES, Capabilities, Class, Clock, Farewell, FormerRun, GenerationStart, Header,
+    Interruption, Ledger, Record, StreamKey, Term, Tombstones,
 };
 
-/// Room for prefix, header and checksum beside the records.
-const HEADER_ROOM_BYTES: usize = 10 * 1024;
+use crate::tombstones::Graveyard;
+pub use books::Books;
+use lane::{Lane, Pushed};
 
 /// Who this agent is, for the first frame of each generation.
 #[derive(Clone, Debug)]
@@ -25,77 +33,6 @@ pub struct Identity {
     pub machine: String,
 }
 
-/// Totals of operations by kind and term, since the start of the run.
-#[derive(Clone, Debug)]
-pub struct Books {
-    totals: [[u64; Term::ALL.len()]; Operation::ALL.len()],
-    /// Losses of whole records, which have no kind.
-    records_lost: [u64; Term::ALL.len()],
-}
-
-impl Default for Books {
-    fn default() -> Self {
-        Books {
-            totals: [[0; Term::ALL.len()]; Operation::ALL.len()],
-            records_lost: [0; Term::ALL.len()],
-        }
-    }
-}
-
-impl Books {
-    /// Adds operations to a term.
-    pub fn add(&mut self, operation: Operation, term: Term, count: u64) {
-        self.totals[operation as usize][term as usize] += count;
-    }
-
-    /// Sets a term that is counted elsewhere (in the kernel) to its total.
-    pub fn set(&mut self, operation: Operation, term: Term, total: u64) {
-        self.totals[operation as usize][term as usize] = total;
-    }
-
-    /// Adds lost records.
-    pub fn add_lost_records(&mut self, term: Term, count: u64) {
-        self.records_lost[term as usize] += count;
-    }
-
-    /// Sets lost records that are counted elsewhere to their total.
-    pub fn set_lost_records(&mut self, term: Term, total: u64) {
-        self.records_lost[term as usize] = total;
-    }
-
-    /// The total of a term over all kinds; for losses of records their number.
-    pub fn sum(&self, term: Term) -> u64 {
-        let operations: u64 = self.totals.iter().map(|terms| terms[term as usize]).sum();
-        operations + self.records_lost[term as usize]
-    }
-
-    /// The total of a term.
-    pub fn total(&self, operation: Operation, term: Term) -> u64 {
-        self.totals[operation as usize][term as usize]
-    }
-
-    /// The counters that differ from `told`.
-    fn changes(&self, told: &Books) -> Ledger {
-        let mut ledger = Ledger::new();
-        for operation in Operation::ALL {
-            for term in Term::ALL {
-                let total = self.total(operation, term);
-                if total != told.total(operation, term) {
-                    // The ledger has room for all.
-                    let _ = ledger.push(Counter { operation: Some(operation), term, total });
-                }
-            }
-        }
-        for term in Term::ALL {
-            let total = self.records_lost[term as usize];
-            if total != told.records_lost[term as usize] {
-                let _ = ledger.push(Counter { operation: None, term, total });
-            }
-        }
-        ledger
-    }
-}
-
 /// Bounds of frames and generations.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -108,37 +45,40 @@ pub struct Limits {
 impl Limits {
     /// Bytes that a batch takes.
     pub fn memory_bytes(&self) -> usize {
-        self.frame_bytes_max + HEADER_ROOM_BYTES + 2 * size_of::<Books>()
+        let lanes = Class::ALL.map(|class| Lane::memory_bytes(class, self.frame_bytes_max));
+        lanes.iter().sum::<usize>() + 2 * size_of::<Books>()
     }
 }
 
 /// Where finished frames go, oldest first.
 pub trait Sink {
-    /// Takes a frame, whole and alone in `frame`.
-    fn frame(&mut self, frame: &[u8]) -> Kept;
+    /// Takes a frame of a class, whole and alone in `frame`.
+    fn frame(&mut self, class: Class, frame: &[u8]) -> Kept;
 }
 
 impl<S: Sink> Sink for std::rc::Rc<std::cell::RefCell<S>> {
-    fn frame(&mut self, frame: &[u8]) -> Kept {
-        self.borrow_mut().frame(frame)
+    fn frame(&mut self, class: Class, frame: &[u8]) -> Kept {
+        self.borrow_mut().frame(class, frame)
     }
 }
 
 impl Sink for Vec<Vec<u8>> {
-    fn frame(&mut self, frame: &[u8]) -> Kept {
+    fn frame(&mut self, _: Class, frame: &[u8]) -> Kept {
         self.push(frame.to_vec());
         Kept::default()
     }
 }
 
 /// What became of a frame, and of others to make room for it.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Kept {
     /// Records lost, and why.
     pub lost: Option<(Term, u64)>,
-    /// Whether frames of this generation may be missing: the next begins at the next chance,
-    /// since a collector takes a generation only from its start.
-    pub restart: bool,
+    /// By class, whether frames of its generation may be missing, or it should end here: the next
+    /// begins at the next chance, since a collector takes a generation only from its start.
+    pub restart: [bool; CLASSES],
+    /// Which frames were dropped: the next urgent frame tells of them.
+    pub dropped: Graveyard,
 }
 
 /// Collects records into frames.
@@ -146,35 +86,31 @@ pub struct Batch {
     identity: Identity,
     limits: Limits,
     capabilities: Capabilities,
-    buffer: Vec<u8>,
-    state: Suspended,
-    sequence: u64,
-    generation: u32,
-    generation_records: u32,
-    generation_started: bool,
+    lanes: [Lane; CLASSES],
     clock: Clock,
-    clock_told: Option<Clock>,
     interruption: Option<Interruption>,
     former: Option<FormerRun>,
     farewell: Option<Farewell>,
     /// The ledger.
     pub books: Books,
     books_told: Books,
+    /// Frames that the device dropped, in this run or before it.
+    dropped: Graveyard,
+    dropped_told: bool,
     sink: Box<dyn Sink>,
-    restart: bool,
-    last_ns: u64,
-    pending_since_ns: Option<u64>,
 }
 
 impl std::fmt::Debug for Batch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Batch { generation, sequence, state, .. } = self;
-        write!(f, "Batch at frame {sequence} of generation {generation}, {state:?}")
+        for Lane { class, generation, sequence, .. } in &self.lanes {
+            write!(f, "{} frame {sequence} of generation {generation}; ", class.name())?;
+        }
+        Ok(())
     }
 }
 
 impl Batch {
-    /// An empty batch, at sequence 0 of generation 0.
+    /// An empty batch, at sequence 0 of generation 0 of each class.
     pub fn new(
         identity: Identity,
         limits: Limits,
@@ -185,51 +121,59 @@ impl Batch {
         sink: Box<dyn Sink>,
     ) -> Batch {
         Batch {
-            buffer: vec![0; limits.frame_bytes_max + HEADER_ROOM_BYTES],
+            lanes: Class::ALL.map(|class| Lane::new(class, limits.frame_bytes_max)),
             identity,
             limits,
             capabilities,
-            state: Suspended::default(),
-            sequence: 0,
-            generation: 0,
-            generation_records: 0,
-            generation_started: false,
             clock,
-            clock_told: None,
             interruption,
             former,
             farewell: None,
             books: Books::default(),
             books_told: Books::default(),
+            dropped: Graveyard::default(),
+            dropped_told: true,
             sink,
-            restart: false,
-            last_ns: 0,
-            pending_since_ns: None,
         }
     }
 
-    /// The current generation: entities written in another one are written again.
-    pub fn generation(&self) -> u32 {
-        self.generation
+    fn lane(&self, class: Class) -> &Lane {
+        &self.lanes[class as usize]
     }
 
-    /// To be called between records that do not refer to each other: ends the generation if it
+    fn lane_mut(&mut self, class: Class) -> &mut Lane {
+        &mut self.lanes[class as usize]
+    }
+
+    /// The current generation of a class: entities written in another one are written again.
+    pub fn generation(&self, class: Class) -> u32 {
+        self.lane(class).generation
+    }
+
+    /// To be called between records that do not refer to each other: ends a generation if it
     /// is full, or frames of it are missing.
     pub fn between(&mut self) {
-        if self.restart || self.generation_records >= self.limits.generation_records_max {
-            self.restart_generation();
+        for class in Class::ALL {
+            let lane = self.lane(class);
+            if lane.restart || lane.generation_records >= self.limits.generation_records_max {
+                self.restart_generation(class);
+            }
         }
     }
 
-    /// Ends the generation: the next frame begins a new one.
-    pub fn restart_generation(&mut self) {
-        self.finish();
-        self.restart = false;
-        self.generation += 1;
-        self.generation_records = 0;
-        self.generation_started = false;
-        self.books_told = Books::default();
-        self.clock_told = None;
+    /// Ends the generation of a class: the next frame begins a new one.
+    pub fn restart_generation(&mut self, class: Class) {
+        self.finish(class);
+        self.lane_mut(class).restart();
+        if class == Class::Urgent {
+            self.books_told = Books::default();
+        }
+    }
+
+    /// Frames that were dropped and that no frame has told of.
+    pub fn tell_dropped(&mut self, dropped: &Graveyard) {
+        self.dropped.extend(dropped.stones());
+        self.dropped_told &= dropped.is_empty();
     }
 
     /// Tells how the boot clock maps to wall time now.
@@ -237,72 +181,73 @@ impl Batch {
         self.clock = clock;
     }
 
-    /// Appends a record; finishes the frame first if it has no room. Returns whether the record
-    /// is in: one that fits into no frame is not, and the caller counts it.
+    /// Appends a record to the frame of a class; finishes the frame first if it has no room.
+    /// Returns whether the record is in: one that fits into no frame is not, and the caller
+    /// counts it.
     #[must_use]
-    pub fn push(&mut self, record: &Record<'_>) -> bool {
+    pub fn push(&mut self, class: Class, record: &Record<'_>) -> bool {
         for _ in 0..2 {
-            let Ok(mut writer) = FrameWriter::resume(&mut self.buffer, self.state) else {
-                return false;
-            };
-            let result = writer.push(record);
-            self.state = writer.suspend();
-            match result {
-                Ok(()) => {
-                    self.generation_records += 1;
-                    self.last_ns = self.last_ns.max(record.time_ns().unwrap_or(0));
-                    if let Some(start_ns) = record.start_ns() {
-                        let since_ns = self.pending_since_ns.unwrap_or(start_ns);
-                        self.pending_since_ns = Some(since_ns.min(start_ns));
-                    }
-                    if self.state.body_bytes() >= self.limits.frame_bytes_max {
-                        self.finish();
-                    }
+            match self.lane_mut(class).push(record) {
+                Pushed::In => return true,
+                Pushed::Full => {
+                    self.finish(class);
                     return true;
                 }
-                Err(EncodeError::Full) => self.finish(),
-                Err(EncodeError::TooLarge) => return false,
+                Pushed::NoRoom => self.finish(class),
+                Pushed::TooLarge => return false,
             }
         }
         false
     }
 
-    /// Start of the oldest thing that a record of the unfinished frame tells, boot clock, ns.
+    /// Start of the oldest thing that a record of an unfinished frame tells, boot clock, ns.
     pub fn pending_since_ns(&self) -> Option<u64> {
-        self.pending_since_ns
+        self.lanes.iter().filter_map(|lane| lane.pending_since_ns).min()
     }
 
-    /// Records in the unfinished frame.
-    pub fn pending(&self) -> u32 {
-        self.state.records()
+    /// Records in the unfinished frame of a class.
+    pub fn pending(&self, class: Class) -> u32 {
+        self.lane(class).pending()
     }
 
-    /// Finishes the last frame of the run, which says that it is the last one. `now_ns` is on the
-    /// boot clock.
+    /// Finishes the last frames of the run, the last of which says that the run ends, and how many
+    /// there are. `now_ns` is on the boot clock.
     pub fn close(&mut self, now_ns: u64) {
-        self.farewell = Some(Farewell { at_ns: now_ns });
-        self.finish();
+        self.finish(Class::Volume);
+        let mut frames = self.lanes.each_ref().map(|lane| lane.sequence);
+        // This one included.
+        frames[Class::Urgent as usize] += 1;
+        self.farewell = Some(Farewell { at_ns: now_ns, frames });
+        self.finish(Class::Urgent);
     }
 
-    /// Finishes the frame, if there is anything to say: records, or counters that moved.
-    pub fn finish(&mut self) {
-        if self.farewell.is_some() {
+    /// Finishes the frame of a class, if there is anything to say: records, or counters that
+    /// moved.
+    pub fn finish(&mut self, class: Class) {
+        let is_urgent = class == Class::Urgent;
+        let farewell = if is_urgent { self.farewell.take() } else { None };
+        if farewell.is_some() {
             // Final totals do not hang on frames that may be lost on the way.
             self.books_told = Books::default();
         }
-        let ledger = self.books.changes(&self.books_told);
-        if self.state.records() == 0 && ledger.is_empty() && self.farewell.is_none() {
+        let ledger =
+            if is_urgent { self.books.changes(&self.books_told) } else { Ledger::default() };
+        let lane = &mut self.lanes[class as usize];
+        let has_dropped = is_urgent && !self.dropped_told;
+        if lane.pending() == 0 && ledger.is_empty() && farewell.is_none() && !has_dropped {
             return;
         }
         let identity = &self.identity;
         let mut run_tag = [0; 8];
         run_tag.copy_from_slice(&identity.run_id[..8]);
-        let first = !self.generation_started;
+        let first = !lane.generation_started;
+        // In every urgent generation, since a frame can be lost; receivers know it by its run.
+        let tells_of_runs = first && is_urgent;
         let header = Header {
-            key: StreamKey { run_tag, class: 0, sequence: self.sequence },
-            generation: self.generation,
-            first_ns: self.last_ns,
-            last_ns: self.last_ns,
+            key: StreamKey { run_tag, class: class as u8, sequence: lane.sequence },
+            generation: lane.generation,
+            first_ns: lane.last_ns,
+            last_ns: lane.last_ns,
             records: 0,
             start: first.then_some(GenerationStart {
                 agent_id: &identity.agent_id,
@@ -312,29 +257,31 @@ impl Batch {
                 kernel: &identity.kernel,
                 machine: &identity.machine,
             }),
-            clock: (self.clock_told != Some(self.clock)).then_some(self.clock),
+            clock: (lane.clock_told != Some(self.clock)).then_some(self.clock),
             ledger,
-            // In every generation, since a frame can be lost; receivers know it by its run.
-            interruption: if first { self.interruption } else { None },
+            interruption: if tells_of_runs { self.interruption } else { None },
             capabilities: first.then_some(self.capabilities),
-            farewell: self.farewell.take(),
-            former: if first { self.former } else { None },
+            farewell,
+            former: if tells_of_runs { self.former } else { None },
+            tombstones: if tells_of_runs || has_dropped {
+                self.dropped.stones().clone()
+            } else {
+                Tombstones::new()
+            },
         };
-        let Ok(writer) = FrameWriter::resume(&mut self.buffer, self.state) else {
-            return;
-        };
-        if let Ok(frame) = writer.finish(&header) {
-            let kept = self.sink.frame(frame);
-            self.sequence += 1;
-            self.generation_started = true;
-            self.clock_told = Some(self.clock);
+        lane.clock_told = Some(self.clock);
+        let Some(frame) = lane.finish(&header) else { return };
+        let kept = self.sink.frame(class, frame);
+        if is_urgent {
             self.books_told = self.books.clone();
-            if let Some((term, records)) = kept.lost {
-                self.books.add_lost_records(term, records);
-            }
-            self.restart |= kept.restart;
+            self.dropped_told = true;
         }
-        self.state = Suspended::default();
-        self.pending_since_ns = None;
+        self.tell_dropped(&kept.dropped);
+        if let Some((term, records)) = kept.lost {
+            self.books.add_lost_records(term, records);
+        }
+        for (lane, restart) in self.lanes.iter_mut().zip(kept.restart) {
+            lane.restart |= restart;
+        }
     }
 }

@@ -186,7 +186,7 @@ fn shared_out(config: &Config, processors: usize, mut spare: usize) -> Division 
                 engine::Bounds::files_bytes(files_max),
             ),
             part("texts of one event", None, engine::Bounds::fixed_bytes()),
-            part("a frame", Some("frames.bytes_max"), limits.memory_bytes()),
+            part("frames", Some("frames.bytes_max"), limits.memory_bytes()),
             part(
                 "a request",
                 Some("collector.upload_bytes_max"),

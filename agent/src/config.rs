@@ -88,8 +88,10 @@ pub struct Flows {
 pub struct Frames {
     /// At this size, bytes.
     pub bytes_max: usize,
-    /// Or this long after its first record, s.
+    /// Or this long after its first record, s: an urgent one, ...
     pub age_max_s: u32,
+    /// ... and one of volumes.
+    pub volume_age_max_s: u32,
     /// A generation ends after so many records.
     pub generation_records_max: u32,
 }
@@ -145,12 +147,17 @@ impl Default for Config {
                 certificate: "/etc/sysflow/agent.pem".into(),
                 key: "/etc/sysflow/agent.key".into(),
                 proxy: None,
-                upload_interval_s: 30,
+                upload_interval_s: 20,
                 upload_bytes_max: 1024 * 1024,
             },
             spool: Spool { directory: "/var/lib/sysflow/spool".into(), bytes_max: 16 << 20 },
             flows: Flows { idle_timeout_s: 60, active_timeout_s: 30 },
-            frames: Frames { bytes_max: 64 * 1024, age_max_s: 5, generation_records_max: 10_000 },
+            frames: Frames {
+                bytes_max: 64 * 1024,
+                age_max_s: 5,
+                volume_age_max_s: 120,
+                generation_records_max: 10_000,
+            },
             kernel: Kernel { ring_bytes: None, flow_entries: None, btf: None },
             memory: Memory { budget_bytes: 8 << 20, processes_max: None, text_bytes: None },
             privacy: Privacy { redact: true, redact_names: Vec::new(), environment: Vec::new() },
@@ -171,7 +178,7 @@ pub struct Bound {
 }
 
 /// The range of every number in the file.
-pub const BOUNDS: [Bound; 13] = [
+pub const BOUNDS: [Bound; 14] = [
     Bound { key: "collector.upload_interval_s", min: 1, max: 86_400 },
     // Up to what a collector takes by default.
     Bound { key: "collector.upload_bytes_max", min: 16_384, max: 4 << 20 },
@@ -182,6 +189,7 @@ pub const BOUNDS: [Bound; 13] = [
     // Room for a header with a whole ledger, and no more than a receiver takes.
     Bound { key: "frames.bytes_max", min: 16_384, max: codec::FRAME_BYTES_MAX as u64 },
     Bound { key: "frames.age_max_s", min: 1, max: 3600 },
+    Bound { key: "frames.volume_age_max_s", min: 1, max: 86_400 },
     Bound { key: "frames.generation_records_max", min: 100, max: 1_000_000 },
     // A multiple of the page size, which is up to 64 KiB on arm64.
     Bound { key: "kernel.ring_bytes", min: 64 << 10, max: 64 << 20 },

@@ -16,7 +16,7 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::RandomState;
 
 use bpf::{Event, FlowKey, Header, SocketState};
-use codec::{EndReason, FileId, Oid, Operation, Term, op};
+use codec::{CLASSES, Class, EndReason, FileId, Oid, Operation, Term, op};
 
 use crate::batch::Batch;
 use crate::entity::{Process, Processes};
@@ -28,7 +28,7 @@ pub use processes::container_id;
 
 /// Attempts to connect that are remembered until their flow begins: it is in the ring right behind.
 const REFUSED_MAX: usize = 64;
-/// Containers that are known in one generation.
+/// Containers that are known in one generation of a class.
 const CONTAINERS_MAX: usize = 256;
 /// Room for the texts of one event, bytes: the kernel side sends at most 20,480, and masking a
 /// secret can make a text half as long again.
@@ -92,7 +92,7 @@ impl Bounds {
     /// Bytes that an engine takes with any bounds.
     pub fn fixed_bytes() -> usize {
         BUFFERS * BUFFER_BYTES
-            + hash_map_bytes::<u64, u32>(CONTAINERS_MAX)
+            + CLASSES * hash_map_bytes::<u64, u32>(CONTAINERS_MAX)
             + REFUSED_MAX * size_of::<SocketState>()
     }
 }
@@ -123,11 +123,9 @@ pub struct Engine {
     flows: Table<FlowKey, Flow>,
     files: HashMap<u64, FileId>,
     files_max: usize,
-    /// Files written in this generation.
+    /// Files written in this generation of volumes.
     files_told: u32,
-    numbers_generation: u32,
-    containers: HashMap<u64, u32>,
-    containers_told: u32,
+    containers: [Containers; CLASSES],
     hasher: RandomState,
     timeouts: Timeouts,
     privacy: Privacy,
@@ -138,6 +136,14 @@ pub struct Engine {
     keys: Vec<(u64, FlowKey)>,
     /// Room for lists of processes.
     oids: Vec<Oid>,
+}
+
+/// The containers that one generation of a class has.
+#[derive(Debug)]
+struct Containers {
+    generation: u32,
+    numbers: HashMap<u64, u32>,
+    told: u32,
 }
 
 /// Names of users and groups.
@@ -167,9 +173,11 @@ impl Engine {
             files: HashMap::with_capacity(bounds.files_max),
             files_max: bounds.files_max,
             files_told: 0,
-            numbers_generation: 0,
-            containers: HashMap::with_capacity(CONTAINERS_MAX),
-            containers_told: 0,
+            containers: Class::ALL.map(|_| Containers {
+                generation: 0,
+                numbers: HashMap::with_capacity(CONTAINERS_MAX),
+                told: 0,
+            }),
             hasher: RandomState::new(),
             timeouts,
             privacy,

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use codec::{ObjectState, Oid, Process as Record, process};
+use codec::{CLASSES, Class, ObjectState, Oid, Process as Record, process};
 
 use crate::table::{Table, hash_map_bytes};
 use crate::texts::{Text, Texts};
@@ -116,8 +116,8 @@ pub struct Process {
     pub flags: u32,
     /// Inode number of its mount namespace, 0 if unknown.
     pub mount_namespace: u32,
-    /// Generation in which it was last written.
-    pub written: Option<u32>,
+    /// By class, the generation in which it was last written.
+    pub written: [Option<u32>; CLASSES],
     /// When it ended, boot clock, ns.
     pub ended_ns: Option<u64>,
     /// Threads not yet told.
@@ -142,7 +142,7 @@ impl Process {
             entry: false,
             flags: process::INCOMPLETE,
             mount_namespace: 0,
-            written: None,
+            written: [None; CLASSES],
             ended_ns: None,
             threads: Threads::default(),
             flows: 0,
@@ -481,15 +481,20 @@ impl Processes {
         self.table.get_mut(&oid)
     }
 
-    /// Of the process and its ancestors those that have not been written in `generation`, root
-    /// first: at most as many as fit, those nearest to the root.
-    pub fn unwritten(&self, oid: Oid, generation: u32) -> heapless::Vec<Oid, ANCESTORS_MAX> {
+    /// Of the process and its ancestors those that have not been written in `generation` of a
+    /// class, root first: at most as many as fit, those nearest to the root.
+    pub fn unwritten(
+        &self,
+        oid: Oid,
+        class: Class,
+        generation: u32,
+    ) -> heapless::Vec<Oid, ANCESTORS_MAX> {
         let mut chain = heapless::Deque::<Oid, ANCESTORS_MAX>::new();
         let mut next = Some(oid);
         // No chain is longer than the table, unless it is a circle.
         for _ in 0..self.table.len() {
             let Some(process) = next.and_then(|oid| self.table.get(&oid)) else { break };
-            if process.written != Some(generation) {
+            if process.written[class as usize] != Some(generation) {
                 if chain.is_full() {
                     chain.pop_back();
                 }

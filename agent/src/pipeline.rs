@@ -1,15 +1,16 @@
 //! The data path, put together: knows all modules, owns every timer, reads the clock. One
 //! thread drains the ring, sweeps the kernel's flows, and hands finished frames on.
 
+mod capture;
 mod delivery;
 mod settings;
 
+pub use capture::capture;
 pub use delivery::{purge, run};
 pub use settings::Settings;
 
 use std::cell::RefCell;
 use std::fmt;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -17,16 +18,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bpf::{Event, FlowKey, Hook, Probes};
-use codec::{Capabilities, Clock, Operation, Term, hook};
+use codec::{CLASSES, Capabilities, Class, Clock, DropReason, Operation, Term, hook};
 use rustix::time::{ClockId, clock_gettime};
 use smol::Timer;
 
-use crate::batch::{Batch, Books, Identity, Kept, Sink};
+use crate::batch::{Batch, Books, Identity, Sink};
 use crate::engine::{Counters, Engine};
 use crate::flow::Totals;
 use crate::procfs::{self, UserFiles};
 use crate::run_state::Before;
 use crate::spool::SpoolError;
+use crate::tombstones::Graveyard;
 use crate::{privileges, run_state};
 
 /// How often the ring is looked into when it does not wake the agent itself.
@@ -184,7 +186,7 @@ trait Outlet: Sink {
     fn losses(&mut self) -> Losses {
         Losses::default()
     }
-    /// Once for every frame age.
+    /// Once for every age of urgent frames.
     fn tick(&mut self, _books: &Books) {}
     /// Once for every look into the ring, at least ten times a second while all is well.
     fn alive(&mut self, _now: Instant) {}
@@ -199,17 +201,19 @@ struct Losses {
     refused: u64,
     /// Damaged on the device.
     damaged: u64,
-    /// Whether the collector has lost the generation.
-    restart: bool,
+    /// By class, whether the collector has lost the generation.
+    restart: [bool; CLASSES],
 }
 
 /// What runs before this one left to be told.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 struct Former {
     /// Of the last of them: how far it came, and whether it ended without a farewell.
     before: Before,
     /// Records that were purged from the spool.
     purged_records: u64,
+    /// Frames that were dropped.
+    dropped: Graveyard,
 }
 
 /// Watches until `stop` is set or `duration` is over.
@@ -242,7 +246,8 @@ fn watch(
         missing: probes.missing().iter().fold(0, |bits, (hook, _)| bits | hook_bit(*hook)),
         jit: probes.is_jited(),
     };
-    let Former { before: Before { mut interruption, former }, purged_records } = former;
+    let Former { before, purged_records, dropped } = former;
+    let Before { mut interruption, former } = before;
     if let Some(interruption) = &mut interruption
         && interruption.to_ns != 0
     {
@@ -254,6 +259,10 @@ fn watch(
     let limits = settings.limits;
     let mut batch = Batch::new(identity, limits, capabilities, offset, interruption, former, sink);
     batch.books.add_lost_records(Term::LostPurged, purged_records);
+    let for_quota = dropped.stones().iter().filter(|s| s.reason == DropReason::SpoolFull);
+    // What no frame told of, no ledger counted.
+    batch.books.add_lost_records(Term::LostSpoolFull, for_quota.map(|stone| stone.records).sum());
+    batch.tell_dropped(&dropped);
     let mut user_files = UserFiles::default();
     let mut engine = Engine::new(
         settings.tables,
@@ -284,7 +293,9 @@ fn watch(
 
     outlet.borrow_mut().ready(&probes)?;
     let started = Instant::now();
-    let (mut swept, mut framed, mut told) = (started, started, started);
+    let (mut swept, mut told) = (started, started);
+    let mut framed = [started; CLASSES];
+    let [urgent_age_max, volume_age_max] = settings.frame_ages_max;
     let mut swept_ns = boot_ns();
     let wake = smol::Async::new(ring.descriptor()).map_err(|e| Error::System("ring", e))?;
     smol::block_on(smol::LocalExecutor::new().run(async {
@@ -324,19 +335,27 @@ fn watch(
                     let now_ns = boot_ns();
                     tell_tallies(&mut engine, &probes);
                     engine.close(now_ns);
-                } else if now.duration_since(framed) >= settings.frame_age_max {
-                    framed = now;
+                } else if now.duration_since(framed[Class::Urgent as usize]) >= urgent_age_max {
+                    framed[Class::Urgent as usize] = now;
+                    if now.duration_since(framed[Class::Volume as usize]) >= volume_age_max {
+                        framed[Class::Volume as usize] = now;
+                        engine.batch.finish(Class::Volume);
+                    }
                     tell_tallies(&mut engine, &probes);
-                    if engine.batch.pending() > 0 || now.duration_since(told) >= LEDGER_AGE_MAX {
+                    if engine.batch.pending(Class::Urgent) > 0
+                        || now.duration_since(told) >= LEDGER_AGE_MAX
+                    {
                         told = now;
-                        engine.batch.finish();
+                        engine.batch.finish(Class::Urgent);
                     }
                     let losses = outlet.borrow_mut().losses();
                     let books = &mut engine.batch.books;
                     books.add_lost_records(Term::LostRefused, losses.refused);
                     books.add_lost_records(Term::LostSpoolError, losses.damaged);
-                    if losses.restart {
-                        engine.batch.restart_generation();
+                    for class in Class::ALL {
+                        if losses.restart[class as usize] {
+                            engine.batch.restart_generation(class);
+                        }
                     }
                     outlet.borrow_mut().tick(&engine.batch.books);
                 }
@@ -400,54 +419,6 @@ pub fn stop_on_signal() -> Result<Arc<AtomicBool>, Error> {
 fn file_error(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     let path = path.to_path_buf();
     move |error| Error::File(path, error)
-}
-
-/// A folder that takes each frame as a file.
-struct Folder {
-    out: PathBuf,
-    number: u64,
-    failure: Option<Error>,
-}
-
-impl Sink for Folder {
-    fn frame(&mut self, frame: &[u8]) -> Kept {
-        let path = self.out.join(format!("{:020}.frame", self.number));
-        self.number += 1;
-        let written = std::fs::File::create_new(&path).and_then(|mut file| file.write_all(frame));
-        if let Err(error) = written {
-            self.failure = Some(Error::File(path, error));
-        }
-        Kept::default()
-    }
-}
-
-impl Outlet for Folder {
-    fn ready(&mut self, probes: &Probes) -> Result<(), Error> {
-        drop_privileges(probes)
-    }
-
-    fn told_until(&mut self, _: u64) -> Result<(), Error> {
-        self.failure.take().map_or(Ok(()), Err)
-    }
-}
-
-/// Watches without a collector: each frame becomes a file in `out`.
-///
-/// # Errors
-/// See [`Error`]; `out` must be a folder that can be made and written, without frames.
-pub fn capture(settings: &Settings, duration: Option<Duration>, out: &Path) -> Result<(), Error> {
-    std::fs::create_dir_all(out).map_err(file_error(out))?;
-    if std::fs::read_dir(out).map_err(file_error(out))?.next().is_some() {
-        let text = format!("{}: is not empty (name a new folder for the frames)", out.display());
-        return Err(Error::Config(text));
-    }
-    let stop = stop_on_signal()?;
-    let folder = Rc::new(RefCell::new(Folder { out: out.into(), number: 0, failure: None }));
-    let run_id = run_state::random_id().map_err(|e| Error::System("a random run id", e))?;
-    let identity = identity("capture".into(), boot_id()?, run_id);
-    watch(settings, identity, Former::default(), duration, &stop, &folder)?;
-    log::info!("{} frames in {}", folder.borrow().number, out.display());
-    Ok(())
 }
 
 /// Gives up what the start needed: what is attached stays attached.

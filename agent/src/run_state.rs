@@ -1,7 +1,7 @@
 //! Whether the run before this one said farewell, and how far its frames reach.
 //!
 //! One small file beside the spool holds the run's id, its boot, the end of its last frame and
-//! how many it made. A run that was killed leaves it open, and the next one learns from it the interval
+//! how many it made of each class. A run that was killed leaves it open, and the next one learns from it the interval
 //! whose operations are gone ([`codec::Interruption`]). Where a predecessor's state is still to
 //! be told, nothing is written before the run's first frame, which tells it, is in the spool: a
 //! run that dies before that leaves the word to its predecessor's state. Without the file, or after a power
@@ -10,7 +10,7 @@
 use std::io;
 use std::path::Path;
 
-use codec::{FormerRun, Interruption};
+use codec::{CLASSES, Class, FormerRun, Interruption};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::slots::Slots;
@@ -20,8 +20,8 @@ pub const FILE: &str = "state";
 
 const BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
 
-/// Boot id, run id, number of frames.
-const RUN_BYTES: usize = 16 + 16 + 8;
+/// Boot id, run id, number of frames of each class.
+const RUN_BYTES: usize = 16 + 16 + 8 * CLASSES;
 /// This run, as long as it has no frame the run before it, end of the last frame, whether closed.
 const STATE_BYTES: usize = 2 * RUN_BYTES + 8 + 1;
 const OPEN: u8 = 0;
@@ -67,7 +67,7 @@ impl RunState {
         let run_id = random_id()?;
         let mut state = RunState {
             slots,
-            run: FormerRun { boot_id, run_id, frames: 0 },
+            run: FormerRun { boot_id, run_id, frames: [0; CLASSES] },
             former: before.former,
             last_end_ns: None,
         };
@@ -84,9 +84,9 @@ impl RunState {
         self.run.run_id
     }
 
-    /// Notes that one more frame was made, whatever becomes of it.
-    pub fn frame_made(&mut self) {
-        self.run.frames += 1;
+    /// Notes that one more frame of a class was made, whatever becomes of it.
+    pub fn frame_made(&mut self, class: Class) {
+        self.run.frames[class as usize] += 1;
     }
 
     /// Notes that everything up to `end_ns` (boot clock) is in spooled frames. One write in
@@ -136,7 +136,9 @@ fn run_bytes(run: &FormerRun) -> [u8; RUN_BYTES] {
     let (run_id, frames) = rest.split_at_mut(16);
     boot_id.copy_from_slice(&run.boot_id);
     run_id.copy_from_slice(&run.run_id);
-    frames.copy_from_slice(&run.frames.to_le_bytes());
+    for (place, frames) in frames.chunks_exact_mut(8).zip(run.frames) {
+        place.copy_from_slice(&frames.to_le_bytes());
+    }
     bytes
 }
 
@@ -164,14 +166,17 @@ fn parse(state: &[u8; STATE_BYTES]) -> Option<Former> {
 fn parse_run(bytes: &[u8; RUN_BYTES]) -> Option<FormerRun> {
     let (boot_id, rest) = bytes.split_first_chunk::<16>()?;
     let (run_id, frames) = rest.split_first_chunk::<16>()?;
-    let frames = u64::from_le_bytes(frames.try_into().ok()?);
-    Some(FormerRun { boot_id: *boot_id, run_id: *run_id, frames })
+    let mut run = FormerRun { boot_id: *boot_id, run_id: *run_id, frames: [0; CLASSES] };
+    for (frames, bytes) in run.frames.iter_mut().zip(frames.chunks_exact(8)) {
+        *frames = u64::from_le_bytes(bytes.try_into().ok()?);
+    }
+    Some(run)
 }
 
 impl Former {
     /// A run that made none leaves the word to the one before it.
     fn last_with_frames(self) -> Option<FormerRun> {
-        [self.run, self.before].into_iter().find(|run| run.frames > 0)
+        [self.run, self.before].into_iter().find(|run| run.frames.iter().any(|frames| *frames > 0))
     }
 
     fn interruption(&self, boot_id: [u8; 16], now_ns: u64) -> Option<Interruption> {
@@ -231,11 +236,11 @@ mod tests {
         let (mut run, before) = begin(BOOT, 100);
         assert_eq!(before, Before::default());
         let run_id = run.run_id();
-        run.frame_made();
+        run.frame_made(Class::Urgent);
         run.frame_written(200).unwrap();
         // This one did not get into the spool.
-        run.frame_made();
-        run.frame_made();
+        run.frame_made(Class::Urgent);
+        run.frame_made(Class::Volume);
         run.frame_written(300).unwrap();
         drop(run);
         let killed = |to_ns| {
@@ -249,7 +254,7 @@ mod tests {
                     to_ns,
                     operations_at_least,
                 }),
-                former: Some(FormerRun { boot_id: BOOT, run_id, frames: 3 }),
+                former: Some(FormerRun { boot_id: BOOT, run_id, frames: [2, 1] }),
             }
         };
 
@@ -265,10 +270,10 @@ mod tests {
         let (mut fourth, told) = begin([8; 16], 10);
         assert_eq!(told, killed(0));
         let run_id = fourth.run_id();
-        fourth.frame_made();
+        fourth.frame_made(Class::Urgent);
         fourth.frame_written(20).unwrap();
         fourth.close().unwrap();
-        let former = Some(FormerRun { boot_id: [8; 16], run_id, frames: 1 });
+        let former = Some(FormerRun { boot_id: [8; 16], run_id, frames: [1, 0] });
         assert_eq!(begin([8; 16], 30).1, Before { interruption: None, former });
     }
 
@@ -285,16 +290,16 @@ mod tests {
         let (mut second, before) = begin(200);
         assert_eq!(told(before), (Some((first.run_id(), 100, 200)), None));
         let second_id = second.run_id();
-        second.frame_made();
+        second.frame_made(Class::Urgent);
         second.frame_written(300).unwrap();
         second.close().unwrap();
         // The same behind a run that ended in order, whose frames are still told of.
         let (mut third, before) = begin(400);
-        assert_eq!(told(before), (None, Some((second_id, 1))));
+        assert_eq!(told(before), (None, Some((second_id, [1, 0]))));
         let third_id = third.run_id();
         third.close().unwrap();
         for now_ns in [500, 600] {
-            let expected = (Some((third_id, 400, now_ns)), Some((second_id, 1)));
+            let expected = (Some((third_id, 400, now_ns)), Some((second_id, [1, 0])));
             assert_eq!(told(begin(now_ns).1), expected);
         }
     }

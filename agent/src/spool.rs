@@ -1,9 +1,11 @@
-//! The bounded queue on disk: whole frames in, whole frames out, oldest first.
+//! The bounded queue on disk: whole frames in, whole frames out, the most urgent class first, each
+//! class oldest first.
 //!
-//! Frames lie back to back in segment files named by a running number. [`Spool::open`]
-//! returns the two ends: the [`Writer`] for the event thread and the [`Reader`] for the upload
-//! thread. Full: the writer drops the oldest segment and says how many records went with it.
-//! The spool knows files and frame bytes, not where they go.
+//! Frames lie back to back in segment files named by a running number; a segment has frames of one
+//! generation. [`Spool::open`] returns the two ends: the [`Writer`] for the event thread and the
+//! [`Reader`] for the upload thread. Full: the writer drops whole generations, those of the least
+//! urgent class first, the oldest first, and says which frames went. The spool knows files and
+//! frame bytes, not where they go.
 //!
 //! What holds at any time, also after a crash:
 //!
@@ -11,11 +13,13 @@
 //!    cuts what follows the last whole frame of each segment.
 //! 2. A frame leaves by [`Reader::acknowledge`], by [`Reader::discard`], with its segment for
 //!    the quota, because its bytes are damaged, or by [`purge`]; each of the last four is counted.
-//! 3. Frames leave in the order in which they came, those of the pinned segment apart.
+//! 3. Frames of a class leave in the order in which they came, those of the pinned segment apart;
+//!    no frame waits for one of a less urgent class.
 //! 4. Segments together have at most `bytes_max` bytes, and there are at most
 //!    [`SEGMENTS_MAX`].
 //! 5. The segment that a batch came from is pinned until the batch is settled: the quota
 //!    takes the next one, so that no frame is both counted as dropped and delivered.
+//!    What is left of a generation of which the quota took a frame is not appended.
 //! 6. A batch comes from one segment, so at most one is pinned.
 //! 7. What is acknowledged is remembered over a restart, up to what a power cut takes; a
 //!    frame that is sent again is known to the collector by its stream key.
@@ -24,6 +28,7 @@
 
 mod contents;
 mod reader;
+mod recover;
 mod scan;
 mod writer;
 
@@ -35,9 +40,12 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use codec::{CLASSES, StreamKey};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::slots::Slots;
+
+use recover::recover;
 
 pub use contents::{Contents, Purged, SegmentContents, StreamContents, complete_purge, purge};
 pub use reader::{Reader, Sent, Settled};
@@ -55,8 +63,8 @@ const SEGMENTS_AIM: u64 = 512;
 const EXTENSION: &str = "frames";
 const LOCK_FILE: &str = "lock";
 const POSITION_FILE: &str = "position";
-/// Segment number and offset.
-const POSITION_BYTES: usize = 16;
+/// Of each class segment number and offset.
+const POSITION_BYTES: usize = 16 * CLASSES;
 
 /// What the spool may use, and how careful it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,16 +202,16 @@ impl Spool {
         let position_path = directory.join(POSITION_FILE);
         let (position, value) =
             Slots::open(&position_path).map_err(failed("open", &position_path))?;
-        let acknowledged = value.as_ref().and_then(position_of);
-        let (segments, next, recovery) = recover(directory, acknowledged)?;
+        let settled = value.as_ref().map(Positions::parse).unwrap_or_default();
+        let (segments, next, recovery) = recover(directory, settled)?;
         let shared = Arc::new(Shared {
             directory: directory.into(),
             limits,
-            state: Mutex::new(State { segments, growing: false }),
+            state: Mutex::new(State { segments, growing: [false; CLASSES] }),
             _lock: lock,
         });
-        let writer = Writer::new(Arc::clone(&shared), next)?;
-        Ok((writer, Reader::new(shared, position), recovery))
+        let writer = Writer::new(Arc::clone(&shared), next);
+        Ok((writer, Reader::new(shared, position, settled), recovery))
     }
 }
 
@@ -221,13 +229,40 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     segments: VecDeque<Segment>,
-    /// Whether the writer may still append to the last segment.
-    growing: bool,
+    /// By class, whether the writer may still append to its last segment.
+    growing: [bool; CLASSES],
+}
+
+/// What the frames of a segment are of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Generation {
+    run_tag: [u8; 8],
+    class: u8,
+    number: u32,
+}
+
+impl Generation {
+    fn new(key: &StreamKey, number: u32) -> Self {
+        Generation { run_tag: key.run_tag, class: key.class, number }
+    }
+
+    /// The place of its class in tables: classes that are not known are the least urgent.
+    fn lane(&self) -> usize {
+        lane_of(self.class)
+    }
+}
+
+fn lane_of(class: u8) -> usize {
+    usize::from(class).min(CLASSES - 1)
 }
 
 #[derive(Debug)]
 struct Segment {
     number: u64,
+    generation: Generation,
+    /// First and last sequence in it; none if it has frames of several streams, as segments of
+    /// earlier versions could.
+    sequences: Option<[u64; 2]>,
     /// Whole frames, as far as the writer has finished them.
     bytes: u64,
     /// Everything before this is settled.
@@ -239,8 +274,33 @@ struct Segment {
 }
 
 impl Segment {
-    fn new(number: u64) -> Self {
-        Segment { number, bytes: 0, settled_bytes: 0, frames: 0, records: 0, pinned: false }
+    /// An empty one, whose first frame will be that with `key`.
+    fn new(number: u64, generation: Generation, key: &StreamKey) -> Self {
+        Segment {
+            number,
+            generation,
+            sequences: Some([key.sequence; 2]),
+            bytes: 0,
+            settled_bytes: 0,
+            frames: 0,
+            records: 0,
+            pinned: false,
+        }
+    }
+
+    /// Takes note of one more frame in it.
+    fn note(&mut self, key: &StreamKey) {
+        let Generation { run_tag, class, .. } = self.generation;
+        if (key.run_tag, key.class) != (run_tag, class) {
+            self.sequences = None;
+        }
+        if let Some([_, last]) = &mut self.sequences {
+            *last = key.sequence.max(*last);
+        }
+    }
+
+    fn lane(&self) -> usize {
+        self.generation.lane()
     }
 
     fn waits(&self) -> bool {
@@ -281,23 +341,74 @@ impl State {
         self.segments.iter().map(|segment| segment.bytes).sum()
     }
 
+    /// The newest segment of a class.
+    fn last_of(&self, lane: usize) -> Option<&Segment> {
+        self.segments.iter().rfind(|segment| segment.lane() == lane)
+    }
+
     /// Whether the writer may append to this segment.
     fn grows(&self, number: u64) -> bool {
-        self.growing && self.segments.back().is_some_and(|segment| segment.number == number)
+        let segment = self.segments.iter().find(|segment| segment.number == number);
+        segment.is_some_and(|segment| {
+            let lane = segment.lane();
+            let is_last = self.last_of(lane).is_some_and(|last| last.number == number);
+            is_last && self.growing.get(lane) == Some(&true)
+        })
+    }
+
+    /// What goes first to make room for a frame of the class at `lane`.
+    fn victim(&self, lane: usize) -> Option<Generation> {
+        let oldest = |of: usize| {
+            self.segments.iter().find(|segment| segment.lane() == of && !segment.pinned)
+        };
+        (lane..CLASSES).rev().find_map(oldest).map(|segment| segment.generation)
+    }
+}
+
+/// Up to where each class is settled: segment number, and offset in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Positions([(u64, u64); CLASSES]);
+
+impl Positions {
+    fn parse(bytes: &[u8; POSITION_BYTES]) -> Positions {
+        let mut positions = Positions::default();
+        for (position, bytes) in positions.0.iter_mut().zip(bytes.chunks_exact(16)) {
+            let number = |bytes: Option<&[u8; 8]>| bytes.map_or(0, |b| u64::from_le_bytes(*b));
+            *position = (number(bytes.first_chunk()), number(bytes.last_chunk()));
+        }
+        positions
+    }
+
+    fn bytes(&self) -> [u8; POSITION_BYTES] {
+        let mut bytes = [0; POSITION_BYTES];
+        for ((number, end), bytes) in self.0.iter().zip(bytes.chunks_exact_mut(16)) {
+            let (number_bytes, end_bytes) = bytes.split_at_mut(8);
+            number_bytes.copy_from_slice(&number.to_le_bytes());
+            end_bytes.copy_from_slice(&end.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// Everything of a class up to here is settled.
+    fn settle(&mut self, class: u8, number: u64, end: u64) {
+        if let Some(position) = self.0.get_mut(lane_of(class)) {
+            *position = (*position).max((number, end));
+        }
+    }
+
+    /// Up to which offset frames of a class are settled in a segment.
+    fn settled_in(&self, class: u8, number: u64) -> u64 {
+        let (settled, end) = self.0.get(lane_of(class)).copied().unwrap_or_default();
+        match number.cmp(&settled) {
+            std::cmp::Ordering::Less => u64::MAX,
+            std::cmp::Ordering::Equal => end,
+            std::cmp::Ordering::Greater => 0,
+        }
     }
 }
 
 fn segment_path(directory: &Path, number: u64) -> PathBuf {
     directory.join(format!("{number:020}.{EXTENSION}"))
-}
-
-/// What the position file holds for a segment number and an offset.
-fn position_bytes(number: u64, end: u64) -> [u8; POSITION_BYTES] {
-    let mut position = [0; POSITION_BYTES];
-    let (number_bytes, end_bytes) = position.split_at_mut(8);
-    number_bytes.copy_from_slice(&number.to_le_bytes());
-    end_bytes.copy_from_slice(&end.to_le_bytes());
-    position
 }
 
 fn lock(directory: &Path) -> Result<File, SpoolError> {
@@ -326,12 +437,6 @@ fn lock(directory: &Path) -> Result<File, SpoolError> {
     }
 }
 
-/// The position that the reader remembers: segment number and offset in it.
-fn position_of(bytes: &[u8; POSITION_BYTES]) -> Option<(u64, u64)> {
-    let (number, offset) = bytes.split_first_chunk::<8>()?;
-    Some((u64::from_le_bytes(*number), u64::from_le_bytes(offset.try_into().ok()?)))
-}
-
 /// The numbers of the segments in a folder, oldest first.
 fn segment_numbers(directory: &Path) -> Result<Vec<u64>, SpoolError> {
     let mut numbers = Vec::new();
@@ -346,72 +451,4 @@ fn segment_numbers(directory: &Path) -> Result<Vec<u64>, SpoolError> {
     }
     numbers.sort_unstable();
     Ok(numbers)
-}
-
-/// Reads all segments. Returns those that hold frames, the number for the next one, and the
-/// report.
-fn recover(
-    directory: &Path,
-    position: Option<(u64, u64)>,
-) -> Result<(VecDeque<Segment>, u64, Recovery), SpoolError> {
-    let (settled_number, settled_bytes) = position.unwrap_or_default();
-    let numbers = segment_numbers(directory)?;
-    let next = numbers.last().copied().unwrap_or(0).max(settled_number) + 1;
-    let mut recovery = Recovery::default();
-    let mut segments = VecDeque::new();
-    let mut buffer = Vec::new();
-    for number in numbers {
-        let path = segment_path(directory, number);
-        let mut segment = Segment::new(number);
-        // Older than the position: its removal was cut short.
-        if number >= settled_number {
-            let settled = if number == settled_number { settled_bytes } else { 0 };
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .open(&path)
-                .map_err(failed("open", &path))?;
-            recover_segment(&file, settled, &mut segment, &mut recovery, &mut buffer)
-                .map_err(failed("read", &path))?;
-        }
-        if segment.waits() {
-            recovery.frames += segment.frames;
-            recovery.records += segment.records;
-            segments.push_back(segment);
-        } else {
-            fs::remove_file(&path).map_err(failed("remove", &path))?;
-        }
-    }
-    Ok((segments, next, recovery))
-}
-
-fn recover_segment(
-    file: &File,
-    settled: u64,
-    segment: &mut Segment,
-    recovery: &mut Recovery,
-    buffer: &mut Vec<u8>,
-) -> io::Result<()> {
-    let length = file.metadata()?.len();
-    let mut damaged = 0;
-    scan::file(file, length, buffer, |found, end| match found {
-        scan::Found::Frame(frame) => {
-            recovery.damaged_bytes += std::mem::take(&mut damaged);
-            segment.bytes = end;
-            if end <= settled {
-                segment.settled_bytes = end;
-            } else {
-                segment.frames += 1;
-                segment.records += u64::from(frame.records);
-            }
-        }
-        scan::Found::Damage(bytes) => damaged += bytes as u64,
-        scan::Found::Partial | scan::Found::End => {}
-    })?;
-    if length > segment.bytes {
-        file.set_len(segment.bytes)?;
-        file.sync_data()?;
-        recovery.cut_bytes += length - segment.bytes;
-    }
-    Ok(())
 }

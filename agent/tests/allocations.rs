@@ -17,7 +17,7 @@ use agent::flow::Totals;
 use agent::pipeline::Settings;
 use agent::privacy::Privacy;
 use bpf::{Event, FlowKey, Header};
-use codec::{Capabilities, Clock, Frame, Term};
+use codec::{Capabilities, Class, Clock, Frame, Term};
 
 const SCENE: &[u8] = include_bytes!("replay/scene.events");
 /// Unless `SYSFLOW_EVENTS` says otherwise.
@@ -34,7 +34,7 @@ struct Seen {
 }
 
 impl Sink for Seen {
-    fn frame(&mut self, frame: &[u8]) -> Kept {
+    fn frame(&mut self, _: Class, frame: &[u8]) -> Kept {
         let (decoded, rest) = Frame::decode(frame).unwrap();
         assert!(rest.is_empty());
         self.frames += 1;

@@ -21,7 +21,7 @@ use agent::flow::Totals;
 use agent::privacy::Privacy;
 use bpf::{Event, FlowKey, Header};
 use codec::{
-    Capabilities, Clock, FileId, Frame, Oid, Operation, Record, Term, Volume,
+    Capabilities, Class, Clock, FileId, Frame, Oid, Operation, Record, Term, Volume,
     process as process_flag,
 };
 
@@ -112,13 +112,20 @@ const ROOMY: Bounds =
     Bounds { flows_max: 256, processes_max: 256, files_max: 1024, text_bytes: 1 << 20 };
 const WIDE: Limits = Limits { frame_bytes_max: 128 * 1024, generation_records_max: 100_000 };
 
-/// One line a record, with process ids and times counted from the scene's first.
+/// One line a record, class by class, with process ids and times counted from the scene's first.
 fn told(frames: &[Vec<u8>]) -> String {
-    let mut out = String::new();
-    let mut files: Vec<(FileId, String)> = Vec::new();
     let mut first = None;
+    Class::ALL.map(|class| told_in(class, frames, &mut first)).concat()
+}
+
+fn told_in(class: Class, frames: &[Vec<u8>], first: &mut Option<u32>) -> String {
+    let mut out = format!("class {}\n", class.name());
+    let mut files: Vec<(FileId, String)> = Vec::new();
     for bytes in frames {
         let (frame, _) = Frame::decode(bytes).unwrap();
+        if frame.header.key.class != class as u8 {
+            continue;
+        }
         if frame.header.start.is_some() {
             files.clear();
         }
@@ -236,9 +243,10 @@ fn small_frames_and_generations_tell_the_same() {
 /// Each generation stands alone: every name that a record uses is in it (`told` looks it up
 /// among those of the generation), and every process.
 fn assert_whole(frames: &[Vec<u8>]) {
-    let mut known = Vec::new();
+    let mut known_in = Class::ALL.map(|_| Vec::new());
     for bytes in frames {
         let (frame, _) = Frame::decode(bytes).unwrap();
+        let known = &mut known_in[usize::from(frame.header.key.class)];
         if frame.header.start.is_some() {
             known.clear();
         }
@@ -247,6 +255,8 @@ fn assert_whole(frames: &[Vec<u8>]) {
                 Record::Process(p) => known.push(p.oid),
                 Record::ProcessEvent(e) => assert!(known.contains(&e.process)),
                 Record::FileFlow(f) => assert!(known.contains(&f.process)),
+                Record::FileEvent(e) => assert!(known.contains(&e.process)),
+                Record::NetworkFlow(f) => assert!(known.contains(&f.process)),
                 _ => {}
             }
         }
@@ -433,6 +443,9 @@ fn threads_are_told_of_the_program_that_had_them() {
     let mut exes = Vec::new();
     for bytes in &frames {
         let (frame, _) = Frame::decode(bytes).unwrap();
+        if frame.header.key.class != Class::Volume as u8 {
+            continue;
+        }
         for record in frame.records() {
             match record.unwrap() {
                 Record::Process(process) if process.oid.pid == header.tgid => {

@@ -1,7 +1,7 @@
 //! `spool list` and `spool purge`, by the program itself: beside an owner, over damage, and cut
 //! short.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod sample;
 
@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use agent::purge::Untold;
 use agent::spool::{Contents, Limits, Reader, Spool, Sync, Writer, complete_purge};
-use codec::{Counter, Frame, FrameWriter, Ledger, Term};
+use agent::tombstones::Graveyard;
+use agent::untold::Untold;
+use codec::{Counter, DropReason, Frame, FrameWriter, Ledger, Term};
 use serde_json::{Value, json};
 
 const LIMITS: Limits = Limits { bytes_max: 1 << 20, sync: Sync::EachFrame };
@@ -164,6 +165,10 @@ fn a_purge_empties_the_spool_and_is_remembered() {
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(said.starts_with("3 frames purged, 9 records"), "{said}");
     assert_eq!(device.untold(), 9);
+    let untold = Untold::find(&device.state()).unwrap().unwrap();
+    let [stone] = &untold.stones().stones()[..] else { panic!("{untold:?}") };
+    let told = (stone.reason, stone.class, stone.first, stone.last, stone.frames, stone.records);
+    assert_eq!(told, (DropReason::Purged, 0, 0, 2, 3, 9));
     assert_eq!(device.list()["segments"], json!([]));
     // What comes after it is not touched by it, nor by one that finds nothing.
     device.fill(10..12);
@@ -182,7 +187,9 @@ fn a_purge_that_was_cut_short_is_ended_and_counted_once() {
     // As after a power cut between the note and the files.
     let contents = Contents::read(&device.spool()).unwrap();
     let until = contents.segments.last().unwrap().number;
-    Untold::open(&device.state()).unwrap().add(contents.records, until).unwrap();
+    let stones = Graveyard::default();
+    let mut untold = Untold::open(&device.state()).unwrap();
+    untold.add_purge(contents.records, until, &stones).unwrap();
     let output = device.command(&["purge", "--yes"]);
     assert!(output.status.success(), "{output:?}");
     assert_eq!(device.untold(), 12);

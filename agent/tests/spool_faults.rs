@@ -183,7 +183,9 @@ fn quota_and_upload_in_two_threads_count_every_record_once() {
     let appending = std::thread::spawn(move || {
         let mut dropped = 0;
         for sequence in 0..FRAMES {
-            let frame = sample::frame(sequence, 1, 900);
+            // Generations of ten, since the quota takes whole ones.
+            let generation = (sequence as u32 / 10, sequence % 10 == 0);
+            let frame = sample::frame_of(1, generation, sequence, 1, 900);
             dropped += writer.append(&frame).unwrap().dropped_records;
         }
         dropped

@@ -308,7 +308,7 @@ fn frames_of_a_lost_generation_are_dropped_without_being_sent() {
     device.empty();
     assert_eq!(collector.held(), [0]);
     assert_eq!(device.upload.counters().refused_records(), 99);
-    assert_eq!(device.upload.counters().generations_lost(), 1);
+    assert_eq!(device.upload.counters().generations_lost(codec::Class::Urgent), 1);
     assert!(collector.requests(1).len() <= 12, "{}", collector.requests(1).len());
 }
 

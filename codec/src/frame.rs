@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::record::Record;
 use crate::stream::{
     Capabilities, Clock, Counter, Farewell, FormerRun, GenerationStart, Header, Interruption,
-    LEDGER_COUNTERS_MAX, Ledger, StreamKey,
+    LEDGER_COUNTERS_MAX, Ledger, StreamKey, TOMBSTONES_MAX, Tombstone, Tombstones,
 };
 
 /// Largest frame, bytes: a receiver may refuse more without looking.
@@ -25,7 +25,11 @@ const PREFIX_BYTES: usize = 8;
 const CHECKSUM_BYTES: usize = 4;
 /// Largest header, bytes. The ledger is the largest part: its counters have at most 13 bytes.
 const HEADER_BYTES_MAX: usize = 9 * 1024;
-const _: () = assert!(LEDGER_COUNTERS_MAX * 13 + 1024 <= HEADER_BYTES_MAX);
+/// Largest tombstone, bytes.
+const TOMBSTONE_BYTES_MAX: usize = 8 + 1 + 1 + 4 * 10;
+const _: () = assert!(
+    LEDGER_COUNTERS_MAX * 13 + TOMBSTONES_MAX * TOMBSTONE_BYTES_MAX + 1024 <= HEADER_BYTES_MAX
+);
 
 const EXTENSION_END: u8 = 0;
 const EXTENSION_START: u8 = 1;
@@ -35,6 +39,7 @@ const EXTENSION_INTERRUPTION: u8 = 4;
 const EXTENSION_CAPABILITIES: u8 = 5;
 const EXTENSION_FAREWELL: u8 = 6;
 const EXTENSION_FORMER: u8 = 7;
+const EXTENSION_TOMBSTONES: u8 = 8;
 
 /// Why bytes are not a frame. As many answers as a receiver has choices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -219,6 +224,9 @@ impl<'b> FrameWriter<'b> {
         if let Some(former) = &header.former {
             cursor.extension(EXTENSION_FORMER, former)?;
         }
+        if !header.tombstones.is_empty() {
+            cursor.extension(EXTENSION_TOMBSTONES, &header.tombstones)?;
+        }
         cursor.value(&EXTENSION_END)?;
         let header_bytes = cursor.at;
         let start = body_start - header_bytes - PREFIX_BYTES;
@@ -398,6 +406,7 @@ fn decode_header(bytes: &[u8]) -> Result<(Header<'_>, &[u8]), DecodeError> {
         capabilities: None,
         farewell: None,
         former: None,
+        tombstones: Tombstones::new(),
     };
     loop {
         let (tag, after) = rest.split_first().ok_or(BAD)?;
@@ -428,6 +437,9 @@ fn decode_header(bytes: &[u8]) -> Result<(Header<'_>, &[u8]), DecodeError> {
             }
             EXTENSION_FAREWELL => header.farewell = Some(whole::<Farewell>(value, "farewell")?),
             EXTENSION_FORMER => header.former = Some(whole::<FormerRun>(value, "former run")?),
+            EXTENSION_TOMBSTONES => {
+                header.tombstones = whole::<Vec<Tombstone, TOMBSTONES_MAX>>(value, "tombstones")?;
+            }
             // A later agent may say more: that is no reason to refuse what is understood.
             _ => {}
         }

@@ -8,10 +8,12 @@
 #![no_std]
 #![deny(clippy::indexing_slicing)]
 
+mod class;
 mod frame;
 mod record;
 mod stream;
 
+pub use class::{CLASSES, Class};
 pub use frame::{
     DecodeError, EncodeError, FRAME_BYTES_MAX, Frame, FrameWriter, Records, Suspended,
 };
@@ -21,6 +23,7 @@ pub use record::{
     network, op, open_flag, process,
 };
 pub use stream::{
-    Capabilities, Clock, Counter, Farewell, FormerRun, GenerationStart, Header, Interruption,
-    LEDGER_COUNTERS_MAX, Ledger, Operation, StreamKey, Term, hook,
+    Capabilities, Clock, Counter, DropReason, Farewell, FormerRun, GenerationStart, Header,
+    Interruption, LEDGER_COUNTERS_MAX, Ledger, Operation, StreamKey, TOMBSTONES_MAX, Term,
+    Tombstone, Tombstones, hook,
 };

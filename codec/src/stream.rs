@@ -3,6 +3,8 @@
 use heapless::Vec;
 use serde::{Deserialize, Serialize};
 
+use crate::class::CLASSES;
+
 /// Which stream a frame belongs to, and its place in it. Together with the agent's identity
 /// (from its certificate) and the boot id this is the key under which a collector stores a
 /// frame: two frames with one key are one frame.
@@ -10,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub struct StreamKey {
     /// The first eight bytes of the run id: which start of the agent.
     pub run_tag: [u8; 8],
-    /// Priority class.
+    /// Priority class: the number of a [`Class`](crate::Class).
     pub class: u8,
     /// Number of the frame in (run, class), from 0, without gaps.
     pub sequence: u64,
@@ -45,6 +47,8 @@ pub struct Header<'a> {
     pub farewell: Option<Farewell>,
     /// The run before this one, in the first frame of each generation.
     pub former: Option<FormerRun>,
+    /// What the device dropped: in the first frame of each urgent generation, and when it grew.
+    pub tombstones: Tombstones,
 }
 
 /// Who speaks: sent once for each generation.
@@ -98,8 +102,8 @@ pub struct FormerRun {
     pub boot_id: [u8; 16],
     /// Its id.
     pub run_id: [u8; 16],
-    /// It made at least the frames with the sequences below this one, of class 0.
-    pub frames: u64,
+    /// By class: it made at least the frames with the sequences below this one.
+    pub frames: [u64; CLASSES],
 }
 
 /// The run ends here, in order: no hook watches any more, every operation that was observed is
@@ -108,7 +112,60 @@ pub struct FormerRun {
 pub struct Farewell {
     /// When, boot clock, ns.
     pub at_ns: u64,
+    /// By class: the run made the frames with the sequences below this one, the frame that says
+    /// it included.
+    pub frames: [u64; CLASSES],
 }
+
+/// Frames that the device dropped before a collector had them. It says no more than that: which
+/// of `first` to `last` were delivered before, the collector knows itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tombstone {
+    /// The run that made them, perhaps an earlier one.
+    pub run_tag: [u8; 8],
+    /// Their class.
+    pub class: u8,
+    /// Why they were dropped.
+    pub reason: DropReason,
+    /// Sequence of the first of them.
+    pub first: u64,
+    /// Sequence of the last.
+    pub last: u64,
+    /// How many they are.
+    pub frames: u64,
+    /// Records in them.
+    pub records: u64,
+}
+
+/// Why a device drops frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[repr(u8)]
+pub enum DropReason {
+    /// The spool was full.
+    SpoolFull,
+    /// An operator purged the spool.
+    Purged,
+}
+
+impl DropReason {
+    /// All reasons, in the order of their numbers.
+    pub const ALL: [DropReason; 2] = [DropReason::SpoolFull, DropReason::Purged];
+
+    /// The name that reports print.
+    pub fn name(self) -> &'static str {
+        match self {
+            DropReason::SpoolFull => "spool_full",
+            DropReason::Purged => "purged",
+        }
+    }
+}
+
+/// Most tombstones of one frame.
+pub const TOMBSTONES_MAX: usize = 12;
+
+/// The tombstones of one frame. What a later frame of the run says in a range that begins alike
+/// takes the place of what an earlier one said.
+pub type Tombstones = Vec<Tombstone, TOMBSTONES_MAX>;
 
 /// Hooks by number, for [`Capabilities`].
 pub mod hook {

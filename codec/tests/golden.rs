@@ -4,7 +4,7 @@
 
 mod sample;
 
-use codec::{FRAME_BYTES_MAX, Frame, FrameWriter, Record};
+use codec::{CLASSES, Class, FRAME_BYTES_MAX, Frame, FrameWriter, Record};
 
 const VERSION_0: &[u8] = include_bytes!("golden/version-0.frame");
 
@@ -40,4 +40,19 @@ fn numbers_of_kinds_and_terms_stay() {
     for (number, term) in codec::Term::ALL.into_iter().enumerate() {
         assert_eq!(term as usize, number);
     }
+}
+
+#[test]
+fn the_table_of_classes_stays() {
+    let class = |record: &Record<'_>| Class::of(record).map_or("entity", Class::name);
+    let told: Vec<&str> = sample::records().iter().map(class).collect();
+    assert_eq!(
+        told,
+        [
+            "entity", "entity", "entity", "urgent", "urgent", "volume", "volume", "urgent",
+            "volume", "entity", "urgent"
+        ]
+    );
+    let numbers: Vec<_> = (0..=u8::MAX).filter_map(Class::of_number).collect();
+    assert_eq!((numbers.as_slice(), numbers.len()), (&Class::ALL[..], CLASSES));
 }

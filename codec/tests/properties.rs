@@ -4,8 +4,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may stop at what it does not expect")]
 
 use codec::{
-    Address, DecodeError, EncodeError, EndReason, FileId, FormerRun, Frame, FrameWriter, Header,
-    Ledger, NetworkFlow, ObjectState, Oid, Process, ProcessEvent, Record, StreamKey, Volume,
+    Address, CLASSES, DecodeError, DropReason, EncodeError, EndReason, FileId, FormerRun, Frame,
+    FrameWriter, Header, Ledger, NetworkFlow, ObjectState, Oid, Process, ProcessEvent, Record,
+    StreamKey, TOMBSTONES_MAX, Tombstone, Tombstones, Volume,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -138,6 +139,7 @@ fn header(sequence: u64) -> Header<'static> {
         capabilities: None,
         farewell: None,
         former: None,
+        tombstones: Default::default(),
     }
 }
 
@@ -158,12 +160,27 @@ fn pack(made: &[Made], sequence: u64) -> (Vec<u8>, usize) {
 
 proptest! {
     #[test]
-    fn how_far_the_former_run_came_is_told(boot_id: [u8; 16], run_id: [u8; 16], frames: u64) {
+    fn how_far_the_former_run_came_is_told(boot_id: [u8; 16], run_id: [u8; 16], frames: [u64; CLASSES]) {
         let former = Some(FormerRun { boot_id, run_id, frames });
         let mut buffer = vec![0; BUFFER_BYTES];
         let writer = FrameWriter::new(&mut buffer).unwrap();
         let bytes = writer.finish(&Header { former, ..header(0) }).unwrap();
         prop_assert_eq!(Frame::decode(bytes).unwrap().0.header.former, former);
+    }
+
+    #[test]
+    fn tombstones_are_told(numbers in vec(any::<([u8; 8], u8, bool, [u64; 4])>(), 0..=TOMBSTONES_MAX)) {
+        let tombstones: Tombstones = numbers
+            .into_iter()
+            .map(|(run_tag, class, full, [first, last, frames, records])| {
+                let reason = if full { DropReason::SpoolFull } else { DropReason::Purged };
+                Tombstone { run_tag, class, reason, first, last, frames, records }
+            })
+            .collect();
+        let mut buffer = vec![0; BUFFER_BYTES];
+        let writer = FrameWriter::new(&mut buffer).unwrap();
+        let bytes = writer.finish(&Header { tombstones: tombstones.clone(), ..header(0) }).unwrap();
+        prop_assert_eq!(Frame::decode(bytes).unwrap().0.header.tombstones, tombstones);
     }
 
     #[test]

@@ -2,15 +2,17 @@
 //!
 //! Headers come in, totals come out: one ledger a run (the latest total of each counter,
 //! summed over the run's classes), one gap for each interruption that an agent reports and
-//! for each range of frames that is missing.
+//! for each range of frames that is missing, at the end of a stream, too: a run's farewell says how
+//! many frames of each class there are, and the run after it how far it came.
 
 use std::collections::{BTreeMap, HashSet};
 
-use codec::{Counter, Frame, Operation, Term};
-use serde_json::{Map, Value, json};
+use codec::{CLASSES, Counter, Frame, Operation, Term};
+use serde_json::{Value, json};
 
 use crate::capture::Origin;
 use crate::convert::Unresolved;
+use crate::gap::{Gap, Graves, run_tag};
 use crate::layout;
 
 pub(crate) type CounterName = (Option<Operation>, Term);
@@ -35,15 +37,13 @@ pub(crate) struct Run {
     totals: BTreeMap<u8, BTreeMap<CounterName, u64>>,
 }
 
-/// Something that is not in the records.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Gap {
-    /// Frames that are not there.
-    Missing { origin: Origin, first: u64, last: u64 },
-    /// A run that ended without saying so.
-    Interruption { agent: String, reported_by: String, interruption: codec::Interruption },
-    /// A file that cannot be read.
-    Unreadable { path: String, why: String },
+/// How far a run came.
+#[derive(Clone, Debug, Default)]
+struct Reach {
+    agent: String,
+    boot: String,
+    /// By class, frames made at least.
+    frames: [u64; CLASSES],
 }
 
 /// Ledgers and gaps of all that was read.
@@ -52,8 +52,11 @@ pub(crate) struct Account {
     runs: Vec<Run>,
     gaps: Vec<Gap>,
     interruptions: HashSet<[u8; 16]>,
-    /// By run id, with the agent: how far runs came, as later ones tell.
-    formers: BTreeMap<[u8; 16], (String, codec::FormerRun)>,
+    /// How far runs came, as they tell themselves and later ones do, by run tag.
+    reaches: BTreeMap<String, Reach>,
+    /// Runs of which a later one tells.
+    formers: HashSet<[u8; 16]>,
+    graves: Graves,
     unresolved: Unresolved,
 }
 
@@ -84,9 +87,15 @@ impl Account {
         for Counter { operation, term, total } in &header.ledger {
             totals.insert((*operation, *term), *total);
         }
-        if let Some(former) = header.former {
-            self.formers.insert(former.run_id, (origin.agent.clone(), former));
+        if let Some(farewell) = header.farewell {
+            self.reaches(&origin.run, &origin.agent, origin.boot.clone(), farewell.frames);
         }
+        if let Some(former) = header.former {
+            self.formers.insert(former.run_id);
+            let boot = layout::uuid(former.boot_id);
+            self.reaches(&run_tag(&former.run_id), &origin.agent, boot, former.frames);
+        }
+        self.graves.note(&origin.run, &header.tombstones);
         if let Some(interruption) = header.interruption
             && self.interruptions.insert(interruption.run_id)
         {
@@ -95,6 +104,15 @@ impl Account {
                 reported_by: origin.run.clone(),
                 interruption,
             });
+        }
+    }
+
+    fn reaches(&mut self, run: &str, agent: &str, boot: String, frames: [u64; CLASSES]) {
+        let known = self.reaches.entry(run.to_owned()).or_default();
+        known.agent = agent.to_owned();
+        known.boot = boot;
+        for (known, told) in known.frames.iter_mut().zip(frames) {
+            *known = told.max(*known);
         }
     }
 
@@ -121,21 +139,31 @@ impl Account {
     }
 
     /// The gaps in order of appearance; behind them the ends of runs that are missing, or all of
-    /// them, as later runs tell.
+    /// them, as later frames tell. What of the missing frames the device dropped is told so.
     pub(crate) fn gaps(&self) -> Vec<Gap> {
-        let mut gaps = self.gaps.clone();
-        for (agent, former) in self.formers.values() {
-            let tag = run_tag(&former.run_id);
-            let run = self.runs.iter().find(|run| run.run == tag);
-            let first = run.and_then(|run| run.last.get(&0)).map_or(0, |last| last + 1);
-            if first < former.frames {
-                let origin = Origin {
-                    agent: agent.clone(),
-                    boot: layout::uuid(former.boot_id),
-                    run: tag,
-                    ..Origin::default()
-                };
-                gaps.push(Gap::Missing { origin, first, last: former.frames - 1 });
+        let mut gaps = Vec::new();
+        for gap in &self.gaps {
+            match gap {
+                Gap::Missing { origin, first, last } => {
+                    self.graves.name(origin, *first, *last, &mut gaps);
+                }
+                other => gaps.push(other.clone()),
+            }
+        }
+        for (tag, reach) in &self.reaches {
+            let run = self.runs.iter().find(|run| run.run == *tag);
+            for (class, frames) in (0..).zip(reach.frames) {
+                let first = run.and_then(|run| run.last.get(&class)).map_or(0, |last| last + 1);
+                if first < frames {
+                    let origin = Origin {
+                        agent: reach.agent.clone(),
+                        boot: reach.boot.clone(),
+                        run: tag.clone(),
+                        class,
+                        ..Origin::default()
+                    };
+                    self.graves.name(&origin, first, frames - 1, &mut gaps);
+                }
             }
         }
         gaps
@@ -143,7 +171,7 @@ impl Account {
 
     /// Whether a later run tells of the end of this one.
     pub(crate) fn has_successor(&self, run: &Run) -> bool {
-        self.formers.keys().chain(&self.interruptions).any(|id| run_tag(id) == run.run)
+        self.formers.iter().chain(&self.interruptions).any(|id| run_tag(id) == run.run)
     }
 
     /// Whether files could not be read.
@@ -212,73 +240,4 @@ impl Run {
         }
         lines
     }
-}
-
-impl Gap {
-    /// The line of `print --json`.
-    pub(crate) fn json(&self) -> Value {
-        let mut line = Map::new();
-        line.insert("type".to_owned(), "GAP".into());
-        let rest = match self {
-            Gap::Missing { origin, first, last } => json!({
-                "reason": "missing_frames",
-                "agent": origin.agent,
-                "boot": origin.boot,
-                "run": origin.run,
-                "class": origin.class,
-                "first": first,
-                "last": last,
-            }),
-            Gap::Interruption { agent, reported_by, interruption } => json!({
-                "reason": "interruption",
-                "agent": agent,
-                "boot": layout::uuid(interruption.boot_id),
-                "run": run_tag(&interruption.run_id),
-                "run_id": layout::hex(&interruption.run_id),
-                "reported_by_run": reported_by,
-                "from_ns": interruption.from_ns,
-                "to_ns": interruption.to_ns,
-                "operations_at_least": interruption.operations_at_least,
-            }),
-            Gap::Unreadable { path, why } => json!({
-                "reason": "unreadable",
-                "path": path,
-                "detail": why,
-            }),
-        };
-        if let Value::Object(rest) = rest {
-            line.extend(rest);
-        }
-        Value::Object(line)
-    }
-
-    /// The line of `print`.
-    pub(crate) fn line(&self) -> String {
-        match self {
-            Gap::Missing { origin, first, last } => format!(
-                "gap: frames {first} to {last} of run {}, class {} (agent {}) are missing",
-                origin.run, origin.class, origin.agent
-            ),
-            Gap::Interruption { agent, interruption, .. } => {
-                let until = match interruption.to_ns {
-                    0 => "the end of the boot".to_owned(),
-                    to_ns => format!("{to_ns} ns"),
-                };
-                format!(
-                    "gap: run {} (agent {agent}, boot {}) was cut: from {} ns to {until} of the \
-                     boot clock at least {} operations are not in any frame",
-                    run_tag(&interruption.run_id),
-                    layout::uuid(interruption.boot_id),
-                    interruption.from_ns,
-                    interruption.operations_at_least
-                )
-            }
-            Gap::Unreadable { path, why } => format!("gap: {path}: {why}"),
-        }
-    }
-}
-
-/// The run tag in a run id, as streams are named by it.
-pub(crate) fn run_tag(run_id: &[u8; 16]) -> String {
-    layout::hex(run_id.first_chunk::<8>().map_or(&[], |tag| tag.as_slice()))
 }

@@ -12,9 +12,10 @@ use std::path::{Path, PathBuf};
 use codec::{Frame, Operation, Term};
 use serde_json::{Value, json};
 
-use crate::account::{Account, Gap, Run};
+use crate::account::{Account, Run};
 use crate::capture::{self, Origin, Sink};
 use crate::convert::Unresolved;
+use crate::gap::Gap;
 use crate::print::{Format, Outcome, escape, unreadable};
 use crate::sysflow::Record;
 
@@ -280,7 +281,25 @@ mod tests {
     use codec::{Counter, Farewell, FormerRun, Header, Ledger, StreamKey};
 
     use super::*;
-    use crate::account::run_tag;
+    use crate::gap::run_tag;
+
+    fn header() -> Header<'static> {
+        Header {
+            key: StreamKey { run_tag: [1; 8], class: 0, sequence: 0 },
+            generation: 0,
+            first_ns: 0,
+            last_ns: 0,
+            records: 0,
+            start: None,
+            clock: None,
+            ledger: Ledger::new(),
+            interruption: None,
+            capabilities: None,
+            farewell: None,
+            former: None,
+            tombstones: Default::default(),
+        }
+    }
 
     fn account(counters: &[(Option<Operation>, Term, u64)], is_closed: bool) -> Account {
         account_behind(counters, is_closed, None)
@@ -297,18 +316,10 @@ mod tests {
             ledger.push(Counter { operation, term, total }).unwrap();
         }
         let header = Header {
-            key: StreamKey { run_tag: [1; 8], class: 0, sequence: 0 },
-            generation: 0,
-            first_ns: 0,
-            last_ns: 0,
-            records: 0,
-            start: None,
-            clock: None,
             ledger,
-            interruption: None,
-            capabilities: None,
-            farewell: is_closed.then_some(Farewell { at_ns: 9 }),
+            farewell: is_closed.then_some(Farewell { at_ns: 9, frames: [1, 0] }),
             former,
+            ..header()
         };
         let bytes = codec::FrameWriter::new(&mut buffer).unwrap().finish(&header).unwrap();
         let mut account = Account::default();
@@ -349,25 +360,47 @@ mod tests {
     }
 
     #[test]
+    fn the_missing_end_of_a_class_is_a_gap_that_the_farewell_tells() {
+        let mut account = account(&[], true);
+        assert_eq!(account.gaps(), []);
+        let mut buffer = vec![0; 16 * 1024];
+        let header = Header {
+            key: StreamKey { run_tag: [1; 8], class: 0, sequence: 1 },
+            farewell: Some(Farewell { at_ns: 9, frames: [2, 3] }),
+            ..header()
+        };
+        let bytes = codec::FrameWriter::new(&mut buffer).unwrap().finish(&header).unwrap();
+        let origin = Origin { run: run_tag(&[1; 16]), ..Origin::default() };
+        account.frame(&origin, &Frame::decode(bytes).unwrap().0);
+        let gaps = account.gaps();
+        let [Gap::Missing { origin, first: 0, last: 2 }] = &gaps[..] else { panic!("{gaps:?}") };
+        assert_eq!(origin.class, 1);
+    }
+
+    #[test]
     fn the_missing_end_of_a_run_is_a_gap_that_the_next_run_tells() {
         let gaps = |run, frames| {
             let former = FormerRun { boot_id: [7; 16], run_id: [run; 16], frames };
             let account = account_behind(&[], true, Some(former));
-            let gaps: Vec<(String, u64, u64)> = account
+            let gaps: Vec<(String, u8, u64, u64)> = account
                 .gaps()
                 .into_iter()
                 .filter_map(|gap| match gap {
-                    Gap::Missing { origin, first, last } => Some((origin.run, first, last)),
+                    Gap::Missing { origin, first, last } => {
+                        Some((origin.run, origin.class, first, last))
+                    }
                     _ => None,
                 })
                 .collect();
             gaps
         };
         // Of run 1 frame 0 is held, of run 9 nothing.
-        assert_eq!(gaps(1, 1), []);
-        assert_eq!(gaps(1, 4), [("0101010101010101".to_owned(), 1, 3)]);
-        assert_eq!(gaps(9, 2), [("0909090909090909".to_owned(), 0, 1)]);
-        assert_eq!(gaps(9, 0), []);
+        let (one, nine) = ("01".repeat(8), "09".repeat(8));
+        assert_eq!(gaps(1, [1, 0]), []);
+        assert_eq!(gaps(1, [4, 0]), [(one.clone(), 0, 1, 3)]);
+        assert_eq!(gaps(1, [1, 2]), [(one, 1, 0, 1)]);
+        assert_eq!(gaps(9, [2, 1]), [(nine.clone(), 0, 0, 1), (nine, 1, 0, 0)]);
+        assert_eq!(gaps(9, [0, 0]), []);
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod config;
 mod connections;
 mod convert;
 mod frame_files;
+mod gap;
 mod health;
 mod layout;
 mod ledger;

@@ -25,6 +25,7 @@ fn bytes(sequence: u64, is_start: bool, salt: u64) -> Vec<u8> {
         capabilities: None,
         farewell: None,
         former: None,
+        tombstones: Default::default(),
     };
     let mut buffer = vec![0; codec::FRAME_BYTES_MAX];
     FrameWriter::new(&mut buffer).unwrap().finish(&header).unwrap().to_vec()

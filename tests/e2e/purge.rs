@@ -3,7 +3,7 @@
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tests::Result;
 use tests::fleet::{AgentSettings, Fleet};
 use tests::machine::{Machine, Need};
@@ -75,15 +75,18 @@ fn what_was_purged_is_in_the_collectors_books_once() -> Result {
     collector.program.stop()?;
     // The second run has nothing to tell.
     assert_eq!(told(&fleet)?, [records.unwrap_or_default()]);
-    // Which frames it was is named, too, by the run that came after them.
+    // Which frames it was is named, too, and why, by the run that came after them.
     let (code, lines) = fleet.ledger()?;
     let gaps: Vec<_> = of_kind(&lines, "GAP").collect();
-    let [gap] = gaps[..] else { return Err(format!("{lines:?}").into()) };
-    assert_eq!((code, lines.len()), (Some(65), 3), "{lines:?}");
-    assert_eq!(gap["reason"], "missing_frames");
-    assert_eq!(
-        (gap["first"].as_u64(), gap["last"].as_u64().map(|last| last + 1)),
-        (Some(0), frames)
-    );
+    assert_eq!((code, lines.len()), (Some(65), 2 + gaps.len()), "{lines:?}");
+    for (class, gap) in gaps.iter().enumerate() {
+        let why = (&gap["reason"], &gap["why"], &gap["class"]);
+        assert_eq!(why, (&json!("dropped_frames"), &json!("purged"), &json!(class)));
+        assert_eq!(gap["first"].as_u64(), Some(0));
+        assert_eq!(gap["last"].as_u64().map(|last| last + 1), gap["frames"].as_u64());
+    }
+    let sum = |key: &str| gaps.iter().filter_map(|gap| gap[key].as_u64()).sum::<u64>();
+    assert_eq!(gaps.len(), codec::CLASSES);
+    assert_eq!((Some(sum("frames")), Some(sum("records"))), (frames, records), "{gaps:?}");
     Ok(())
 }

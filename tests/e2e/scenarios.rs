@@ -94,10 +94,12 @@ impl Done {
         self.process.pid.unwrap_or_default()
     }
 
-    /// Its records in their order, each in one line; flows on files that are none of its own
+    /// Its records in the order in which they were made, whatever their class, each in one line; flows on files that are none of its own
     /// (the loader's, the runtime's, standard output) are left out.
     fn told(&self, records: &[Value]) -> Vec<String> {
-        let lines = of_process(records, self.pid()).filter_map(|record| {
+        let mut own: Vec<&Value> = of_process(records, self.pid()).collect();
+        own.sort_by_key(|record| number(record, "endts_uts").or(number(record, "ts_uts")));
+        let lines = own.into_iter().filter_map(|record| {
             let line = line(record);
             let is_foreign = text(record, "type") == "FF"
                 && !self.called.iter().any(|(whole, _)| line.contains(whole));

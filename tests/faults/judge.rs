@@ -57,8 +57,8 @@ pub(crate) struct Evidence<'e> {
     pub(crate) ledger: &'e [Value],
 }
 
-/// Times of the frames of each stream that has the run's tag.
-type Times = HashMap<String, BTreeMap<u64, u64>>;
+/// Times of the frames of each stream, by the run's tag and class.
+type Times = HashMap<(String, u64), BTreeMap<u64, u64>>;
 
 fn frame_times(store: &Path) -> Result<Times> {
     let mut times = Times::new();
@@ -68,7 +68,10 @@ fn frame_times(store: &Path) -> Result<Times> {
             Frame::decode(&bytes).map_err(|error| format!("{}: {error}", path.display()))?;
         let key = frame.header.key;
         let run = key.run_tag.iter().map(|byte| format!("{byte:02x}")).collect();
-        times.entry(run).or_default().insert(key.sequence, frame.header.last_ns);
+        times
+            .entry((run, key.class.into()))
+            .or_default()
+            .insert(key.sequence, frame.header.last_ns);
     }
     Ok(times)
 }
@@ -87,9 +90,11 @@ fn intervals(evidence: &Evidence<'_>) -> Result<Vec<Interval>> {
                     to_ns: ns("to_ns"),
                 });
             }
-            "missing_frames" => {
+            "missing_frames" | "dropped_frames" => {
                 let run = text(gap, "run");
-                let held = times.get(run).cloned().unwrap_or_default();
+                let class = ns("class");
+                let of_run = |run: &str| times.get(&(run.to_string(), class));
+                let held = of_run(run).cloned().unwrap_or_default();
                 let before = held.range(..ns("first")).map(|(_, ns)| *ns).max();
                 let after = held.range(ns("last")..).map(|(_, ns)| *ns).find(|ns| *ns > 0);
                 // Where a run begins or ends with what is missing, its life says how far that goes.
@@ -97,7 +102,7 @@ fn intervals(evidence: &Evidence<'_>) -> Result<Vec<Interval>> {
                 let place = place.ok_or_else(|| format!("{gap}: no such run"))?;
                 // What its first frame said of those before it is missing, too.
                 let earlier = evidence.sessions.iter().take(place);
-                let earlier = earlier.filter_map(|session| times.get(&session.run));
+                let earlier = earlier.filter_map(|session| of_run(&session.run));
                 let earlier = earlier.flat_map(|held| held.values()).max();
                 let next = evidence.sessions.get(place + 1);
                 found.push(Interval {

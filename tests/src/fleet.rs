@@ -312,7 +312,7 @@ impl AgentSettings {
              upload_interval_s = {}\n\n\
              [spool]\ndirectory = {:?}\nbytes_max = {}\n\n\
              [flows]\nactive_timeout_s = {}\n\n\
-             [frames]\nage_max_s = {}\n\n\
+             [frames]\nage_max_s = {}\nvolume_age_max_s = {}\n\n\
              [kernel]\n{}{}\n\
              [memory]\nbudget_bytes = {}\n\n\
              [status]\nfile = {:?}\n\n{}",
@@ -324,6 +324,7 @@ impl AgentSettings {
             self.spool,
             self.spool_bytes_max,
             self.active_timeout_s,
+            self.frame_age_max_s,
             self.frame_age_max_s,
             chosen("ring_bytes", self.ring_bytes),
             chosen("flow_entries", self.flow_entries),

@@ -218,6 +218,7 @@ pub fn sample(agent_id: &str, run_id: [u8; 16], sequence: u64) -> Result<Vec<u8>
         capabilities: None,
         farewell: None,
         former: None,
+        tombstones: Default::default(),
     };
     Ok(writer.finish(&header)?.to_vec())
 }

@@ -77,6 +77,7 @@ impl Reader<'_> {
             "flows.active_timeout_s" => self.number(item, &mut config.flows.active_timeout_s),
             "frames.bytes_max" => self.number(item, &mut config.frames.bytes_max),
             "frames.age_max_s" => self.number(item, &mut config.frames.age_max_s),
+            "frames.volume_age_max_s" => self.number(item, &mut config.frames.volume_age_max_s),
             "frames.generation_records_max" => {
                 self.number(item, &mut config.frames.generation_records_max);
             }

@@ -5,7 +5,10 @@ use std::collections::HashMap;
 use std::io::Write as _;
 
 use bpf::{Attribute, Named, Privilege, Socket, Walked};
-use codec::{FileEvent, FileId, NetworkEvent, ObjectState, Oid, Operation, Record, Term, file};
+use codec::{
+    CLASSES, Class, FileEvent, FileId, NetworkEvent, ObjectState, Oid, Operation, Record, Term,
+    file,
+};
 
 use super::records::{FileWords, bit};
 use super::{Engine, object};
@@ -58,7 +61,7 @@ impl Engine {
         masked.clear();
         self.privacy.arguments(b"", &args, &mut masked);
         self.buffers.args = args;
-        self.write_processes(oid, header.time_ns, ObjectState::Reup);
+        self.write_processes(Class::Volume, oid, header.time_ns, ObjectState::Reup);
         let mut path = std::mem::take(&mut self.buffers.paths);
         path.clear();
         let file = if event.mode != 0 {
@@ -99,8 +102,10 @@ impl Engine {
         let kind = Operation::ALL[operation as usize];
         let header = &event.header;
         let Some(oid) = self.subject(header, kind) else { return };
-        self.write_processes(oid, header.time_ns, ObjectState::Reup);
-        let record = if event.family > object::AF_UNIX {
+        let is_network = event.family > object::AF_UNIX;
+        let class = if is_network { Class::Urgent } else { Class::Volume };
+        self.write_processes(class, oid, header.time_ns, ObjectState::Reup);
+        let record = if is_network {
             Record::NetworkEvent(NetworkEvent {
                 process: oid,
                 time_ns: header.time_ns,
@@ -196,9 +201,9 @@ impl Engine {
         if let Some(process) = self.processes.get_mut(oid) {
             process.uid = uid;
             process.gid = gid;
-            process.written = None;
+            process.written = [None; CLASSES];
         }
-        self.write_processes(oid, time_ns, ObjectState::Modified);
+        self.write_processes(Class::Urgent, oid, time_ns, ObjectState::Modified);
     }
 
     fn event_file(
@@ -208,7 +213,7 @@ impl Engine {
         time_ns: u64,
         state: ObjectState,
     ) -> FileId {
-        let container = self.container_of(oid);
+        let container = self.container_of(Class::Volume, oid);
         self.file(words, container, time_ns, state)
     }
 }

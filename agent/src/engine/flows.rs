@@ -1,7 +1,9 @@
 //! Flows: their beginning, their records and their end.
 
 use bpf::{ClosedRange, FlowEnd, FlowKey, FlowStart, Walked, flow as kernel_flow};
-use codec::{EndReason, FileFlow, NetworkFlow, ObjectState, Operation, Record, Term, file, op};
+use codec::{
+    Class, EndReason, FileFlow, NetworkFlow, ObjectState, Operation, Record, Term, file, op,
+};
 
 use super::records::FileWords;
 use super::{Counters, Engine, object};
@@ -253,10 +255,14 @@ impl Engine {
             // It had to make room. Where there is none, the record has its identity alone.
             self.know(flow.process, now_ns);
         }
-        self.write_processes(flow.process, now_ns, ObjectState::Reup);
+        let class = match flow.object {
+            Object::File { .. } => Class::Volume,
+            Object::Network { .. } => Class::Urgent,
+        };
+        self.write_processes(class, flow.process, now_ns, ObjectState::Reup);
         let (reading, writing, record) = match &flow.object {
             Object::File { kind, path, device, inode, flags } => {
-                let container = self.container_of(flow.process);
+                let container = self.container_of(class, flow.process);
                 let mut words = std::mem::take(&mut self.buffers.paths);
                 words.clear();
                 self.processes.append(*path, &mut words);

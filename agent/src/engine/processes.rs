@@ -1,7 +1,9 @@
 //! Processes: creation, programs, ends, and the threads that come and go between.
 
 use bpf::{Header, Named, Started, Walked, path};
-use codec::{EndReason, ObjectState, Oid, Operation, ProcessFlow, Record, Term, op, process};
+use codec::{
+    CLASSES, Class, EndReason, ObjectState, Oid, Operation, ProcessFlow, Record, Term, op, process,
+};
 
 use super::{Counters, Engine};
 use crate::entity::{Process, Words, split_arguments};
@@ -29,7 +31,7 @@ impl Engine {
             child.oid = oid;
             child.parent = Some(parent);
             child.entry = fork.child_namespace_pid == 1;
-            child.written = None;
+            child.written = [None; CLASSES];
             child.ended_ns = None;
             child.threads = Default::default();
             child.flows = 0;
@@ -39,7 +41,7 @@ impl Engine {
             }
         }
         let header = Header { tid: fork.child_tid, ..fork.header };
-        self.write_processes(oid, header.time_ns, ObjectState::Created);
+        self.write_processes(Class::Urgent, oid, header.time_ns, ObjectState::Created);
         self.process_event(oid, &header, Operation::Clone, &[], 0);
     }
 
@@ -101,11 +103,11 @@ impl Engine {
             .filter(|(is_set, _)| *is_set)
             // It keeps the identity that the first look at the system gave it.
             .fold(process.flags & process::START_COARSE, |flags, (_, flag)| flags | flag);
-            process.written = None;
+            process.written = [None; CLASSES];
         }
         self.processes.set_words(oid, words);
         (self.buffers.paths, self.buffers.masked) = (paths, masked);
-        self.write_processes(oid, exec.header.time_ns, state);
+        self.write_processes(Class::Urgent, oid, exec.header.time_ns, state);
         self.process_event(oid, &exec.header, Operation::Exec, &[], 0);
     }
 
@@ -147,8 +149,8 @@ impl Engine {
         let Some(process) = self.processes.get_mut(oid) else { return };
         if process.flags & process::IO_URING == 0 {
             process.flags |= process::IO_URING;
-            process.written = None;
-            self.write_processes(oid, header.time_ns, ObjectState::Modified);
+            process.written = [None; CLASSES];
+            self.write_processes(Class::Urgent, oid, header.time_ns, ObjectState::Modified);
         }
     }
 
@@ -173,7 +175,7 @@ impl Engine {
         if threads.cloned + threads.exited + threads.errors == 0 {
             return;
         }
-        self.write_processes(oid, now_ns, ObjectState::Reup);
+        self.write_processes(Class::Volume, oid, now_ns, ObjectState::Reup);
         let mut ops = 0;
         if threads.cloned + threads.errors > 0 {
             ops |= op::CLONE;

@@ -5,8 +5,8 @@ use std::hash::BuildHasher;
 
 use bpf::{Header, Named};
 use codec::{
-    Container, File, FileEvent, FileId, ObjectState, Oid, Operation, ProcessEvent, Record, Term,
-    file, op,
+    Class, Container, File, FileEvent, FileId, ObjectState, Oid, Operation, ProcessEvent, Record,
+    Term, file, op,
 };
 
 use super::{CONTAINERS_MAX, Engine};
@@ -27,8 +27,8 @@ impl Engine {
         let kind = Operation::ALL[operation as usize];
         let ops = bit(kind);
         let Some(oid) = self.subject(header, kind) else { return };
-        self.write_processes(oid, header.time_ns, ObjectState::Reup);
-        let container = self.container_of(oid);
+        self.write_processes(Class::Volume, oid, header.time_ns, ObjectState::Reup);
+        let container = self.container_of(Class::Volume, oid);
         let restype = if ops & (op::MKDIR | op::RMDIR) != 0 { b'd' } else { b'?' };
         let name = |engine: &mut Engine, named: &Named<'_>, is_content: bool, state| {
             let mut path = std::mem::take(&mut engine.buffers.paths);
@@ -78,7 +78,7 @@ impl Engine {
         args: &[u8],
         ret: i32,
     ) {
-        self.write_processes(oid, header.time_ns, ObjectState::Reup);
+        self.write_processes(Class::Urgent, oid, header.time_ns, ObjectState::Reup);
         let mut masked = std::mem::take(&mut self.buffers.masked);
         masked.clear();
         self.privacy.arguments(b"", args, &mut masked);
@@ -96,23 +96,36 @@ impl Engine {
         self.buffers.masked = masked;
     }
 
+    /// Writes an event or a flow into the stream of its class.
     pub(super) fn write(&mut self, record: &Record<'_>, kind: Operation) -> bool {
-        let written = self.batch.push(record);
+        self.write_in(Class::of(record).unwrap_or(Class::Volume), record, kind)
+    }
+
+    /// Writes a record into the stream of a class.
+    fn write_in(&mut self, class: Class, record: &Record<'_>, kind: Operation) -> bool {
+        let written = self.batch.push(class, record);
         if !written {
             self.count(kind, Term::LostEncoding, 1);
         }
         written
     }
 
-    /// Writes the process and those of its ancestors that this generation does not have yet,
-    /// root first. `state` is the process's own; the others are re-emitted.
-    pub(super) fn write_processes(&mut self, oid: Oid, now_ns: u64, state: ObjectState) {
-        let generation = self.batch.generation();
+    /// Writes into the stream of a class the process and those of its ancestors that the present
+    /// generation does not have yet, root first. `state` is the process's own; the others are
+    /// re-emitted.
+    pub(super) fn write_processes(
+        &mut self,
+        class: Class,
+        oid: Oid,
+        now_ns: u64,
+        state: ObjectState,
+    ) {
+        let generation = self.batch.generation(class);
         loop {
-            let chain = self.processes.unwritten(oid, generation);
+            let chain = self.processes.unwritten(oid, class, generation);
             for next in &chain {
                 let state = if *next == oid { state } else { ObjectState::Reup };
-                self.write_process(*next, now_ns, state, generation);
+                self.write_process(class, *next, now_ns, state, generation);
             }
             // A long chain comes in parts, of which each is written once.
             if chain.is_empty() || chain.last() == Some(&oid) {
@@ -121,52 +134,65 @@ impl Engine {
         }
     }
 
-    fn write_process(&mut self, oid: Oid, now_ns: u64, state: ObjectState, generation: u32) {
-        let container = self.container_of(oid);
+    fn write_process(
+        &mut self,
+        class: Class,
+        oid: Oid,
+        now_ns: u64,
+        state: ObjectState,
+        generation: u32,
+    ) {
+        let container = self.container_of(class, oid);
         let Some(process) = self.processes.get_mut(oid) else { return };
-        process.written = Some(generation);
+        process.written[class as usize] = Some(generation);
         let process = *process;
         let mut buffer = std::mem::take(&mut self.buffers.entity);
         let words = self.processes.words(&process, &mut buffer);
         let user = self.users.users.get(&process.uid).map_or(&[][..], Vec::as_slice);
         let group = self.users.groups.get(&process.gid).map_or(&[][..], Vec::as_slice);
         let record = process.record(&words, state, now_ns, container, user, group);
-        if !self.batch.push(&Record::Process(record)) {
+        if !self.batch.push(class, &Record::Process(record)) {
             self.batch.books.add(Operation::Exec, Term::LostEncoding, 1);
         }
         self.buffers.entity = buffer;
     }
 
     /// Numbers of files and containers hold for one generation.
-    fn begin_numbers(&mut self) {
-        if self.numbers_generation != self.batch.generation() {
-            self.numbers_generation = self.batch.generation();
+    fn begin_numbers(&mut self, class: Class) {
+        let generation = self.batch.generation(class);
+        let containers = &mut self.containers[class as usize];
+        if std::mem::replace(&mut containers.generation, generation) == generation {
+            return;
+        }
+        containers.numbers.clear();
+        containers.told = 0;
+        if class == Class::Volume {
             self.files.clear();
             self.files_told = 0;
-            self.containers.clear();
-            self.containers_told = 0;
         }
     }
 
-    /// The number of the process's container in this generation, written if it is new.
-    pub(super) fn container_of(&mut self, oid: Oid) -> u32 {
+    /// The number of the process's container in the present generation of a class, written if it
+    /// is new.
+    pub(super) fn container_of(&mut self, class: Class, oid: Oid) -> u32 {
         let mut buffer = std::mem::take(&mut self.buffers.entity);
         let id = self.processes.container(oid, &mut buffer);
-        let number = if id.is_empty() { 0 } else { self.container(id) };
+        let number = if id.is_empty() { 0 } else { self.container(class, id) };
         self.buffers.entity = buffer;
         number
     }
 
-    fn container(&mut self, id: &[u8]) -> u32 {
-        self.begin_numbers();
+    fn container(&mut self, class: Class, id: &[u8]) -> u32 {
+        self.begin_numbers(class);
         let key = self.hasher.hash_one(id);
-        if let Some(number) = self.containers.get(&key) {
+        let containers = &mut self.containers[class as usize];
+        if let Some(number) = containers.numbers.get(&key) {
             return *number;
         }
-        self.containers_told += 1;
-        let number = self.containers_told;
-        if self.containers.len() < CONTAINERS_MAX {
-            self.containers.insert(key, number);
+        containers.told += 1;
+        let number = containers.told;
+        if containers.numbers.len() < CONTAINERS_MAX {
+            containers.numbers.insert(key, number);
         }
         let record = Record::Container(Container {
             id: number,
@@ -178,11 +204,12 @@ impl Engine {
             privileged: false,
             pod_id: &[],
         });
-        self.write(&record, Operation::Exec);
+        self.write_in(class, &record, Operation::Exec);
         number
     }
 
-    /// The number of a file in this generation, written if it is new.
+    /// The number of a file in the present generation of volumes, the only records that refer to
+    /// files, written if it is new.
     pub(super) fn file(
         &mut self,
         words: FileWords<'_>,
@@ -190,7 +217,7 @@ impl Engine {
         now_ns: u64,
         state: ObjectState,
     ) -> FileId {
-        self.begin_numbers();
+        self.begin_numbers(Class::Volume);
         let key = self.hasher.hash_one((
             words.kind,
             words.path,
@@ -218,7 +245,7 @@ impl Engine {
             inode: words.inode,
             flags: words.flags,
         });
-        self.write(&record, Operation::Open);
+        self.write_in(Class::Volume, &record, Operation::Open);
         id
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bpf::Probes;
-use codec::{Frame, Term};
+use codec::{CLASSES, Class, Frame, Term};
 
 use super::{
     Error, Former, Losses, Outlet, Settings, boot_id, boot_ns, drop_privileges, identity, watch,
@@ -15,13 +15,14 @@ use super::{
 use crate::batch::{Books, Identity, Kept, Sink};
 use crate::config::Config;
 use crate::logger::RateLimit;
-use crate::purge::{self, Untold};
 use crate::run_state::RunState;
-use crate::spool::{self, Purged, Reader, Spool, SpoolError, Sync, Writer};
+use crate::spool::{self, Appended, Purged, Reader, Spool, SpoolError, Sync, Writer};
 use crate::status::{self, Status};
 use crate::supervisor::Supervisor;
 use crate::tls::clock::Clock;
 use crate::tls::{Credentials, Files};
+use crate::tombstones::Graveyard;
+use crate::untold::{self, Untold};
 use crate::upload::{self, Upload};
 
 /// How long the last delivery may take when the agent is told to stop. A service manager gives
@@ -37,13 +38,15 @@ struct Delivery {
     thread: Option<(upload::Settings, Reader)>,
     upload: Option<Upload>,
     state: RunState,
-    /// Until the frame that tells of it is in the spool.
+    /// What was dropped, until a frame that tells of it is in the spool.
     untold: Option<Untold>,
     status: Status,
     /// What the upload thread had lost when it was last asked.
     lost: Lost,
     /// Whether a frame has come since the state was last written.
     framed: bool,
+    /// Whether an urgent frame of this run is in the spool: it tells of the runs before.
+    introduced: bool,
     complaint: RateLimit,
     supervisor: Supervisor,
     /// What the supervisor has been told of the state.
@@ -52,7 +55,7 @@ struct Delivery {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Lost {
-    generations: u64,
+    generations: [u64; CLASSES],
     refused: u64,
     damaged: u64,
 }
@@ -95,6 +98,31 @@ impl Delivery {
         )
     }
 
+    /// Notes what an append did: what was dropped is kept in mind until a frame has told of it.
+    fn note(&mut self, class: Class, appended: &Appended) {
+        // The run's first urgent frame tells of all that is known then.
+        let is_first = class == Class::Urgent && !self.introduced && appended.is_kept;
+        self.introduced |= is_first;
+        self.framed |= appended.is_kept;
+        if (is_first || appended.tells_of_dropped)
+            && let Some(untold) = &mut self.untold
+            && let Err(error) = untold.told()
+        {
+            self.complain(format_args!("dropped frames will be told again: {error}"));
+        }
+        if appended.dropped.is_empty() {
+            return;
+        }
+        if self.untold.is_none() {
+            self.untold = Untold::open(self.config.state_directory()).ok();
+        }
+        let noted = self.untold.as_mut().map(|untold| untold.add_dropped(&appended.dropped));
+        if !matches!(noted, Some(Ok(()))) {
+            let file = self.config.state_directory().join(untold::FILE);
+            self.complain(format_args!("{}: cannot be written", file.display()));
+        }
+    }
+
     fn complain(&mut self, text: std::fmt::Arguments<'_>) {
         if let Some(repeated) = self.complaint.admit(Instant::now()) {
             log::error!("{text} ({repeated} more since the last complaint)");
@@ -103,25 +131,29 @@ impl Delivery {
 }
 
 impl Sink for Delivery {
-    fn frame(&mut self, frame: &[u8]) -> Kept {
-        self.state.frame_made();
+    fn frame(&mut self, class: Class, frame: &[u8]) -> Kept {
+        self.state.frame_made(class);
         match self.writer.append(frame) {
             Ok(appended) => {
-                self.framed = true;
                 if appended.waiting_bytes >= self.config.collector.upload_bytes_max as u64
                     && let Some(upload) = &self.upload
                 {
                     upload.wake();
                 }
+                self.note(class, &appended);
                 Kept {
                     lost: Some((Term::LostSpoolFull, appended.dropped_records)),
-                    restart: appended.dropped_frames > 0,
+                    restart: appended.restart,
+                    dropped: appended.dropped,
                 }
             }
             Err(error) => {
                 self.complain(format_args!("frame lost: {error}"));
                 let records = Frame::decode(frame).map_or(0, |(f, _)| u64::from(f.header.records));
-                Kept { lost: Some((Term::LostSpoolError, records)), restart: true }
+                let mut restart = [false; CLASSES];
+                restart[class as usize] = true;
+                let dropped = Graveyard::default();
+                Kept { lost: Some((Term::LostSpoolError, records)), restart, dropped }
             }
         }
     }
@@ -149,14 +181,8 @@ impl Outlet for Delivery {
     }
 
     fn told_until(&mut self, until_ns: u64) -> Result<(), Error> {
-        if !std::mem::take(&mut self.framed) {
+        if !self.introduced || !std::mem::take(&mut self.framed) {
             return Ok(());
-        }
-        // The first frame of the run has told it.
-        if let Some(mut untold) = self.untold.take()
-            && let Err(error) = untold.told()
-        {
-            self.complain(format_args!("purged records will be told again: {error}"));
         }
         if let Err(error) = self.state.frame_written(until_ns) {
             self.complain(format_args!("state of the run not written: {error}"));
@@ -168,7 +194,7 @@ impl Outlet for Delivery {
         let Some(upload) = &self.upload else { return Losses::default() };
         let counters = upload.counters();
         let lost = Lost {
-            generations: counters.generations_lost(),
+            generations: Class::ALL.map(|class| counters.generations_lost(class)),
             refused: counters.refused_records(),
             damaged: counters.damaged_records(),
         };
@@ -176,7 +202,9 @@ impl Outlet for Delivery {
         Losses {
             refused: lost.refused - before.refused,
             damaged: lost.damaged - before.damaged,
-            restart: lost.generations != before.generations,
+            restart: Class::ALL.map(|class| {
+                lost.generations[class as usize] != before.generations[class as usize]
+            }),
         }
     }
 
@@ -212,14 +240,14 @@ fn hexadecimal(bytes: &[u8]) -> String {
 /// See [`Error`]; [`SpoolError::InUse`] if an agent runs.
 pub fn purge(config: &Config) -> Result<Purged, Error> {
     let folder = config.state_directory();
-    let note = folder.join(purge::FILE);
+    let note = folder.join(untold::FILE);
     let untold = Untold::find(folder).map_err(super::file_error(&note))?;
     let until = untold.as_ref().map_or(0, Untold::until);
     // What an earlier purge counted is not counted again.
     spool::complete_purge(&config.spool.directory, until).map_err(Error::Spool)?;
     let purged = spool::purge(&config.spool.directory, |purged| {
         Untold::open(folder)
-            .and_then(|mut untold| untold.add(purged.records, purged.until))
+            .and_then(|mut untold| untold.add_purge(purged.records, purged.until, &purged.stones))
             .map_err(|source| SpoolError::Io { action: "write", path: note.clone(), source })
     });
     purged.map_err(Error::Spool)
@@ -234,10 +262,10 @@ pub fn run(config: &Config) -> Result<(), Error> {
     let path = Settings::new(config)?;
     let folder = config.state_directory();
     let limits = spool::Limits { bytes_max: config.spool.bytes_max, sync: Sync::EachFrame };
-    let untold = Untold::find(folder).map_err(super::file_error(&folder.join(purge::FILE)))?;
+    let untold = Untold::find(folder).map_err(super::file_error(&folder.join(untold::FILE)))?;
     let until = untold.as_ref().map_or(0, Untold::until);
     spool::complete_purge(&config.spool.directory, until).map_err(Error::Spool)?;
-    let untold = untold.filter(|untold| untold.records() > 0);
+    let untold = untold.filter(|untold| !untold.is_told());
     let (writer, reader, recovery) =
         Spool::open(&config.spool.directory, limits).map_err(Error::Spool)?;
     if recovery.cut_bytes + recovery.damaged_bytes > 0 {
@@ -275,7 +303,8 @@ pub fn run(config: &Config) -> Result<(), Error> {
         timeouts: upload::Timeouts::default(),
     };
     let purged_records = untold.as_ref().map_or(0, Untold::records);
-    let former = Former { before, purged_records };
+    let dropped = untold.as_ref().map(|untold| untold.stones().clone()).unwrap_or_default();
+    let former = Former { before, purged_records, dropped };
     let delivery = Rc::new(RefCell::new(Delivery {
         config: config.clone(),
         writer,
@@ -286,6 +315,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
         status,
         lost: Lost::default(),
         framed: false,
+        introduced: false,
         complaint: RateLimit::new(COMPLAINT_INTERVAL),
         supervisor: Supervisor::from_environment(Instant::now()),
         told: String::new(),

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use codec::CLASSES;
+
 use super::Error;
 use crate::batch::Limits;
 use crate::budget::{self, Division};
@@ -27,8 +29,8 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// Bounds of frames.
     pub limits: Limits,
-    /// Age at which a frame is finished.
-    pub frame_age_max: Duration,
+    /// By class, the age at which a frame is finished.
+    pub frame_ages_max: [Duration; CLASSES],
     /// What is masked in arguments.
     pub privacy: Privacy,
 }
@@ -75,7 +77,8 @@ impl Settings {
                 frame_bytes_max: config.frames.bytes_max,
                 generation_records_max: config.frames.generation_records_max,
             },
-            frame_age_max: Duration::from_secs(config.frames.age_max_s.into()),
+            frame_ages_max: [config.frames.age_max_s, config.frames.volume_age_max_s]
+                .map(|age_s| Duration::from_secs(age_s.into())),
             privacy: Privacy::new(
                 config.privacy.redact,
                 &config.privacy.redact_names,

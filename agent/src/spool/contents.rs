@@ -9,15 +9,16 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use codec::{Class, DropReason, Tombstone};
 use rustix::fs::{major, minor};
 use serde::Serialize;
 
 use super::scan::{self, Found, FoundFrame};
 use super::{
-    LOCK_FILE, POSITION_FILE, SpoolError, failed, lock, position_bytes, position_of,
-    segment_numbers, segment_path,
+    LOCK_FILE, POSITION_FILE, Positions, SpoolError, failed, lock, segment_numbers, segment_path,
 };
 use crate::slots::Slots;
+use crate::tombstones::Graveyard;
 
 /// What waits in a spool, and what is damaged.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -76,10 +77,14 @@ pub struct StreamContents {
     pub class: u8,
     /// Inclusive ranges, in order.
     pub sequences: Vec<[u64; 2]>,
+    #[serde(skip)]
+    run_tag: [u8; 8],
+    #[serde(skip)]
+    records: u64,
 }
 
 /// What a purge took.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug)]
 pub struct Purged {
     /// Frames.
     pub frames: u64,
@@ -90,6 +95,8 @@ pub struct Purged {
     pub damaged_bytes: u64,
     /// Number of the last segment that was purged.
     pub until: u64,
+    /// Which frames it was.
+    pub stones: Graveyard,
 }
 
 impl Contents {
@@ -99,7 +106,8 @@ impl Contents {
     /// If there is none, or it cannot be read.
     pub fn read(directory: &Path) -> Result<Contents, SpoolError> {
         let numbers = segment_numbers(directory)?;
-        let settled = Slots::peek(&directory.join(POSITION_FILE)).as_ref().and_then(position_of);
+        let settled = Slots::peek(&directory.join(POSITION_FILE));
+        let settled = settled.as_ref().map(Positions::parse).unwrap_or_default();
         let mut contents = Contents {
             directory: directory.into(),
             owner: owner(&directory.join(LOCK_FILE)),
@@ -113,16 +121,10 @@ impl Contents {
         let mut offsets = BTreeMap::new();
         let mut buffer = Vec::new();
         for number in numbers {
-            let (settled_number, settled_bytes) = settled.unwrap_or_default();
-            let settled = match number {
-                _ if number < settled_number => u64::MAX,
-                _ if number == settled_number => settled_bytes,
-                _ => 0,
-            };
             let path = segment_path(directory, number);
             let mut segment = SegmentContents { number, ..SegmentContents::default() };
             let untold = &mut contents.purged_untold;
-            match segment.read(&path, settled, &mut buffer, &mut offsets, untold) {
+            match segment.read(&path, &settled, &mut buffer, &mut offsets, untold) {
                 Ok(()) => {}
                 // Delivered meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -163,7 +165,7 @@ impl Contents {
                 ),
                 _ => writeln!(text),
             };
-            for StreamContents { run, class, sequences } in &segment.streams {
+            for StreamContents { run, class, sequences, .. } in &segment.streams {
                 let ranges: Vec<String> =
                     sequences.iter().map(|[first, last]| format!("{first}-{last}")).collect();
                 let _ = writeln!(text, "  run {run} class {class}: frames {}", ranges.join(", "));
@@ -191,7 +193,7 @@ impl SegmentContents {
     fn read(
         &mut self,
         path: &Path,
-        settled: u64,
+        settled: &Positions,
         buffer: &mut Vec<u8>,
         offsets: &mut BTreeMap<[u8; 8], i64>,
         purged_untold: &mut u64,
@@ -205,7 +207,7 @@ impl SegmentContents {
                 if let Some(offset_ns) = frame.offset_ns {
                     offsets.insert(frame.key.run_tag, offset_ns);
                 }
-                if end > settled {
+                if end > settled.settled_in(frame.key.class, self.number) {
                     self.add(&frame, offsets.get(&frame.key.run_tag).copied());
                     *purged_untold += frame.purged_told;
                 }
@@ -231,16 +233,35 @@ impl SegmentContents {
         let run: String = frame.key.run_tag.iter().map(|byte| format!("{byte:02x}")).collect();
         let (class, sequence) = (frame.key.class, frame.key.sequence);
         let known = self.streams.iter_mut().find(|s| s.class == class && s.run == run);
+        let (run_tag, records) = (frame.key.run_tag, u64::from(frame.records));
         match known {
             None => {
                 let sequences = vec![[sequence, sequence]];
-                self.streams.push(StreamContents { run, class, sequences });
+                self.streams.push(StreamContents { run, class, sequences, run_tag, records });
             }
-            Some(stream) => match stream.sequences.last_mut() {
-                Some([_, last]) if last.checked_add(1) == Some(sequence) => *last = sequence,
-                _ => stream.sequences.push([sequence, sequence]),
-            },
+            Some(stream) => {
+                stream.records += records;
+                match stream.sequences.last_mut() {
+                    Some([_, last]) if last.checked_add(1) == Some(sequence) => *last = sequence,
+                    _ => stream.sequences.push([sequence, sequence]),
+                }
+            }
         }
+    }
+}
+
+impl StreamContents {
+    /// What a purge leaves of it.
+    fn stone(&self) -> Option<Tombstone> {
+        Some(Tombstone {
+            run_tag: self.run_tag,
+            class: self.class,
+            reason: DropReason::Purged,
+            first: self.sequences.first()?[0],
+            last: self.sequences.last()?[1],
+            frames: self.sequences.iter().map(|[first, last]| last - first + 1).sum(),
+            records: self.records,
+        })
     }
 }
 
@@ -276,12 +297,16 @@ pub fn purge(
     segment_numbers(directory)?;
     let _lock = lock(directory)?;
     let contents = Contents::read(directory)?;
-    let purged = Purged {
+    let mut purged = Purged {
         frames: contents.frames,
         records: contents.records + contents.purged_untold,
         damaged_bytes: contents.damaged_bytes,
         until: contents.segments.last().map_or(0, |segment| segment.number),
+        stones: Graveyard::default(),
     };
+    for stream in contents.segments.iter().flat_map(|segment| &segment.streams) {
+        purged.stones.extend(stream.stone().as_slice());
+    }
     if purged.until > 0 {
         note(&purged)?;
         settle_until(directory, purged.until)?;
@@ -305,9 +330,13 @@ pub fn complete_purge(directory: &Path, until: u64) -> Result<(), SpoolError> {
 fn settle_until(directory: &Path, until: u64) -> Result<(), SpoolError> {
     let path = directory.join(POSITION_FILE);
     let (mut position, value) = Slots::open(&path).map_err(failed("open", &path))?;
-    let whole = (until, u64::MAX);
-    if value.as_ref().and_then(position_of).is_none_or(|settled| settled < whole) {
-        let written = position.write(&position_bytes(until, u64::MAX));
+    let before = value.as_ref().map(Positions::parse).unwrap_or_default();
+    let mut settled = before;
+    for class in Class::ALL {
+        settled.settle(class as u8, until, u64::MAX);
+    }
+    if settled != before {
+        let written = position.write(&settled.bytes());
         written.and_then(|()| position.sync()).map_err(failed("write", &path))?;
     }
     for number in segment_numbers(directory)?.into_iter().filter(|number| *number <= until) {

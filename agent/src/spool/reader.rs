@@ -4,20 +4,22 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
-use codec::{FRAME_BYTES_MAX, StreamKey};
+use codec::{CLASSES, FRAME_BYTES_MAX, StreamKey};
 
 use super::scan::{self, Found};
-use super::{Depth, POSITION_BYTES, Shared, SpoolError, failed, position_bytes};
+use super::{Depth, POSITION_BYTES, Positions, Shared, SpoolError, failed};
 use crate::slots::Slots;
 
 /// Most frames of one batch: bounds what is remembered of it.
 const BATCH_FRAMES_MAX: usize = 512;
 
-/// Gives out frames, oldest first. Owned by the upload thread.
+/// Gives out frames, the most urgent first, of each class the oldest first. Owned by the upload
+/// thread.
 #[derive(Debug)]
 pub struct Reader {
     shared: Arc<Shared>,
     position: Slots<POSITION_BYTES>,
+    settled: Positions,
     /// The segment of the last batch, open.
     file: Option<(u64, File)>,
     /// The frames of the last batch that are not settled.
@@ -56,13 +58,19 @@ pub struct Settled {
 /// What of one segment is to be given out next.
 struct Span {
     number: u64,
+    class: u8,
     from: u64,
     to: u64,
 }
 
 impl Reader {
-    pub(super) fn new(shared: Arc<Shared>, position: Slots<POSITION_BYTES>) -> Self {
-        Reader { shared, position, file: None, in_flight: Vec::new(), damaged_records: 0 }
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        position: Slots<POSITION_BYTES>,
+        settled: Positions,
+    ) -> Self {
+        let in_flight = Vec::new();
+        Reader { shared, position, settled, file: None, in_flight, damaged_records: 0 }
     }
 
     /// Replaces the contents of `buffer` by the oldest frames that are not settled, whole,
@@ -78,15 +86,30 @@ impl Reader {
         bytes_max: usize,
         frames_max: usize,
     ) -> Result<&[Sent], SpoolError> {
+        self.batch_within(buffer, [bytes_max; CLASSES], frames_max)
+    }
+
+    /// As [`Reader::batch`], with as many bytes as each class may have: none of one with 0.
+    ///
+    /// # Errors
+    /// As for [`Reader::batch`].
+    pub fn batch_within(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        bytes_max: [usize; CLASSES],
+        frames_max: usize,
+    ) -> Result<&[Sent], SpoolError> {
         self.release();
         buffer.clear();
-        while let Some(span) = self.pin() {
-            let end = self.fill(&span, buffer, bytes_max, frames_max.max(1))?;
-            if !self.in_flight.is_empty() {
-                break;
+        for (lane, bytes_max) in bytes_max.into_iter().enumerate().filter(|(_, max)| *max > 0) {
+            while let Some(span) = self.pin(lane) {
+                let end = self.fill(&span, buffer, bytes_max, frames_max.max(1))?;
+                if !self.in_flight.is_empty() {
+                    return Ok(&self.in_flight);
+                }
+                // All of it is damaged.
+                self.settle_to(span.number, span.class, end, 0, 0);
             }
-            // All of it is damaged.
-            self.settle_to(span.number, end, 0, 0);
         }
         Ok(&self.in_flight)
     }
@@ -115,11 +138,16 @@ impl Reader {
         self.settle(0);
     }
 
-    /// Goes on behind the oldest segment, which cannot be read.
+    /// Goes on behind the segment of the last batch, which could not be read.
     pub fn abandon(&mut self) {
-        self.release();
-        if let Some(span) = self.pin() {
-            self.settle_to(span.number, span.to, 0, 0);
+        let pinned = {
+            let state = self.shared.state();
+            let pinned = state.segments.iter().find(|segment| segment.pinned);
+            pinned.map(|segment| (segment.number, segment.generation.class, segment.bytes))
+        };
+        self.in_flight.clear();
+        if let Some((number, class, end)) = pinned {
+            self.settle_to(number, class, end, 0, 0);
         }
     }
 
@@ -134,11 +162,17 @@ impl Reader {
     }
 
     /// Chooses what to give out next and keeps the quota away from it.
-    fn pin(&mut self) -> Option<Span> {
+    fn pin(&mut self, lane: usize) -> Option<Span> {
         let mut state = self.shared.state();
-        let segment = state.segments.iter_mut().find(|segment| segment.waits())?;
+        let mut of_class = state.segments.iter_mut().filter(|segment| segment.lane() == lane);
+        let segment = of_class.find(|segment| segment.waits())?;
         segment.pinned = true;
-        Some(Span { number: segment.number, from: segment.settled_bytes, to: segment.bytes })
+        Some(Span {
+            number: segment.number,
+            class: segment.generation.class,
+            from: segment.settled_bytes,
+            to: segment.bytes,
+        })
     }
 
     /// Reads frames of the span into `buffer` and `in_flight`. Returns the offset behind what
@@ -205,12 +239,12 @@ impl Reader {
             settled.frames += 1;
             settled.records += u64::from(sent.records);
             settled.bytes += sent.bytes as u64;
-            end = Some(sent.end);
+            end = Some((sent.end, sent.key.class));
         }
         self.in_flight.clear();
         match (end, &self.file) {
-            (Some(end), Some((number, _))) => {
-                self.settle_to(*number, end, settled.frames, settled.records);
+            (Some((end, class)), Some((number, _))) => {
+                self.settle_to(*number, class, end, settled.frames, settled.records);
             }
             _ => self.unpin(),
         }
@@ -225,7 +259,7 @@ impl Reader {
 
     /// Everything of the segment before `end` is settled, so many frames and records of it
     /// by delivery or refusal.
-    fn settle_to(&mut self, number: u64, end: u64, frames: u64, records: u64) {
+    fn settle_to(&mut self, number: u64, class: u8, end: u64, frames: u64, records: u64) {
         let mut finished = false;
         {
             let mut state = self.shared.state();
@@ -254,6 +288,7 @@ impl Reader {
             let _ = fs::remove_file(self.shared.path(number));
         }
         // A position that is not written costs a repeat after a restart, no more.
-        let _ = self.position.write(&position_bytes(number, end));
+        self.settled.settle(class, number, end);
+        let _ = self.position.write(&self.settled.bytes());
     }
 }

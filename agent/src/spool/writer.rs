@@ -4,57 +4,80 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::sync::Arc;
 
-use codec::Frame;
+use codec::{CLASSES, DropReason, Frame, StreamKey, Tombstone};
 
-use super::{Depth, SEGMENTS_MAX, Segment, Shared, SpoolError, Sync, failed};
+use super::{Depth, Generation, SEGMENTS_MAX, Segment, Shared, SpoolError, Sync, failed};
+use crate::tombstones::Graveyard;
 
 /// Appends frames. Owned by the event thread.
 #[derive(Debug)]
 pub struct Writer {
     shared: Arc<Shared>,
-    /// The last segment while it may grow.
-    file: Option<File>,
+    /// By class, its last segment while it may grow.
+    files: [Option<File>; CLASSES],
+    /// By class, the generation that was appended to last.
+    present: [Option<Generation>; CLASSES],
+    /// By class, a generation of which frames were dropped: what is left of it follows them.
+    dead: [Option<Generation>; CLASSES],
     next: u64,
     /// Dropped for the quota and not yet told.
     dropped: Dropped,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Dropped {
     frames: u64,
     records: u64,
+    stones: Graveyard,
+}
+
+impl Dropped {
+    fn add(&mut self, generation: &Generation, sequences: Option<[u64; 2]>, count: [u64; 2]) {
+        let [frames, records] = count;
+        self.frames += frames;
+        self.records += records;
+        if let Some([first, last]) = sequences {
+            let Generation { run_tag, class, .. } = *generation;
+            let reason = DropReason::SpoolFull;
+            self.stones.add(&Tombstone { run_tag, class, reason, first, last, frames, records });
+        }
+    }
 }
 
 /// What an append did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Appended {
-    /// Frames that the quota took, oldest first, since the last append that succeeded.
+    /// Whether the frame is in the spool; else it is among those that the quota took.
+    pub is_kept: bool,
+    /// Frames that the quota took, by generations, since the last append that succeeded.
     pub dropped_frames: u64,
     /// Records in them: the unit of the ledger.
     pub dropped_records: u64,
+    /// Which frames those were.
+    pub dropped: Graveyard,
+    /// By class, whether its present generation should end: the quota has taken of it, or its
+    /// segment is full, and a generation goes as a whole.
+    pub restart: [bool; CLASSES],
+    /// Whether the frame tells of dropped frames.
+    pub tells_of_dropped: bool,
     /// Bytes that now wait for delivery.
     pub waiting_bytes: u64,
 }
 
 impl Writer {
-    pub(super) fn new(shared: Arc<Shared>, next: u64) -> Result<Self, SpoolError> {
-        let mut writer = Writer { shared, file: None, next, dropped: Dropped::default() };
-        let last = {
-            let state = writer.shared.state();
-            state.segments.back().map(|segment| (segment.number, segment.bytes))
-        };
-        if let Some((number, bytes)) = last
-            && bytes < writer.shared.segment_bytes()
-        {
-            let path = writer.shared.path(number);
-            let file = OpenOptions::new().write(true).open(&path).map_err(failed("open", &path))?;
-            writer.file = Some(file);
-            writer.shared.state().growing = true;
+    pub(super) fn new(shared: Arc<Shared>, next: u64) -> Self {
+        Writer {
+            shared,
+            files: [const { None }; CLASSES],
+            present: [None; CLASSES],
+            dead: [None; CLASSES],
+            next,
+            dropped: Dropped::default(),
         }
-        Ok(writer)
     }
 
-    /// Appends one frame. The oldest segments make room for it where the quota asks for it.
+    /// Appends one frame. Whole generations make room for it where the quota asks for it, none of
+    /// a more urgent class; where that is not enough, the frame itself is dropped.
     ///
     /// # Errors
     /// The frame is then not in the spool, not even in part, and a later append may succeed:
@@ -65,20 +88,51 @@ impl Writer {
             let error = codec::DecodeError::Malformed("bytes after the frame");
             return Err(SpoolError::NotAFrame(error));
         }
-        let records = decoded.header.records;
-        self.make_room(frame.len())?;
-        self.write(frame)?;
-        let waiting_bytes = {
-            let mut state = self.shared.state();
-            if let Some(segment) = state.segments.back_mut() {
-                segment.bytes += frame.len() as u64;
-                segment.frames += 1;
-                segment.records += u64::from(records);
+        let bytes_max = self.shared.limits.bytes_max;
+        if frame.len() as u64 > bytes_max {
+            return Err(SpoolError::NoRoom { bytes: frame.len(), bytes_max });
+        }
+        let header = &decoded.header;
+        let generation = Generation::new(&header.key, header.generation);
+        let lane = generation.lane();
+        self.set(lane, |writer| &mut writer.present, Some(generation));
+        let has_room = self.make_room(frame.len(), lane)?;
+        let mut restart = [false; CLASSES];
+        let is_kept = has_room && self.dead.get(lane) != Some(&Some(generation));
+        if is_kept {
+            let is_full = self.write(frame, &header.key, generation, header.records)?;
+            if let Some(restart) = restart.get_mut(lane) {
+                *restart = is_full;
             }
-            state.segments.iter().map(|segment| segment.bytes - segment.settled_bytes).sum()
-        };
-        let Dropped { frames, records } = std::mem::take(&mut self.dropped);
-        Ok(Appended { dropped_frames: frames, dropped_records: records, waiting_bytes })
+        } else {
+            let count = [1, header.records.into()];
+            self.dropped.add(&generation, Some([header.key.sequence; 2]), count);
+            self.set(lane, |writer| &mut writer.dead, Some(generation));
+        }
+        for ((restart, dead), present) in restart.iter_mut().zip(&self.dead).zip(&self.present) {
+            *restart |= dead.is_some() && dead == present;
+        }
+        let Dropped { frames, records, stones } = std::mem::take(&mut self.dropped);
+        Ok(Appended {
+            is_kept,
+            dropped_frames: frames,
+            dropped_records: records,
+            dropped: stones,
+            restart,
+            tells_of_dropped: is_kept && !header.tombstones.is_empty(),
+            waiting_bytes: self.waiting_bytes(),
+        })
+    }
+
+    fn set<T>(&mut self, lane: usize, of: impl Fn(&mut Self) -> &mut [T; CLASSES], value: T) {
+        if let Some(place) = of(self).get_mut(lane) {
+            *place = value;
+        }
+    }
+
+    fn waiting_bytes(&self) -> u64 {
+        let state = self.shared.state();
+        state.segments.iter().map(|segment| segment.bytes - segment.settled_bytes).sum()
     }
 
     /// Makes what was appended durable, for [`Sync::OnRequest`]. Segments that are no longer
@@ -87,8 +141,10 @@ impl Writer {
     /// # Errors
     /// If the device refuses.
     pub fn sync(&mut self) -> Result<(), SpoolError> {
-        let Some(file) = &self.file else { return Ok(()) };
-        file.sync_data().map_err(failed("sync", &self.shared.directory))
+        for file in self.files.iter().flatten() {
+            file.sync_data().map_err(failed("sync", &self.shared.directory))?;
+        }
+        Ok(())
     }
 
     /// What waits in the spool.
@@ -96,55 +152,81 @@ impl Writer {
         self.shared.depth()
     }
 
-    /// Drops the oldest segments until `bytes` more are within the quota.
-    fn make_room(&mut self, bytes: usize) -> Result<(), SpoolError> {
-        let bytes_max = self.shared.limits.bytes_max;
+    /// Drops generations until `bytes` more of the class at `lane` are within the quota. Returns
+    /// whether they are.
+    fn make_room(&mut self, bytes: usize, lane: usize) -> Result<bool, SpoolError> {
         loop {
-            let dropped = {
-                let mut state = self.shared.state();
-                let full = state.bytes() + bytes as u64 > bytes_max;
-                if !full && state.segments.len() < SEGMENTS_MAX {
-                    return Ok(());
+            let victim = {
+                let state = self.shared.state();
+                let is_full = state.bytes() + bytes as u64 > self.shared.limits.bytes_max;
+                if !is_full && state.segments.len() < SEGMENTS_MAX {
+                    return Ok(true);
                 }
-                let oldest = state
-                    .segments
-                    .iter()
-                    .position(|segment| !segment.pinned && !state.grows(segment.number));
-                oldest.and_then(|index| state.segments.remove(index))
+                state.victim(lane)
             };
-            match dropped {
-                Some(segment) => {
-                    self.dropped.frames += segment.frames;
-                    self.dropped.records += segment.records;
-                    let path = self.shared.path(segment.number);
-                    fs::remove_file(&path).map_err(failed("remove", &path))?;
-                }
-                // All that is left grows or is on its way: then the quota can only be kept by
-                // not growing.
-                None if self.file.is_some() => self.close()?,
-                None => return Err(SpoolError::NoRoom { bytes, bytes_max }),
-            }
+            // All that is left is on its way, or more urgent.
+            let Some(generation) = victim else { return Ok(false) };
+            self.drop_generation(generation)?;
         }
     }
 
-    /// Writes the frame behind the last one, in a new segment where the present one is full.
-    fn write(&mut self, frame: &[u8]) -> Result<(), SpoolError> {
-        let segment_bytes = self.shared.segment_bytes();
-        let present = self.shared.state().segments.back().map(|s| (s.number, s.bytes));
-        let full = present
-            .is_none_or(|(_, bytes)| bytes > 0 && bytes + frame.len() as u64 > segment_bytes);
-        if self.file.is_some() && full {
-            self.close()?;
+    /// Drops what waits of a generation, apart from what is on its way.
+    fn drop_generation(&mut self, generation: Generation) -> Result<(), SpoolError> {
+        let lane = generation.lane();
+        loop {
+            let (segment, grows) = {
+                let mut state = self.shared.state();
+                let is_one = |s: &Segment| s.generation == generation && !s.pinned;
+                let Some(at) = state.segments.iter().position(is_one) else { return Ok(()) };
+                let number = state.segments.get(at).map_or(0, |segment| segment.number);
+                let grows = state.grows(number);
+                if let Some(growing) = state.growing.get_mut(lane)
+                    && grows
+                {
+                    *growing = false;
+                }
+                let Some(segment) = state.segments.remove(at) else { return Ok(()) };
+                (segment, grows)
+            };
+            if grows {
+                self.set(lane, |writer| &mut writer.files, None);
+            }
+            self.dropped.add(&generation, segment.sequences, [segment.frames, segment.records]);
+            if segment.frames > 0 && self.present.get(lane) == Some(&Some(generation)) {
+                self.set(lane, |writer| &mut writer.dead, Some(generation));
+            }
+            let path = self.shared.path(segment.number);
+            fs::remove_file(&path).map_err(failed("remove", &path))?;
         }
-        if self.file.is_none() {
-            self.begin_segment()?;
+    }
+
+    /// Writes the frame behind the last one of its generation, in a new segment where there is
+    /// none or it is full. Returns whether the segment has no room for another such frame.
+    fn write(
+        &mut self,
+        frame: &[u8],
+        key: &StreamKey,
+        generation: Generation,
+        records: u32,
+    ) -> Result<bool, SpoolError> {
+        let lane = generation.lane();
+        let (length, segment_bytes) = (frame.len() as u64, self.shared.segment_bytes());
+        let fits = |segment: &Segment| {
+            segment.generation == generation
+                && (segment.bytes == 0 || segment.bytes + length <= segment_bytes)
+        };
+        if self.file(lane).is_some() && !self.shared.state().last_of(lane).is_some_and(fits) {
+            self.close(lane)?;
+        }
+        if self.file(lane).is_none() {
+            self.begin_segment(key, generation)?;
         }
         let (number, offset) = {
             let state = self.shared.state();
-            state.segments.back().map_or((0, 0), |segment| (segment.number, segment.bytes))
+            state.last_of(lane).map_or((0, 0), |segment| (segment.number, segment.bytes))
         };
         let path = self.shared.path(number);
-        let Some(file) = &self.file else { return Ok(()) };
+        let Some(file) = self.file(lane) else { return Ok(false) };
         let written = file.write_all_at(frame, offset).map_err(failed("write", &path));
         let durable = written.and_then(|()| match self.shared.limits.sync {
             Sync::EachFrame => file.sync_data().map_err(failed("sync", &path)),
@@ -156,13 +238,26 @@ impl Writer {
             // cuts what is left.
             let cut = file.set_len(offset);
             if cut.is_err() || matches!(durable, Err(SpoolError::Io { action: "sync", .. })) {
-                self.let_go();
+                self.let_go(lane);
             }
         }
-        durable
+        durable?;
+        let mut state = self.shared.state();
+        if let Some(segment) = state.segments.iter_mut().find(|s| s.number == number) {
+            segment.note(key);
+            segment.bytes += length;
+            segment.frames += 1;
+            segment.records += u64::from(records);
+            return Ok(segment.bytes + length > segment_bytes);
+        }
+        Ok(false)
     }
 
-    fn begin_segment(&mut self) -> Result<(), SpoolError> {
+    fn file(&self, lane: usize) -> Option<&File> {
+        self.files.get(lane)?.as_ref()
+    }
+
+    fn begin_segment(&mut self, key: &StreamKey, generation: Generation) -> Result<(), SpoolError> {
         let path = self.shared.path(self.next);
         let file = OpenOptions::new()
             .write(true)
@@ -178,32 +273,42 @@ impl Writer {
                 .and_then(|directory| directory.sync_all())
                 .map_err(failed("sync", directory))?;
         }
+        let lane = generation.lane();
         let mut state = self.shared.state();
-        state.segments.push_back(Segment::new(self.next));
-        state.growing = true;
+        state.segments.push_back(Segment::new(self.next, generation, key));
+        if let Some(growing) = state.growing.get_mut(lane) {
+            *growing = true;
+        }
+        drop(state);
         self.next += 1;
-        self.file = Some(file);
+        self.set(lane, |writer| &mut writer.files, Some(file));
         Ok(())
     }
 
-    /// Ends the present segment.
-    fn close(&mut self) -> Result<(), SpoolError> {
-        let synced = match self.shared.limits.sync {
-            Sync::EachFrame => Ok(()),
-            Sync::OnRequest => self.sync(),
+    /// Ends the present segment of a class.
+    fn close(&mut self, lane: usize) -> Result<(), SpoolError> {
+        let synced = match (self.shared.limits.sync, self.file(lane)) {
+            (Sync::OnRequest, Some(file)) => {
+                file.sync_data().map_err(failed("sync", &self.shared.directory))
+            }
+            _ => Ok(()),
         };
-        self.let_go();
+        self.let_go(lane);
         synced
     }
 
-    fn let_go(&mut self) {
-        self.file = None;
+    fn let_go(&mut self, lane: usize) {
+        self.set(lane, |writer| &mut writer.files, None);
         let settled = {
             let mut state = self.shared.state();
-            state.growing = false;
+            if let Some(growing) = state.growing.get_mut(lane) {
+                *growing = false;
+            }
             // Nobody comes back to a segment whose frames are all settled.
-            match state.segments.back() {
-                Some(last) if !last.waits() => state.segments.pop_back().map(|s| s.number),
+            match state.segments.iter().rposition(|segment| segment.lane() == lane) {
+                Some(at) if state.segments.get(at).is_some_and(|last| !last.waits()) => {
+                    state.segments.remove(at).map(|segment| segment.number)
+                }
                 _ => None,
             }
         };

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use codec::{CLASSES, Class};
 use serde::{Deserialize, Serialize};
 
 use super::answer::Refusal;
@@ -18,7 +19,7 @@ pub struct Counters {
     bytes: AtomicU64,
     refused_records: [AtomicU64; Refusal::ALL.len()],
     damaged_records: AtomicU64,
-    generations_lost: AtomicU64,
+    generations_lost: [AtomicU64; CLASSES],
     last_success_unix_s: AtomicU64,
     failures: AtomicU32,
     certificate_days_left: AtomicI64,
@@ -61,10 +62,10 @@ impl Counters {
         self.damaged_records.load(Ordering::Relaxed)
     }
 
-    /// Generations of which the collector does not hold the start. Whenever this has grown, the
-    /// event thread begins new ones.
-    pub fn generations_lost(&self) -> u64 {
-        self.generations_lost.load(Ordering::Relaxed)
+    /// Generations of a class of which the collector does not hold the start. Whenever this has
+    /// grown, the event thread begins a new one.
+    pub fn generations_lost(&self, class: Class) -> u64 {
+        self.generations_lost[class as usize].load(Ordering::Relaxed)
     }
 
     /// All counters.
@@ -109,8 +110,10 @@ impl Counters {
         }
     }
 
-    pub(super) fn lose_generation(&self) {
-        self.generations_lost.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn lose_generation(&self, class: u8) {
+        if let Some(lost) = self.generations_lost.get(usize::from(class)) {
+            lost.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn damage(&self, total: u64) {

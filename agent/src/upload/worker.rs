@@ -254,7 +254,7 @@ impl Worker {
                 self.lost.pop_front();
             }
             self.lost.push_back(generation);
-            self.shared.counters.lose_generation();
+            self.shared.counters.lose_generation(generation.1);
         }
         let dropped = self.reader.discard(1);
         self.shared.counters.refuse(refusal, dropped.records);

@@ -11,8 +11,8 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use agent::spool::{Limits, Reader, Settled, Spool, SpoolError, Sync, Writer};
-use codec::Frame;
+use agent::spool::{Contents, Limits, Reader, Settled, Spool, SpoolError, Sync, Writer};
+use codec::{CLASSES, Frame};
 use proptest::prelude::*;
 
 use crate::sample;
@@ -23,6 +23,7 @@ pub(crate) const LIMITS: Limits = Limits { bytes_max: 300_000, sync: Sync::OnReq
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
     Append {
+        class: u8,
         records: u32,
         bytes: usize,
     },
@@ -61,8 +62,8 @@ pub(crate) enum Step {
 /// Steps without faults.
 pub(crate) fn calm_step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        6 => (0..4_u32, 0..12_000_usize)
-            .prop_map(|(records, bytes)| Step::Append { records, bytes }),
+        6 => (0..CLASSES as u8, 0..4_u32, 0..12_000_usize)
+            .prop_map(|(class, records, bytes)| Step::Append { class, records, bytes }),
         3 => (1..80_000_usize, 1..9_usize)
             .prop_map(|(bytes_max, frames_max)| Step::Take { bytes_max, frames_max }),
         3 => (0..9_usize).prop_map(|frames| Step::Acknowledge { frames }),
@@ -95,6 +96,8 @@ pub(crate) struct Model {
     /// The last batch.
     batch: Vec<u64>,
     next: u64,
+    /// By class, the present generation and the frames in it.
+    generations: [(u32, u32); CLASSES],
     /// Records since the spool was opened: put in, and gone out each way.
     put: u64,
     out: u64,
@@ -115,6 +118,7 @@ impl Model {
             settled: Vec::new(),
             batch: Vec::new(),
             next: 0,
+            generations: [(0, 0); CLASSES],
             put: 0,
             out: 0,
             dropped: 0,
@@ -188,13 +192,30 @@ impl Model {
         assert!(depth.frames as usize >= self.waiting.len(), "whole frames that waited are gone");
         let more = depth.frames as usize - self.waiting.len();
         assert!(more <= if torn { again.len() } else { 0 }, "{more} settled frames wait again");
-        // The position is one place: what comes again is the newest that was settled.
-        self.waiting.splice(0..0, again[again.len() - more..].iter().copied());
+        // The position is one place a class: what comes again is the newest that was settled.
+        let listed = Contents::read(&self.directory).unwrap();
+        for class in 0..CLASSES as u8 {
+            let streams = listed.segments.iter().flat_map(|segment| &segment.streams);
+            let ranges = streams.filter(|s| s.class == class).flat_map(|s| &s.sequences);
+            let waits: Vec<u64> = ranges.flat_map(|[first, last]| *first..=*last).collect();
+            let mut again = again.clone();
+            again.retain(|sequence| self.class(*sequence) == class);
+            let more = again.iter().filter(|sequence| waits.contains(sequence)).count();
+            let newest = &again[again.len() - more..];
+            assert!(newest.iter().all(|sequence| waits.contains(sequence)), "not the newest");
+            self.waiting.splice(0..0, newest.iter().copied());
+        }
+        // A new run begins new generations.
+        self.generations = self.generations.map(|(generation, _)| (generation + 1, 0));
         self.settled.retain(|sequence| !self.waiting.contains(sequence));
         assert_eq!(depth.records, self.records(&self.waiting));
         (self.put, self.out, self.dropped, self.failing) = (depth.records, 0, 0, false);
         self.ends = Some((writer, reader));
         self.check();
+    }
+
+    fn class(&self, sequence: u64) -> u8 {
+        Frame::decode(&self.frames[&sequence]).unwrap().0.header.key.class
     }
 
     fn settle(&mut self, settled: Settled) {
@@ -224,15 +245,27 @@ impl Model {
         assert!(rest.is_empty());
         self.batch = sent.iter().map(|sent| sent.key.sequence).collect();
         // In order: only what is damaged, and a segment that the quota took, is passed over.
-        let mut waiting = self.waiting.iter();
+        let Some(class) = self.batch.first().map(|first| self.class(*first)) else { return 0 };
+        let mut waiting = self.waiting.iter().filter(|sequence| self.class(**sequence) == class);
         for sequence in &self.batch {
             assert!(waiting.any(|waits| waits == sequence), "frame {sequence} out of order");
         }
+        // Nothing that is more urgent stays behind.
+        let whole = self.on_disk().0;
+        let is_behind = |s: &u64| self.class(*s) < class && whole.contains(s);
+        assert!(!self.waiting.iter().any(is_behind), "a frame of class {class} came first");
         self.batch.len()
     }
 
-    fn append(&mut self, records: u32, bytes: usize) {
-        let (sequence, frame) = (self.next, sample::frame(self.next, records, bytes));
+    fn append(&mut self, class: u8, records: u32, bytes: usize) {
+        let sequence = self.next;
+        let (generation, frames) = &mut self.generations[usize::from(class)];
+        if *frames == 6 {
+            (*generation, *frames) = (*generation + 1, 0);
+        }
+        let starts = *frames == 0;
+        *frames += 1;
+        let frame = sample::frame_of(class, (*generation, starts), sequence, records, bytes);
         self.next += 1;
         let (writer, _) = self.ends();
         match writer.append(&frame) {
@@ -240,9 +273,24 @@ impl Model {
                 assert_eq!(appended.waiting_bytes, writer.depth().waiting_bytes);
                 self.put += u64::from(records);
                 self.dropped += appended.dropped_records;
+                let stones = appended.dropped.stones();
+                let (frames, records) =
+                    stones.iter().fold((0, 0), |sum, s| (sum.0 + s.frames, sum.1 + s.records));
+                assert_eq!(
+                    (frames, records),
+                    (appended.dropped_frames, appended.dropped_records),
+                    "{stones:?}"
+                );
+                for (generation, restart) in self.generations.iter_mut().zip(appended.restart) {
+                    if restart {
+                        *generation = (generation.0 + 1, 0);
+                    }
+                }
                 self.failing = false;
                 self.frames.insert(sequence, frame);
-                self.waiting.push(sequence);
+                if appended.is_kept {
+                    self.waiting.push(sequence);
+                }
                 if appended.dropped_frames > 0 {
                     self.forget_dropped();
                 }
@@ -275,7 +323,7 @@ impl Model {
     /// Does a step, and looks whether all is accounted for.
     pub(crate) fn step(&mut self, step: &Step) {
         match *step {
-            Step::Append { records, bytes } => self.append(records, bytes),
+            Step::Append { class, records, bytes } => self.append(class, records, bytes),
             Step::Take { bytes_max, frames_max } => {
                 self.take(bytes_max, frames_max);
             }

@@ -10,6 +10,17 @@ pub(crate) const RUN_ID: [u8; 16] = [0x5a; 16];
 /// A frame with `records` records of about `bytes` bytes each. Sequence 0 begins the
 /// generation of the agent `gw-0001`.
 pub(crate) fn frame(sequence: u64, records: u32, bytes: usize) -> Vec<u8> {
+    frame_of(0, (0, sequence == 0), sequence, records, bytes)
+}
+
+/// The same of a class and a generation, which it begins or not.
+pub(crate) fn frame_of(
+    class: u8,
+    (generation, starts): (u32, bool),
+    sequence: u64,
+    records: u32,
+    bytes: usize,
+) -> Vec<u8> {
     let mut buffer = vec![0; FRAME_BYTES_MAX];
     let mut writer = FrameWriter::new(&mut buffer).unwrap();
     // Hard to mistake for a frame, easy to mistake for the beginning of one.
@@ -28,18 +39,19 @@ pub(crate) fn frame(sequence: u64, records: u32, bytes: usize) -> Vec<u8> {
     };
     let clock = Clock { offset_ns: 0, uncertainty_ns: 0, synchronized: false };
     let header = Header {
-        key: key(sequence),
-        generation: 0,
+        key: StreamKey { class, ..key(sequence) },
+        generation,
         first_ns: 0,
         last_ns: 0,
         records: 0,
-        start: (sequence == 0).then_some(start),
-        clock: (sequence == 0).then_some(clock),
+        start: starts.then_some(start),
+        clock: starts.then_some(clock),
         ledger: Default::default(),
         interruption: None,
         capabilities: None,
         farewell: None,
         former: None,
+        tombstones: Default::default(),
     };
     writer.finish(&header).unwrap().to_vec()
 }

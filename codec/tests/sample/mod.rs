@@ -180,5 +180,6 @@ pub(crate) fn header() -> Header<'static> {
         }),
         farewell: None,
         former: None,
+        tombstones: Default::default(),
     }
 }

@@ -14,9 +14,10 @@ use std::path::{Path, PathBuf};
 
 use codec::Frame;
 
-use crate::account::{Account, Gap};
+use crate::account::Account;
 use crate::capture::{self, Origin, Sink};
 use crate::convert::Unresolved;
+use crate::gap::Gap;
 use crate::sf::{self, SfFile};
 use crate::sysflow::Record;
 use join::Joiner;

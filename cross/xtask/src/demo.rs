@@ -111,7 +111,7 @@ impl Place {
             "[collector]\nurl = \"https://{collector}\"\nca = {:?}\ncertificate = {:?}\n\
              key = {:?}\nupload_interval_s = 1\n\n\
              [spool]\ndirectory = {:?}\n\n\
-             [frames]\nage_max_s = 1\n\n\
+             [frames]\nage_max_s = 1\nvolume_age_max_s = 1\n\n\
              [status]\nfile = {status:?}\n",
             pki.join("ca.pem"),
             pki.join("agent.pem"),

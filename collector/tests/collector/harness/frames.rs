@@ -49,6 +49,7 @@ impl Run {
             capabilities: None,
             farewell: None,
             former: None,
+            tombstones: Default::default(),
         }
     }
 
@@ -66,6 +67,7 @@ impl Run {
             capabilities: Some(Capabilities { attached: 31, missing: 0, jit: true }),
             farewell: None,
             former: None,
+            tombstones: Default::default(),
             ..self.header(generation, sequence)
         }
     }

@@ -1,0 +1,105 @@
+//! Priority classes, end to end: what is urgent arrives, whatever becomes of volumes, and what the
+//! device had to drop is named.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tests::Result;
+use tests::fleet::{Agent, AgentSettings, Fleet};
+use tests::machine::{Machine, Need};
+use tests::records::{of_kind, text};
+use tests::wait::wait_for;
+
+const DEADLINE: Duration = Duration::from_secs(90);
+/// Files that are made at a time: about as many kilobytes of frames.
+const FILES: usize = 2000;
+
+/// Makes files, each of which is one file flow of a file that no other flow names.
+fn make_files(folder: &Path, turn: usize) -> Result {
+    std::fs::create_dir(folder.join(turn.to_string()))?;
+    for number in 0..FILES {
+        let name = format!("{turn}/{number}-{}", "x".repeat(100));
+        std::fs::write(folder.join(name), b"volume")?;
+    }
+    Ok(())
+}
+
+/// A total of the running agent's ledger.
+fn total(agent: &Agent, term: &str) -> Result<u64> {
+    Ok(agent.status()?["ledger"][term].as_u64().unwrap_or(0))
+}
+
+/// An address that nobody answers at until a collector is started there.
+fn reserved() -> Result<SocketAddr> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}
+
+fn small_spool(fleet: &Fleet<'_>, address: SocketAddr) -> AgentSettings {
+    let mut settings = fleet.agent_settings("agent", address);
+    settings.spool_bytes_max = 1 << 20;
+    settings
+}
+
+/// The gaps that the collector's books name.
+fn gaps(lines: &[Value]) -> Vec<&Value> {
+    of_kind(lines, "GAP").collect()
+}
+
+#[test]
+fn a_full_spool_drops_volumes_first_and_says_which() -> Result {
+    let test = "a_full_spool_drops_volumes_first_and_says_which";
+    let Some(machine) = Machine::claim(test, &[Need::Agent])? else { return Ok(()) };
+    let fleet = Fleet::new(&machine)?;
+    let address = reserved()?;
+    let settings = small_spool(&fleet, address);
+    let mut agent = fleet.start_agent(&settings)?;
+    let folder = fleet.path("volumes");
+    std::fs::create_dir(&folder)?;
+    // A program that runs before everything else, of which nothing may be missing.
+    assert!(std::process::Command::new("true").arg(&folder).status()?.success());
+    let mut turn = 0;
+    wait_for("a full spool", DEADLINE, || {
+        turn += 1;
+        make_files(&folder, turn)?;
+        Ok((total(&agent, "lost_spool_full")? > 0).then_some(()))
+    })?;
+    // It goes down with drops of which no frame that is delivered has told, and comes back.
+    agent.program.stop()?;
+    let mut agent = fleet.start_agent(&settings)?;
+    make_files(&folder, turn + 1)?;
+    let mut collector = fleet.start_collector(&address.to_string())?;
+    agent.wait_until("an empty spool", |status| {
+        // What is finished each second is in it for a moment.
+        status["upload"]["frames"].as_u64() > Some(0)
+            && status["spool"]["frames"].as_u64() < Some(4)
+    })?;
+    agent.program.stop()?;
+    collector.program.stop()?;
+
+    let (code, lines) = fleet.ledger()?;
+    let gaps = gaps(&lines);
+    assert_eq!(code, Some(65), "a gap is no whole book");
+    assert!(!gaps.is_empty());
+    for gap in &gaps {
+        let why = (&gap["reason"], &gap["why"], &gap["class"]);
+        assert_eq!(why, (&json!("dropped_frames"), &json!("spool_full"), &json!(1)), "{gap}");
+    }
+    let books: Vec<&Value> = of_kind(&lines, "BOOKS").collect();
+    assert_eq!(books.len(), 2);
+    let lost = |books: &&Value| books["records_lost"]["lost_spool_full"].as_u64();
+    let lost: u64 = books.iter().filter_map(lost).sum();
+    let named: u64 = gaps.iter().filter_map(|gap| gap["records"].as_u64()).sum();
+    println!("{turn} turns, {} gaps, {lost} records lost, {named} of them named", gaps.len());
+    assert_eq!(lost, named);
+    // The books balance although what they are of is gone in part.
+    for books in books {
+        assert_eq!((text(books, "ending"), &books["faults"]), ("closed", &json!([])), "{books}");
+    }
+    let records = fleet.print(&fleet.store())?;
+    let place = folder.to_string_lossy();
+    let is_first = |r: &&Value| text(r, "type") == "PE" && text(r, "proc.args") == place;
+    assert!(records.iter().any(|r| is_first(&r)), "the first program is missing");
+    Ok(())
+}
