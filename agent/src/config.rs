@@ -63,6 +63,8 @@ pub struct Collector {
     pub upload_interval_s: u32,
     /// Largest body of one request, bytes.
     pub upload_bytes_max: usize,
+    /// What the link may carry a day, bytes; 0: unlimited.
+    pub bytes_per_day: u64,
 }
 
 /// The bounded queue on disk.
@@ -149,6 +151,7 @@ impl Default for Config {
                 proxy: None,
                 upload_interval_s: 20,
                 upload_bytes_max: 1024 * 1024,
+                bytes_per_day: 0,
             },
             spool: Spool { directory: "/var/lib/sysflow/spool".into(), bytes_max: 16 << 20 },
             flows: Flows { idle_timeout_s: 60, active_timeout_s: 30 },
@@ -182,6 +185,7 @@ pub const BOUNDS: [Bound; 14] = [
     Bound { key: "collector.upload_interval_s", min: 1, max: 86_400 },
     // Up to what a collector takes by default.
     Bound { key: "collector.upload_bytes_max", min: 16_384, max: 4 << 20 },
+    Bound { key: "collector.bytes_per_day", min: 0, max: 1 << 40 },
     // The spool is read through once at each start.
     Bound { key: "spool.bytes_max", min: 1 << 20, max: 4 << 30 },
     Bound { key: "flows.idle_timeout_s", min: 1, max: 86_400 },

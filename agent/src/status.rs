@@ -69,13 +69,15 @@ pub struct Spool {
     pub frames: u64,
     /// Records in them.
     pub records: u64,
+    /// Bytes that wait.
+    pub waiting_bytes: u64,
 }
 
 impl Spool {
     /// From the spool's own words.
     pub fn new(depth: crate::spool::Depth, bytes_max: u64) -> Self {
-        let crate::spool::Depth { segments, bytes, frames, records, .. } = depth;
-        Spool { segments, bytes, bytes_max, frames, records }
+        let crate::spool::Depth { segments, bytes, frames, records, waiting_bytes } = depth;
+        Spool { segments, bytes, bytes_max, frames, records, waiting_bytes }
     }
 }
 
@@ -170,7 +172,7 @@ impl Status {
         for (term, total) in &self.ledger {
             line(term, total.to_string());
         }
-        let Spool { segments, bytes, bytes_max, frames, records } = &self.spool;
+        let Spool { segments, bytes, bytes_max, frames, records, .. } = &self.spool;
         line(
             "spool",
             format!(
@@ -186,6 +188,18 @@ impl Status {
                 upload.frames, upload.records, upload.bytes, upload.uploads
             ),
         );
+        if upload.bytes_per_day > 0 {
+            let left = upload.bytes_per_day.saturating_sub(upload.day_spent_bytes);
+            line(
+                "budget",
+                format!(
+                    "{} of {} bytes spent, {left} left, next day in {} min",
+                    upload.day_spent_bytes,
+                    upload.bytes_per_day,
+                    upload.next_day_s / 60
+                ),
+            );
+        }
         line(
             "last upload",
             match upload.last_success_unix_s {
@@ -257,6 +271,9 @@ mod tests {
             ledger: BTreeMap::from([("observed".into(), 7)]),
             upload: upload::Snapshot {
                 refused_records: BTreeMap::from([("malformed".into(), 3)]),
+                bytes_per_day: 1000,
+                day_spent_bytes: 400,
+                next_day_s: 3600,
                 failures: 2,
                 last_error: "connection refused".into(),
                 ..Default::default()
@@ -287,6 +304,8 @@ mod tests {
         assert!(tells("STALE", "process 4294967295 is gone; written 30 s ago"), "{text}");
         assert!(tells("run", ", started 10 min ago"), "{text}");
         assert!(tells("observed", "7"), "{text}");
+        let budget = "400 of 1000 bytes spent, 600 left, next day in 60 min";
+        assert!(tells("budget", budget), "{text}");
         assert!(tells("last upload", "never"), "{text}");
         assert!(tells("refused", "3 records: malformed"), "{text}");
         assert!(tells("failing", "2 times: connection refused"), "{text}");

@@ -1,7 +1,8 @@
 //! The second thread: takes frames from the spool and brings them to the collector.
 //!
 //! In: a spool [`Reader`], wake-ups and the order to stop. Out: frames over mutual TLS, and
-//! [`Counters`]. Bound: one batch in memory, one request at a time, every wait limited.
+//! [`Counters`]. Urgent frames go before volumes, and a body of volumes is small enough for the
+//! link that an urgent frame does not wait long behind it. Bound: one batch in memory, one request at a time, every wait limited.
 //! A frame leaves the spool when the collector holds it durably; a failure of any kind leaves
 //! it there. A batch that the collector refuses is cut in half until the one bad frame stands
 //! alone: that one is dropped and counted, so that it cannot block the others. What concerns
@@ -9,6 +10,7 @@
 
 mod answer;
 mod backoff;
+mod budget;
 mod client;
 mod counters;
 mod worker;
@@ -23,6 +25,7 @@ use crate::tls::Credentials;
 use crate::tls::clock::Clock;
 
 pub use answer::{Held, Outcome, Refusal, decide};
+pub use budget::{DayBudget, Standing};
 pub use client::Timeouts;
 pub use counters::{Counters, Snapshot};
 
@@ -43,6 +46,8 @@ pub struct Settings {
     pub clock: Arc<Clock>,
     /// Bounds of one request.
     pub timeouts: Timeouts,
+    /// What the link may carry.
+    pub budget: DayBudget,
 }
 
 /// The upload thread, seen from the event thread.
@@ -94,9 +99,9 @@ pub fn spawn(settings: Settings, reader: Reader) -> std::io::Result<Upload> {
         changed: Condvar::new(),
         counters: Counters::default(),
     });
-    let Settings { collector, credentials, clock, timeouts } = settings;
+    let Settings { collector, credentials, clock, timeouts, budget } = settings;
     let client = Client::new(&collector, credentials, clock, timeouts);
-    let mut worker = Worker::new(Arc::clone(&shared), &collector, client, reader);
+    let mut worker = Worker::new(Arc::clone(&shared), &collector, client, reader, budget);
     thread::Builder::new().name("upload".into()).spawn(move || worker.run())?;
     Ok(Upload { shared })
 }

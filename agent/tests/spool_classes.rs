@@ -112,6 +112,8 @@ fn the_quota_takes_whole_generations_of_volumes_first() {
     // The oldest generation of volumes goes as a whole, whoever needs the room.
     let first = queue.append(0, false);
     assert_eq!((dropped(&first), first.dropped_records), (vec![(1, 0, 2)], 3));
+    // That is not the present one, which is small and goes on.
+    assert!(!first.restart[1]);
     assert_eq!(queue.append(0, false).dropped_frames, 0);
     assert_eq!(queue.append(0, false).dropped_frames, 0);
     let second = queue.append(1, false);

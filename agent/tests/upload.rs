@@ -16,7 +16,7 @@ use agent::config::{self, Config};
 use agent::spool::{Limits, Spool, Sync, Writer};
 use agent::tls::clock::Clock;
 use agent::tls::{Credentials, Files};
-use agent::upload::{self, Settings, Snapshot, Timeouts, Upload};
+use agent::upload::{self, DayBudget, Settings, Snapshot, Timeouts, Upload};
 use fleet::Ca;
 use receiver::{Collector, PATIENCE, Reply, until};
 use rustls::version::{TLS12, TLS13};
@@ -100,6 +100,7 @@ fn settings(collector: &Collector, files: &Files, state: &Path) -> Settings {
         credentials: Credentials::load(files, None, &clock).unwrap(),
         clock,
         timeouts: Timeouts::default(),
+        budget: DayBudget::unlimited(),
     }
 }
 

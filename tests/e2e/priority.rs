@@ -8,11 +8,14 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tests::Result;
 use tests::fleet::{Agent, AgentSettings, Fleet};
+use tests::frames;
 use tests::machine::{Machine, Need};
 use tests::records::{of_kind, text};
 use tests::wait::wait_for;
 
 const DEADLINE: Duration = Duration::from_secs(90);
+/// A day's bytes: some frames.
+const BUDGET_BYTES: u64 = 1 << 20;
 /// Files that are made at a time: about as many kilobytes of frames.
 const FILES: usize = 2000;
 
@@ -36,9 +39,10 @@ fn reserved() -> Result<SocketAddr> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
+/// A spool that volumes fill soon, and what is urgent does not even on a busy machine.
 fn small_spool(fleet: &Fleet<'_>, address: SocketAddr) -> AgentSettings {
     let mut settings = fleet.agent_settings("agent", address);
-    settings.spool_bytes_max = 1 << 20;
+    settings.spool_bytes_max = 4 << 20;
     settings
 }
 
@@ -101,5 +105,65 @@ fn a_full_spool_drops_volumes_first_and_says_which() -> Result {
     let place = folder.to_string_lossy();
     let is_first = |r: &&Value| text(r, "type") == "PE" && text(r, "proc.args") == place;
     assert!(records.iter().any(|r| is_first(&r)), "the first program is missing");
+    Ok(())
+}
+
+#[test]
+fn a_budget_of_bytes_a_day_holds_volumes_back_and_nothing_is_lost() -> Result {
+    let test = "a_budget_of_bytes_a_day_holds_volumes_back_and_nothing_is_lost";
+    let Some(machine) = Machine::claim(test, &[Need::Agent])? else { return Ok(()) };
+    let fleet = Fleet::new(&machine)?;
+    let mut collector = fleet.start_collector("127.0.0.1:0")?;
+    let mut settings = fleet.agent_settings("agent", collector.address);
+    settings.bytes_per_day = BUDGET_BYTES;
+    let folder = fleet.path("volumes");
+    std::fs::create_dir(&folder)?;
+    let mut agent = fleet.start_agent(&settings)?;
+    let upload = |status: &Value, key: &str| status["upload"][key].as_u64().unwrap_or(0);
+    let mut turn = 0;
+    let waiting = wait_for("volumes that are held back", DEADLINE, || {
+        turn += 1;
+        make_files(&folder, turn)?;
+        let status = agent.status()?;
+        // The part that volumes may have is spent, and more of them wait than that.
+        let waits = status["spool"]["waiting_bytes"].as_u64().unwrap_or(0);
+        Ok((upload(&status, "frames") > 0 && waits > BUDGET_BYTES).then_some(waits))
+    })?;
+    // What is urgent still arrives.
+    assert!(std::process::Command::new("true").arg(&folder).status()?.success());
+    let place = folder.to_string_lossy().into_owned();
+    let is_it = |r: &Value| text(r, "type") == "PE" && text(r, "proc.args") == place;
+    wait_for("an urgent record in the store", DEADLINE, || {
+        if !fleet.store().exists() || frames::find(&fleet.store())?.is_empty() {
+            return Ok(None);
+        }
+        Ok(fleet.print(&fleet.store())?.iter().any(is_it).then_some(()))
+    })?;
+    agent.program.stop()?;
+    let spent = |agent: &Agent| -> Result<u64> { Ok(upload(&agent.status()?, "day_spent_bytes")) };
+    let before = spent(&agent)?;
+    assert!(before > 0 && before <= BUDGET_BYTES, "{before} of {BUDGET_BYTES} spent");
+    // What was spent is not forgotten, ...
+    let mut agent = fleet.start_agent(&settings)?;
+    agent.wait_until("a look at the budget", |status| upload(status, "day_spent_bytes") > 0)?;
+    agent.program.stop()?;
+    let after = spent(&agent)?;
+    assert!(after >= before && after <= BUDGET_BYTES, "{after} of {BUDGET_BYTES} spent");
+    let held = agent.status()?["spool"]["frames"].as_u64();
+    assert!(held > Some(0), "nothing was held back: {:?}", agent.status()?["upload"]);
+    println!("{waiting} bytes waited; {before} and {after} of {BUDGET_BYTES} bytes spent");
+    // ... and what was held back arrives when it may.
+    settings.bytes_per_day = 0;
+    let mut agent = fleet.start_agent(&settings)?;
+    agent.wait_until("what was held back", |status| {
+        upload(status, "frames") > 0 && status["spool"]["frames"].as_u64() < Some(4)
+    })?;
+    agent.program.stop()?;
+    collector.program.stop()?;
+    let (code, lines) = fleet.ledger()?;
+    assert_eq!((code, gaps(&lines)), (Some(0), Vec::new()));
+    let records = fleet.print(&fleet.store())?;
+    let is_made = |r: &&Value| text(r, "type") == "FF" && text(r, "file.path").starts_with(&place);
+    assert_eq!(records.iter().filter(is_made).count(), turn * FILES);
     Ok(())
 }

@@ -112,6 +112,7 @@ impl<'m> Fleet<'m> {
             certificate: self.path("pki/agent.pem"),
             key: self.path("pki/agent.key"),
             upload_interval_s: 1,
+            bytes_per_day: 0,
             frame_age_max_s: 1,
             active_timeout_s: 30,
             budget_bytes: 32 << 20,
@@ -283,6 +284,7 @@ pub struct AgentSettings {
     pub certificate: PathBuf,
     pub key: PathBuf,
     pub upload_interval_s: u64,
+    pub bytes_per_day: u64,
     pub frame_age_max_s: u64,
     pub active_timeout_s: u64,
     pub budget_bytes: u64,
@@ -309,7 +311,7 @@ impl AgentSettings {
         };
         format!(
             "[collector]\nurl = {:?}\nca = {:?}\ncertificate = {:?}\nkey = {:?}\n\
-             upload_interval_s = {}\n\n\
+             upload_interval_s = {}\nbytes_per_day = {}\n\n\
              [spool]\ndirectory = {:?}\nbytes_max = {}\n\n\
              [flows]\nactive_timeout_s = {}\n\n\
              [frames]\nage_max_s = {}\nvolume_age_max_s = {}\n\n\
@@ -321,6 +323,7 @@ impl AgentSettings {
             self.certificate,
             self.key,
             self.upload_interval_s,
+            self.bytes_per_day,
             self.spool,
             self.spool_bytes_max,
             self.active_timeout_s,

@@ -11,6 +11,9 @@ use super::{BOUNDS, Config, Problem, is_agent_id};
 /// leaves something.
 const SPOOL_FRAMES_MIN: u64 = 8;
 
+/// A day's budget has room for so many of the largest frames, or none would ever go.
+const DAY_FRAMES_MIN: u64 = 4;
+
 pub(super) fn config(text: &str) -> Result<Config, Vec<Problem>> {
     let (table, errors) = DeTable::parse_recoverable(text);
     let mut reader = Reader { text, config: Config::default(), problems: Vec::new() };
@@ -71,6 +74,7 @@ impl Reader<'_> {
             "collector.upload_bytes_max" => {
                 self.number(item, &mut config.collector.upload_bytes_max);
             }
+            "collector.bytes_per_day" => self.number(item, &mut config.collector.bytes_per_day),
             "spool.directory" => self.path(item, &mut config.spool.directory),
             "spool.bytes_max" => self.number(item, &mut config.spool.bytes_max),
             "flows.idle_timeout_s" => self.number(item, &mut config.flows.idle_timeout_s),
@@ -247,6 +251,13 @@ impl Reader<'_> {
                 missing.push(format!(
                     "collector.upload_bytes_max = {value}: \
                      must be at least frames.bytes_max = {frame}"
+                ));
+            }
+            let per_day = collector.bytes_per_day;
+            if per_day > 0 && per_day < DAY_FRAMES_MIN * frame as u64 {
+                missing.push(format!(
+                    "collector.bytes_per_day = {per_day}: must be 0 (unlimited) or \
+                     at least {DAY_FRAMES_MIN} times frames.bytes_max = {frame}"
                 ));
             }
             if spool.bytes_max < SPOOL_FRAMES_MIN * frame as u64 {

@@ -23,7 +23,7 @@ use crate::tls::clock::Clock;
 use crate::tls::{Credentials, Files};
 use crate::tombstones::Graveyard;
 use crate::untold::{self, Untold};
-use crate::upload::{self, Upload};
+use crate::upload::{self, DayBudget, Upload};
 
 /// How long the last delivery may take when the agent is told to stop. A service manager gives
 /// up after 90 s as a rule.
@@ -296,11 +296,14 @@ pub fn run(config: &Config) -> Result<(), Error> {
         boot_id: hexadecimal(&identity.boot_id),
         ..Status::default()
     };
+    let budget = DayBudget::open(folder, config.collector.bytes_per_day, boot_id, boot_ns())
+        .map_err(super::file_error(folder))?;
     let settings = upload::Settings {
         collector: config.collector.clone(),
         credentials,
         clock,
         timeouts: upload::Timeouts::default(),
+        budget,
     };
     let purged_records = untold.as_ref().map_or(0, Untold::records);
     let dropped = untold.as_ref().map(|untold| untold.stones().clone()).unwrap_or_default();

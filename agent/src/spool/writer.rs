@@ -9,6 +9,10 @@ use codec::{CLASSES, DropReason, Frame, StreamKey, Tombstone};
 use super::{Depth, Generation, SEGMENTS_MAX, Segment, Shared, SpoolError, Sync, failed};
 use crate::tombstones::Graveyard;
 
+/// The quota takes a generation as a whole: none should grow beyond this part of it. Smaller ones
+/// would say names and processes again all the time.
+const GENERATIONS_MIN: u64 = 4;
+
 /// Appends frames. Owned by the event thread.
 #[derive(Debug)]
 pub struct Writer {
@@ -17,6 +21,8 @@ pub struct Writer {
     files: [Option<File>; CLASSES],
     /// By class, the generation that was appended to last.
     present: [Option<Generation>; CLASSES],
+    /// By class, bytes of it.
+    present_bytes: [u64; CLASSES],
     /// By class, a generation of which frames were dropped: what is left of it follows them.
     dead: [Option<Generation>; CLASSES],
     next: u64,
@@ -55,8 +61,8 @@ pub struct Appended {
     pub dropped_records: u64,
     /// Which frames those were.
     pub dropped: Graveyard,
-    /// By class, whether its present generation should end: the quota has taken of it, or its
-    /// segment is full, and a generation goes as a whole.
+    /// By class, whether its present generation should end: the quota has taken of it, or it is
+    /// large, and a generation goes as a whole.
     pub restart: [bool; CLASSES],
     /// Whether the frame tells of dropped frames.
     pub tells_of_dropped: bool,
@@ -70,6 +76,7 @@ impl Writer {
             shared,
             files: [const { None }; CLASSES],
             present: [None; CLASSES],
+            present_bytes: [0; CLASSES],
             dead: [None; CLASSES],
             next,
             dropped: Dropped::default(),
@@ -95,20 +102,23 @@ impl Writer {
         let header = &decoded.header;
         let generation = Generation::new(&header.key, header.generation);
         let lane = generation.lane();
-        self.set(lane, |writer| &mut writer.present, Some(generation));
+        if self.present.get(lane) != Some(&Some(generation)) {
+            self.set(lane, |writer| &mut writer.present, Some(generation));
+            self.set(lane, |writer| &mut writer.present_bytes, 0);
+        }
         let has_room = self.make_room(frame.len(), lane)?;
-        let mut restart = [false; CLASSES];
         let is_kept = has_room && self.dead.get(lane) != Some(&Some(generation));
         if is_kept {
-            let is_full = self.write(frame, &header.key, generation, header.records)?;
-            if let Some(restart) = restart.get_mut(lane) {
-                *restart = is_full;
+            self.write(frame, &header.key, generation, header.records)?;
+            if let Some(bytes) = self.present_bytes.get_mut(lane) {
+                *bytes += frame.len() as u64;
             }
         } else {
             let count = [1, header.records.into()];
             self.dropped.add(&generation, Some([header.key.sequence; 2]), count);
             self.set(lane, |writer| &mut writer.dead, Some(generation));
         }
+        let mut restart = self.present_bytes.map(|bytes| bytes >= bytes_max / GENERATIONS_MIN);
         for ((restart, dead), present) in restart.iter_mut().zip(&self.dead).zip(&self.present) {
             *restart |= dead.is_some() && dead == present;
         }
@@ -201,14 +211,14 @@ impl Writer {
     }
 
     /// Writes the frame behind the last one of its generation, in a new segment where there is
-    /// none or it is full. Returns whether the segment has no room for another such frame.
+    /// none or it is full.
     fn write(
         &mut self,
         frame: &[u8],
         key: &StreamKey,
         generation: Generation,
         records: u32,
-    ) -> Result<bool, SpoolError> {
+    ) -> Result<(), SpoolError> {
         let lane = generation.lane();
         let (length, segment_bytes) = (frame.len() as u64, self.shared.segment_bytes());
         let fits = |segment: &Segment| {
@@ -226,7 +236,7 @@ impl Writer {
             state.last_of(lane).map_or((0, 0), |segment| (segment.number, segment.bytes))
         };
         let path = self.shared.path(number);
-        let Some(file) = self.file(lane) else { return Ok(false) };
+        let Some(file) = self.file(lane) else { return Ok(()) };
         let written = file.write_all_at(frame, offset).map_err(failed("write", &path));
         let durable = written.and_then(|()| match self.shared.limits.sync {
             Sync::EachFrame => file.sync_data().map_err(failed("sync", &path)),
@@ -248,9 +258,8 @@ impl Writer {
             segment.bytes += length;
             segment.frames += 1;
             segment.records += u64::from(records);
-            return Ok(segment.bytes + length > segment_bytes);
         }
-        Ok(false)
+        Ok(())
     }
 
     fn file(&self, lane: usize) -> Option<&File> {

@@ -32,12 +32,14 @@ const LAST_WORDS_TIME: Duration = Duration::from_secs(1);
 pub struct TlsConnector {
     credentials: Arc<Credentials>,
     collector_not_after: Arc<AtomicU64>,
+    traffic: Arc<AtomicU64>,
 }
 
 impl TlsConnector {
-    /// For these credentials.
-    pub fn new(credentials: Arc<Credentials>) -> Self {
-        TlsConnector { credentials, collector_not_after: Arc::default() }
+    /// For these credentials. `traffic` counts the bytes that TLS sends and receives, handshakes
+    /// included.
+    pub fn new(credentials: Arc<Credentials>, traffic: Arc<AtomicU64>) -> Self {
+        TlsConnector { credentials, collector_not_after: Arc::default(), traffic }
     }
 
     /// Until when the certificate is valid that the collector showed last (Unix time, s);
@@ -71,7 +73,8 @@ impl<In: Transport> Connector<In> for TlsConnector {
             .map_err(|error| ureq::Error::Other(Box::new(Fault::new(&error, &files))))?;
         let mut socket = TransportAdapter::new(transport, Arc::clone(&details.current_time));
         socket.set_timeout(details.timeout);
-        let mut session = Session { connection, socket, files, answered_early: false };
+        let traffic = Arc::clone(&self.traffic);
+        let mut session = Session { connection, socket, files, answered_early: false, traffic };
         session.handshake().or_else(|error| session.explain(error))?;
         let peer = session.connection.peer_certificates().and_then(|chain| chain.first());
         let certificate = peer.and_then(|first| Certificate::parse(first));
@@ -135,6 +138,8 @@ struct Session<In: Transport> {
     files: Files,
     /// The other side answered and takes nothing more.
     answered_early: bool,
+    /// Bytes that went over the socket.
+    traffic: Arc<AtomicU64>,
 }
 
 impl<In: Transport> Session<In> {
@@ -173,7 +178,8 @@ impl<In: Transport> Session<In> {
 
     fn flush(&mut self) -> io::Result<()> {
         while self.connection.wants_write() {
-            self.connection.write_tls(&mut self.socket)?;
+            let amount = self.connection.write_tls(&mut self.socket)?;
+            self.traffic.fetch_add(amount as u64, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -181,6 +187,7 @@ impl<In: Transport> Session<In> {
     /// Reads once from the socket and works on what came. 0 at its end.
     fn read(&mut self) -> io::Result<usize> {
         let amount = self.connection.read_tls(&mut self.socket)?;
+        self.traffic.fetch_add(amount as u64, Ordering::Relaxed);
         if let Err(error) = self.connection.process_new_packets() {
             // Tell the other side why; it may be gone already.
             let _ = self.flush();

@@ -65,6 +65,7 @@ pub(super) struct Client {
     credentials: Arc<Credentials>,
     agent: ureq::Agent,
     collector_not_after: Arc<AtomicU64>,
+    traffic: Arc<AtomicU64>,
 }
 
 impl Client {
@@ -75,7 +76,8 @@ impl Client {
         timeouts: Timeouts,
     ) -> Client {
         let credentials = Arc::new(credentials);
-        let connector = TlsConnector::new(Arc::clone(&credentials));
+        let traffic = Arc::default();
+        let connector = TlsConnector::new(Arc::clone(&credentials), Arc::clone(&traffic));
         Client {
             url: format!("{}{PATH}", collector.url),
             proxy: collector.proxy.clone(),
@@ -85,7 +87,14 @@ impl Client {
             collector_not_after: connector.collector_not_after(),
             agent: agent(connector, timeouts, collector.proxy.as_deref()),
             credentials,
+            traffic,
         }
+    }
+
+    /// Bytes that went over the link so far, both ways: TLS as a whole, without what TCP, IP and
+    /// a proxy add.
+    pub(super) fn traffic(&self) -> u64 {
+        self.traffic.load(Ordering::Relaxed)
     }
 
     /// Reads the credentials anew if their files have changed. Returns whether they have.
@@ -98,7 +107,7 @@ impl Client {
         }
         let id = self.credentials.agent_id.as_str();
         let credentials = Arc::new(Credentials::load(&self.files, Some(id), &self.clock)?);
-        let connector = TlsConnector::new(Arc::clone(&credentials));
+        let connector = TlsConnector::new(Arc::clone(&credentials), Arc::clone(&self.traffic));
         self.collector_not_after = connector.collector_not_after();
         self.agent = agent(connector, self.timeouts, self.proxy.as_deref());
         self.credentials = credentials;

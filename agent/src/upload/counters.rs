@@ -8,6 +8,7 @@ use codec::{CLASSES, Class};
 use serde::{Deserialize, Serialize};
 
 use super::answer::Refusal;
+use super::budget::Standing;
 use crate::spool::Settled;
 
 /// Counters since the start of the thread. Each is read on its own.
@@ -23,6 +24,8 @@ pub struct Counters {
     last_success_unix_s: AtomicU64,
     failures: AtomicU32,
     certificate_days_left: AtomicI64,
+    link_bytes: AtomicU64,
+    budget: Mutex<Standing>,
     last_error: Mutex<String>,
 }
 
@@ -49,6 +52,14 @@ pub struct Snapshot {
     pub last_error: String,
     /// Days until the device's certificate is over; negative afterwards.
     pub certificate_days_left: i64,
+    /// Bytes that went over the link, both ways, handshakes and repeats included.
+    pub link_bytes: u64,
+    /// What the link may carry a day, bytes; 0: unlimited.
+    pub bytes_per_day: u64,
+    /// What it has carried in the present day, bytes.
+    pub day_spent_bytes: u64,
+    /// Until the next day begins, s.
+    pub next_day_s: u64,
 }
 
 impl Counters {
@@ -71,6 +82,7 @@ impl Counters {
     /// All counters.
     pub fn snapshot(&self) -> Snapshot {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let budget = *self.budget.lock().unwrap_or_else(PoisonError::into_inner);
         let refused = Refusal::ALL.iter().zip(&self.refused_records);
         Snapshot {
             uploads: read(&self.uploads),
@@ -86,6 +98,10 @@ impl Counters {
             failures: self.failures.load(Ordering::Relaxed),
             last_error: self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             certificate_days_left: self.certificate_days_left.load(Ordering::Relaxed),
+            link_bytes: read(&self.link_bytes),
+            bytes_per_day: budget.bytes_per_day,
+            day_spent_bytes: budget.spent,
+            next_day_s: budget.next_day_s,
         }
     }
 
@@ -118,6 +134,11 @@ impl Counters {
 
     pub(super) fn damage(&self, total: u64) {
         self.damaged_records.store(total, Ordering::Relaxed);
+    }
+
+    pub(super) fn link(&self, bytes: u64, standing: Standing) {
+        self.link_bytes.store(bytes, Ordering::Relaxed);
+        *self.budget.lock().unwrap_or_else(PoisonError::into_inner) = standing;
     }
 
     pub(super) fn certificate(&self, days_left: i64) {

@@ -6,10 +6,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use codec::CLASSES;
 use rustix::rand::{GetRandomFlags, getrandom};
+use rustix::time::{ClockId, clock_gettime};
 
 use super::answer::{Held, Outcome, Refusal};
 use super::backoff::{self, Backoff};
+use super::budget::DayBudget;
 use super::client::Client;
 use super::{Report, Shared};
 use crate::config;
@@ -22,6 +25,10 @@ const READ_FAILURES_MAX: u32 = 3;
 const LOST_MAX: usize = 16;
 /// Smallest body that a collector's 413 makes us come down to, bytes.
 const BODY_BYTES_MIN: usize = 16 * 1024;
+/// A body of volumes takes the link for about so long, s, ...
+const VOLUME_TIME_S: usize = 5;
+/// ... and has so many bytes at most before the link has been measured.
+const VOLUME_BYTES_FIRST: usize = 128 * 1024;
 /// The same complaint is repeated so often.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(600);
 /// Days before its end from which on a certificate is complained about.
@@ -31,6 +38,8 @@ const DAYS_LEFT_WARN: i64 = 30;
 enum End {
     /// Nothing waits.
     Empty,
+    /// What waits is more than the budget of the day has left.
+    Held,
     /// Try again after so long.
     Retry(Duration),
     /// The deadline of the stop came first.
@@ -55,12 +64,16 @@ pub(super) struct Worker {
     buffer: Vec<u8>,
     /// Largest body: what the settings say, or less if the collector takes less.
     bytes_max: usize,
+    budget: DayBudget,
+    /// What the link carried in the last request, bytes a second; none before the first.
+    rate: Option<usize>,
     backoff: Backoff,
     search: Option<Search>,
     /// Generations whose start the collector lacks, newest last: no frame of them is sent.
     lost: VecDeque<Generation>,
     read_failures: u32,
     complaint: Complaint,
+    unwritten: Complaint,
     renewal: Complaint,
     expiry: RateLimit,
 }
@@ -72,6 +85,7 @@ impl Worker {
         collector: &config::Collector,
         client: Client,
         reader: Reader,
+        budget: DayBudget,
     ) -> Worker {
         Worker {
             shared,
@@ -81,11 +95,14 @@ impl Worker {
             client,
             reader,
             buffer: Vec::new(),
+            budget,
+            rate: None,
             backoff: Backoff::default(),
             search: None,
             lost: VecDeque::with_capacity(LOST_MAX),
             read_failures: 0,
             complaint: Complaint::new(),
+            unwritten: Complaint::new(),
             renewal: Complaint::new(),
             expiry: RateLimit::new(Duration::from_secs(86_400)),
         }
@@ -100,10 +117,10 @@ impl Worker {
             let stop = self.wait(wait, backing_off);
             self.check_certificate();
             match self.upload(stop) {
-                End::Empty => {
+                end @ (End::Empty | End::Held) => {
                     wait = backoff::next(self.interval, random());
                     backing_off = false;
-                    report.emptied = stop.is_some();
+                    report.emptied = stop.is_some() && end == End::Empty;
                 }
                 End::Retry(after) => {
                     wait = after;
@@ -146,11 +163,12 @@ impl Worker {
                 return End::OutOfTime;
             }
             match self.take() {
+                Ok(0) if self.reader.depth().frames > 0 => return End::Held,
                 Ok(0) => return End::Empty,
                 Ok(_) => {}
                 Err(error) => return self.failed(None, &error),
             }
-            let outcome = self.client.post(&self.buffer, first, limit);
+            let outcome = self.post(first, limit);
             first = false;
             let ended = match outcome {
                 Outcome::Delivered(held) => self.delivered(&held),
@@ -167,11 +185,50 @@ impl Worker {
         }
     }
 
-    /// Fills the buffer; returns the number of frames in it.
+    /// Sends what is in the buffer, and counts what that cost.
+    fn post(&mut self, first: bool, limit: Option<Duration>) -> Outcome {
+        let (before, begun) = (self.client.traffic(), Instant::now());
+        // Counted before, so that nothing that ends the agent meanwhile makes it forgotten.
+        let reserved = self.buffer.len() as u64;
+        self.budget_written(|budget| budget.spend(reserved));
+        let outcome = self.client.post(&self.buffer, first, limit);
+        let cost = self.client.traffic().saturating_sub(before);
+        self.budget_written(|budget| match cost.checked_sub(reserved) {
+            Some(more) => budget.spend(more),
+            None => budget.give_back(reserved - cost),
+        });
+        self.shared.counters.link(self.client.traffic(), self.budget.standing());
+        let taken_ms = usize::try_from(begun.elapsed().as_millis()).unwrap_or(usize::MAX);
+        self.rate = Some(self.buffer.len().saturating_mul(1000) / taken_ms.max(1));
+        outcome
+    }
+
+    fn budget_written(&mut self, change: impl FnOnce(&mut DayBudget) -> std::io::Result<()>) {
+        if let Err(error) = change(&mut self.budget) {
+            self.unwritten.say(&error.to_string(), |text| {
+                log::warn!("what the link carried is not kept over a restart: {text}");
+            });
+        }
+    }
+
+    /// How large the next body may be, by class; 0: none. Volumes take the link for some seconds
+    /// only, since an urgent frame waits for the end of a body.
+    fn body_bytes_max(&mut self) -> [usize; CLASSES] {
+        self.budget.look(boot_ns());
+        self.shared.counters.link(self.client.traffic(), self.budget.standing());
+        let quick = self.rate.map_or(VOLUME_BYTES_FIRST, |rate| rate.saturating_mul(VOLUME_TIME_S));
+        let [urgent, volume] = self.budget.body_bytes_max();
+        [urgent.min(self.bytes_max), volume.min(self.bytes_max).min(quick.max(BODY_BYTES_MIN))]
+    }
+
+    /// Fills the buffer; returns the number of frames in it, 0 also where the budget holds back
+    /// what waits.
     fn take(&mut self) -> Result<usize, String> {
         let mut frames_max = self.search.map_or(usize::MAX, |search| search.frames);
+        let mut bytes_max = self.body_bytes_max();
+        let budget = self.budget.body_bytes_max();
         loop {
-            let batch = self.reader.batch(&mut self.buffer, self.bytes_max, frames_max);
+            let batch = self.reader.batch_within(&mut self.buffer, bytes_max, frames_max);
             let sent = match batch {
                 Ok(sent) => sent,
                 Err(error) => {
@@ -191,10 +248,17 @@ impl Worker {
             let orphans = sent.iter().take_while(|sent| orphan(sent)).count();
             let frames = sent.iter().take_while(|sent| !orphan(sent)).count();
             let all = sent.len();
+            let class = sent.first().map(|sent| usize::from(sent.key.class).min(CLASSES - 1));
+            let length = sent.iter().map(|sent| sent.bytes).sum::<usize>();
             self.count_damage();
             if orphans > 0 {
                 let dropped = self.reader.discard(orphans);
                 self.shared.counters.refuse(Refusal::GenerationLost, dropped.records);
+            } else if let Some(held) = class.filter(|class| budget.get(*class) < Some(&length)) {
+                // One frame can be larger than what it may be: it waits for the next day.
+                if let Some(bytes_max) = bytes_max.get_mut(held) {
+                    *bytes_max = 0;
+                }
             } else if frames == all {
                 return Ok(frames);
             } else {
@@ -322,6 +386,12 @@ impl Complaint {
     fn settle(&mut self) {
         self.text.clear();
     }
+}
+
+/// Nanoseconds on the boot clock.
+fn boot_ns() -> u64 {
+    let time = clock_gettime(ClockId::Boottime);
+    (time.tv_sec * 1_000_000_000 + time.tv_nsec).max(0) as u64
 }
 
 /// For jitter only: without random bytes all devices wait equally long.
