@@ -3,10 +3,12 @@
 
 mod capture;
 mod delivery;
+mod path;
 mod settings;
 
 pub use capture::capture;
 pub use delivery::{purge, run};
+pub use path::EventPath;
 pub use settings::Settings;
 
 use std::cell::RefCell;
@@ -17,14 +19,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bpf::{Event, FlowKey, Hook, Probes};
-use codec::{CLASSES, Capabilities, Class, Clock, DropReason, Operation, Term, hook};
+use bpf::{Hook, Probes};
+use codec::{CLASSES, Capabilities, Class, Clock, DropReason, Term, hook};
 use rustix::time::{ClockId, clock_gettime};
 use smol::Timer;
 
 use crate::batch::{Batch, Books, Identity, Sink};
-use crate::engine::{Counters, Engine};
-use crate::flow::Totals;
+use crate::engine::Engine;
 use crate::procfs::{self, UserFiles};
 use crate::run_state::Before;
 use crate::spool::SpoolError;
@@ -150,29 +151,6 @@ fn hook_bit(hook: Hook) -> u32 {
     }
 }
 
-const OPERATIONS: [(bpf::Operation, Operation); Operation::ALL.len()] = {
-    let mut pairs = [(bpf::Operation::Clone, Operation::Clone); Operation::ALL.len()];
-    let mut i = 0;
-    while i < pairs.len() {
-        pairs[i] = (bpf::Operation::ALL[i], Operation::ALL[i]);
-        i += 1;
-    }
-    pairs
-};
-
-struct Kernel(Rc<Probes>);
-
-impl Counters for Kernel {
-    fn take(&self, key: &FlowKey, flow_ns: u64) -> Option<Totals> {
-        let entry = self.0.flow(key)?;
-        if entry.flow_ns != flow_ns {
-            return None;
-        }
-        let entry = self.0.take_flow(key)?;
-        Some(Totals::new(&entry.volume, entry.shutdown, entry.mmaps))
-    }
-}
-
 /// Where finished frames go.
 trait Outlet: Sink {
     /// The probes are attached; no privilege is needed from here on.
@@ -276,19 +254,7 @@ fn watch(
             engine.processes.set_words(process.oid, words.slices());
         }
     }
-    let kernel = Rc::new(Kernel(Rc::clone(&probes)));
-    let engine = Rc::new(RefCell::new(engine));
-    let ring = {
-        let (engine, kernel) = (Rc::clone(&engine), Rc::clone(&kernel));
-        probes
-            .ring(move |bytes| match Event::decode(bytes) {
-                Some(event) => engine.borrow_mut().observe(&event, kernel.as_ref()),
-                None => {
-                    log::warn!("an event of the probes cannot be read: agent and probes differ")
-                }
-            })
-            .map_err(Error::Probes)?
-    };
+    let path = EventPath::new(Rc::clone(&probes), engine)?;
     log::info!("watching: {} hooks attached", probes.attached().len());
 
     outlet.borrow_mut().ready(&probes)?;
@@ -296,8 +262,7 @@ fn watch(
     let (mut swept, mut told) = (started, started);
     let mut framed = [started; CLASSES];
     let [urgent_age_max, volume_age_max] = settings.frame_ages_max;
-    let mut swept_ns = boot_ns();
-    let wake = smol::Async::new(ring.descriptor()).map_err(|e| Error::System("ring", e))?;
+    let wake = smol::Async::new(path.ring.descriptor()).map_err(|e| Error::System("ring", e))?;
     smol::block_on(smol::LocalExecutor::new().run(async {
         loop {
             let stopping = stop.load(Ordering::Relaxed)
@@ -308,20 +273,18 @@ fn watch(
                 outlet.borrow_mut().stopping();
             }
             let drained_ns = boot_ns();
-            ring.drain();
+            path.drain();
             let now = Instant::now();
             outlet.borrow_mut().alive(now);
+            let sweeping = stopping || now.duration_since(swept) >= SWEEP;
+            if sweeping {
+                swept = now;
+                path.sweep(boot_ns())?;
+            }
             // The guard ends before the wait: the ring's observer takes the engine itself.
             {
-                let mut engine = engine.borrow_mut();
-                if stopping || now.duration_since(swept) >= SWEEP {
-                    swept = now;
-                    let now_ns = boot_ns();
-                    swept_ns = now_ns;
-                    probes
-                        .each_flow(|entry| engine.sweep(&entry, now_ns, kernel.as_ref()))
-                        .map_err(Error::Probes)?;
-                    engine.expire(now_ns);
+                let mut engine = path.engine.borrow_mut();
+                if sweeping {
                     if let Some(users) = user_files.changed() {
                         engine.users = users;
                     }
@@ -333,7 +296,7 @@ fn watch(
                 }
                 if stopping {
                     let now_ns = boot_ns();
-                    tell_tallies(&mut engine, &probes);
+                    path::tell_tallies(&mut engine, &probes);
                     engine.close(now_ns);
                 } else if now.duration_since(framed[Class::Urgent as usize]) >= urgent_age_max {
                     framed[Class::Urgent as usize] = now;
@@ -341,7 +304,7 @@ fn watch(
                         framed[Class::Volume as usize] = now;
                         engine.batch.finish(Class::Volume);
                     }
-                    tell_tallies(&mut engine, &probes);
+                    path::tell_tallies(&mut engine, &probes);
                     if engine.batch.pending(Class::Urgent) > 0
                         || now.duration_since(told) >= LEDGER_AGE_MAX
                     {
@@ -359,8 +322,11 @@ fn watch(
                     }
                     outlet.borrow_mut().tick(&engine.batch.books);
                 }
-                let until_ns =
-                    if stopping { drained_ns } else { engine.told_until(swept_ns, drained_ns) };
+                let until_ns = if stopping {
+                    drained_ns
+                } else {
+                    engine.told_until(path.swept_ns.get(), drained_ns)
+                };
                 let mut outlet = outlet.borrow_mut();
                 outlet.told_until(until_ns)?;
                 if stopping {
@@ -384,23 +350,6 @@ fn watch(
             .await;
         }
     }))
-}
-
-/// Brings the kernel side's terms of the ledger up to date.
-fn tell_tallies(engine: &mut Engine, probes: &Probes) {
-    for (kernel, operation) in OPERATIONS {
-        let tally = probes.tally(kernel);
-        for (term, total) in [
-            (Term::Observed, tally.observed),
-            (Term::Filtered, tally.filtered),
-            (Term::Own, tally.own),
-            (Term::LostRing, tally.lost_ring),
-            (Term::LostMap, tally.lost_map),
-            (Term::LostUnreadable, tally.lost_unreadable),
-        ] {
-            engine.batch.books.set(operation, term, total);
-        }
-    }
 }
 
 /// A flag that SIGTERM and SIGINT set.

@@ -7,16 +7,19 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may stop at the unexpected")]
 
 use std::cell::RefCell;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use agent::batch::{Batch, Identity, Kept, Limits, Sink};
 use agent::budget;
 use agent::config::Config;
 use agent::engine::{Bounds, Counters, Engine, Timeouts, Users};
 use agent::flow::Totals;
-use agent::pipeline::Settings;
+use agent::pipeline::{EventPath, Settings};
 use agent::privacy::Privacy;
-use bpf::{Event, FlowKey, Header};
+use bpf::{Event, FlowKey, Header, Probes};
 use codec::{Capabilities, Class, Clock, Frame, Term};
 
 const SCENE: &[u8] = include_bytes!("replay/scene.events");
@@ -184,4 +187,58 @@ fn events_take_no_memory() {
     assert_eq!(taken.count_total, 0, "allocations in {count} events: {taken:?}");
     // The tables were full, and what passed was told all the same.
     assert!(seen.records > count / 2 && seen.frames > 100);
+}
+
+/// The same on the running kernel, maps included: `SYSFLOW_SECONDS` of a program that makes, reads
+/// and removes files, and starts others.
+#[test]
+fn a_live_load_takes_no_memory() {
+    const LOAD: &str = "while :; do echo x > f; read y < f; /bin/true; mv f g; rm g; done";
+    let seconds = std::env::var("SYSFLOW_SECONDS");
+    let seconds = seconds.map_or(3, |count| count.parse().expect("SYSFLOW_SECONDS: a number"));
+    let settings = Settings::new(&Config::default()).unwrap();
+    let probes = match Probes::load(&settings.bounds) {
+        Ok(probes) => Rc::new(probes),
+        Err(error) => {
+            // Not by println!, which the test runner swallows.
+            let text = format!("\nskipped: a_live_load_takes_no_memory: {error}\n");
+            std::io::stdout().write_all(text.as_bytes()).unwrap();
+            return;
+        }
+    };
+    let seen = Rc::new(RefCell::new(Seen::default()));
+    let limits = Limits { frame_bytes_max: 16 * 1024, generation_records_max: 1_000 };
+    let engine = engine(settings.tables, limits, &seen);
+    let path = EventPath::new(Rc::clone(&probes), engine).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut load = Command::new("/bin/sh");
+    load.args(["-c", LOAD]).current_dir(&folder).stderr(Stdio::null());
+    let mut load = load.spawn().unwrap();
+    let boot_ns = || {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+    };
+    let (end, mut swept) = (Instant::now() + Duration::from_secs(seconds), Instant::now());
+    let taken = allocation_counter::measure(|| {
+        while Instant::now() < end {
+            path.drain();
+            if swept.elapsed() >= Duration::from_secs(1) {
+                swept = Instant::now();
+                path.sweep(boot_ns()).unwrap();
+                path.engine.borrow_mut().batch.finish(Class::Urgent);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    });
+    load.kill().and_then(|()| load.wait()).unwrap();
+    probes.detach();
+    let engine = path.engine.borrow();
+    let observed = engine.batch.books.sum(Term::Observed);
+    let seen = seen.borrow();
+    println!(
+        "{seconds} s: {observed} operations, {} records in {} frames",
+        seen.records, seen.frames
+    );
+    assert_eq!(taken.count_total, 0, "allocations in {observed} operations: {taken:?}");
+    assert!(seen.records > 1_000 && seen.frames > 10);
 }
