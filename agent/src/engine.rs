@@ -39,7 +39,16 @@ const BUFFERS: usize = 4;
 /// The kernel's flow counters, as far as the engine needs them.
 pub trait Counters {
     /// Removes a flow and returns its totals, if it is still there.
-    fn take(&self, key: &FlowKey, flow_ns: u64) -> Option<Totals>;
+    fn take(&self, key: &FlowKey, flow_ns: u64) -> Option<Taken>;
+}
+
+/// What the kernel had of a flow.
+#[derive(Clone, Copy, Debug)]
+pub struct Taken {
+    /// Its last totals.
+    pub totals: Totals,
+    /// How it ended, where the ring had no room to say so ([`bpf::flow`]); 0 if it went on.
+    pub ended: u8,
 }
 
 /// Timeouts, ns.
@@ -271,8 +280,8 @@ impl Engine {
         flow.note(Totals::new(&entry.volume, entry.shutdown, entry.mmaps), now_ns);
         if entry.ended != 0 {
             // A call that was under way when it ended may have counted yet.
-            if let Some(total) = counters.take(&entry.key, entry.flow_ns) {
-                flow.note(total, now_ns);
+            if let Some(taken) = counters.take(&entry.key, entry.flow_ns) {
+                flow.note(taken.totals, now_ns);
             }
             self.end_flow(&entry.key, entry.ended, now_ns);
         }

@@ -15,8 +15,7 @@ use std::time::{Duration, Instant};
 use agent::batch::{Batch, Identity, Kept, Limits, Sink};
 use agent::budget;
 use agent::config::Config;
-use agent::engine::{Bounds, Counters, Engine, Timeouts, Users};
-use agent::flow::Totals;
+use agent::engine::{Bounds, Counters, Engine, Taken, Timeouts, Users};
 use agent::pipeline::{EventPath, Settings};
 use agent::privacy::Privacy;
 use bpf::{Event, FlowKey, Header, Probes};
@@ -49,7 +48,7 @@ impl Sink for Seen {
 struct NoMaps;
 
 impl Counters for NoMaps {
-    fn take(&self, _: &FlowKey, _: u64) -> Option<Totals> {
+    fn take(&self, _: &FlowKey, _: u64) -> Option<Taken> {
         None
     }
 }

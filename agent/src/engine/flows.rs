@@ -120,12 +120,17 @@ impl Engine {
             let later = self.flows.iter().filter(|(_, flow)| flow.active_ns > after_ns);
             let oldest = later.min_by_key(|(_, flow)| flow.active_ns);
             let Some((key, flow)) = oldest.map(|(key, flow)| (*key, *flow)) else { break };
-            if let Some(total) = counters.take(&key, flow.flow_ns) {
+            if let Some(taken) = counters.take(&key, flow.flow_ns) {
                 if let Some(flow) = self.flows.get_mut(&key) {
-                    flow.note(total, now_ns);
+                    flow.note(taken.totals, now_ns);
                 }
-                self.export(&key, now_ns, op::TRUNCATE, EndReason::LackOfResources);
-                self.remove(&key);
+                match taken.ended {
+                    0 => {
+                        self.export(&key, now_ns, op::TRUNCATE, EndReason::LackOfResources);
+                        self.remove(&key);
+                    }
+                    reason => self.end_flow(&key, reason, now_ns),
+                }
                 return true;
             }
             after_ns = flow.active_ns;
@@ -226,11 +231,18 @@ impl Engine {
         counters: &dyn Counters,
     ) {
         let Some(flow) = self.flows.get_mut(key) else { return };
-        if let Some(total) = counters.take(key, flow.flow_ns) {
-            flow.note(total, now_ns);
+        let taken = counters.take(key, flow.flow_ns);
+        if let Some(taken) = taken {
+            flow.note(taken.totals, now_ns);
         }
-        self.export(key, now_ns, bits, EndReason::EndDetected);
-        self.remove(key);
+        match taken.map_or(0, |taken| taken.ended) {
+            0 => {
+                self.export(key, now_ns, bits, EndReason::EndDetected);
+                self.remove(key);
+            }
+            // It had ended before, in another way.
+            reason => self.end_flow(key, reason, now_ns),
+        }
     }
 
     /// Writes what a flow did since its last record, if anything. `bits` are added; a flow that

@@ -9,7 +9,7 @@ use bpf::{Event, FlowKey, Probes, Ring};
 use codec::{Operation, Term};
 
 use super::Error;
-use crate::engine::{Counters, Engine};
+use crate::engine::{Counters, Engine, Taken};
 use crate::flow::Totals;
 
 const OPERATIONS: [(bpf::Operation, Operation); Operation::ALL.len()] = {
@@ -25,13 +25,14 @@ const OPERATIONS: [(bpf::Operation, Operation); Operation::ALL.len()] = {
 struct Kernel(Rc<Probes>);
 
 impl Counters for Kernel {
-    fn take(&self, key: &FlowKey, flow_ns: u64) -> Option<Totals> {
+    fn take(&self, key: &FlowKey, flow_ns: u64) -> Option<Taken> {
         let entry = self.0.flow(key)?;
         if entry.flow_ns != flow_ns {
             return None;
         }
         let entry = self.0.take_flow(key)?;
-        Some(Totals::new(&entry.volume, entry.shutdown, entry.mmaps))
+        let totals = Totals::new(&entry.volume, entry.shutdown, entry.mmaps);
+        Some(Taken { totals, ended: entry.ended })
     }
 }
 
