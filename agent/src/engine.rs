@@ -28,6 +28,8 @@ pub use processes::container_id;
 
 /// Attempts to connect that are remembered until their flow begins: it is in the ring right behind.
 const REFUSED_MAX: usize = 64;
+/// How long after its beginning a flow may be unknown because its event is still in the ring, ns.
+const UNKNOWN_AGE_MAX_NS: u64 = 1_000_000_000;
 /// Containers that are known in one generation of a class.
 const CONTAINERS_MAX: usize = 256;
 /// Room for the texts of one event, bytes: the kernel side sends at most 20,480, and masking a
@@ -272,11 +274,20 @@ impl Engine {
         }
     }
 
-    /// Looks at one flow that goes on, as a sweep of the kernel's map finds it.
+    /// Looks at one flow that goes on, as a sweep of the kernel's map finds it. All that was in
+    /// the ring before must have been observed.
     pub fn sweep(&mut self, entry: &bpf::Entry, now_ns: u64, counters: &dyn Counters) {
-        // An entry whose start is still in the ring is looked at when it has been told.
         let known = self.flows.get_mut(&entry.key).filter(|f| f.flow_ns == entry.flow_ns);
-        let Some(flow) = known else { return };
+        let Some(flow) = known else {
+            // The start of a young one may be in the ring. An older one had no place here: where
+            // it goes on, it begins anew.
+            if now_ns.saturating_sub(entry.flow_ns) > UNKNOWN_AGE_MAX_NS
+                && let Some(taken) = counters.take(&entry.key, entry.flow_ns)
+            {
+                self.lose(&taken.totals, taken.ended);
+            }
+            return;
+        };
         flow.note(Totals::new(&entry.volume, entry.shutdown, entry.mmaps), now_ns);
         if entry.ended != 0 {
             // A call that was under way when it ended may have counted yet.

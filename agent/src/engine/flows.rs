@@ -176,14 +176,8 @@ impl Engine {
     pub(super) fn flow_end(&mut self, end: &FlowEnd, counters: &dyn Counters) {
         let known = self.flows.get_mut(&end.key).filter(|flow| flow.flow_ns == end.flow_ns);
         let Some(flow) = known else {
-            // The flow had no place here, or was exported to make room.
-            self.count(Operation::Read, Term::LostTable, end.volume.read_ops);
-            self.count(Operation::Write, Term::LostTable, end.volume.write_ops);
-            if end.reason == kernel_flow::CLOSED {
-                self.count(Operation::Close, Term::LostTable, 1);
-            }
-            self.count(Operation::Shutdown, Term::LostTable, end.shutdown.into());
-            self.count(Operation::Mmap, Term::LostTable, end.mmaps.into());
+            // The flow had no place here.
+            self.lose(&Totals::new(&end.volume, end.shutdown, end.mmaps), end.reason);
             return;
         };
         flow.note(Totals::new(&end.volume, end.shutdown, end.mmaps), end.header.time_ns);
@@ -197,6 +191,17 @@ impl Engine {
                 self.take_and_end(key, closing_bit(end.reason), end.header.time_ns, counters);
             }
             self.keys = peers;
+        }
+    }
+
+    /// Counts what a flow without a place here did.
+    pub(super) fn lose(&mut self, totals: &Totals, ended: u8) {
+        self.count(Operation::Read, Term::LostTable, totals.volume.read_ops);
+        self.count(Operation::Write, Term::LostTable, totals.volume.write_ops);
+        self.count(Operation::Shutdown, Term::LostTable, totals.shutdowns.into());
+        self.count(Operation::Mmap, Term::LostTable, totals.mmaps.into());
+        if ended == kernel_flow::CLOSED {
+            self.count(Operation::Close, Term::LostTable, 1);
         }
     }
 
