@@ -20,7 +20,7 @@ use rustix::time::{ClockId, clock_gettime};
 use smol::Timer;
 
 use crate::batch::{Batch, Books, Identity, Kept, Limits, Sink};
-use crate::engine::{self, Counters, Engine, Timeouts};
+use crate::engine::{self, Counters, Engine, Last, Taken, Timeouts};
 use crate::flow::Totals;
 use crate::privacy::Privacy;
 use crate::procfs::{self, UserFiles};
@@ -160,13 +160,17 @@ const OPERATIONS: [(bpf::Operation, Operation); Operation::ALL.len()] = {
 struct Kernel(Rc<Probes>);
 
 impl Counters for Kernel {
-    fn take(&self, key: &FlowKey, flow_ns: u64) -> Option<Totals> {
-        let entry = self.0.flow(key)?;
-        if entry.flow_ns != flow_ns {
-            return None;
+    fn take(&self, key: &FlowKey, flow_ns: u64) -> Taken {
+        if self.0.flow(key).is_none_or(|entry| entry.flow_ns != flow_ns) {
+            return Taken::Ended;
         }
-        let entry = self.0.take_flow(key)?;
-        Some(Totals::new(&entry.volume, entry.shutdown, entry.mmaps))
+        let Some(entry) = self.0.take_flow(key) else { return Taken::Ended };
+        let totals = Totals::new(&entry.volume, entry.shutdown, entry.mmaps);
+        let last = Last { totals, ended: entry.ended };
+        match entry.flow_ns {
+            taken_ns if taken_ns == flow_ns => Taken::Flow(last),
+            taken_ns => Taken::Younger(taken_ns, last),
+        }
     }
 }
 

@@ -10,8 +10,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use agent::batch::{Batch, Identity, Kept, Limits, Sink};
-use agent::engine::{Bounds, Counters, Engine, Timeouts, Users};
-use agent::flow::Totals;
+use agent::engine::{Bounds, Counters, Engine, Last, Taken, Timeouts, Users};
 use agent::privacy::Privacy;
 use bpf::{Event, FlowKey, Header};
 use codec::{Capabilities, Clock, Frame, Term};
@@ -43,8 +42,8 @@ impl Sink for Seen {
 struct NoMaps;
 
 impl Counters for NoMaps {
-    fn take(&self, _: &FlowKey, _: u64) -> Option<Totals> {
-        None
+    fn take(&self, _: &FlowKey, _: u64) -> Taken {
+        Taken::Flow(Last::default())
     }
 }
 

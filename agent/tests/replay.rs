@@ -15,9 +15,8 @@ use std::fmt::Write as _;
 use std::rc::Rc;
 
 use agent::batch::{Batch, Identity, Limits};
-use agent::engine::{Bounds, Counters, Engine, Timeouts, Users};
+use agent::engine::{Bounds, Counters, Engine, Last, Taken, Timeouts, Users};
 use agent::entity::{Process, START_TICK_NS};
-use agent::flow::Totals;
 use agent::privacy::Privacy;
 use bpf::{Event, FlowKey, Header};
 use codec::{
@@ -32,8 +31,8 @@ const RECORDS: &str = include_str!("replay/scene.records");
 struct NoMaps;
 
 impl Counters for NoMaps {
-    fn take(&self, _: &FlowKey, _: u64) -> Option<Totals> {
-        None
+    fn take(&self, _: &FlowKey, _: u64) -> Taken {
+        Taken::Flow(Last::default())
     }
 }
 

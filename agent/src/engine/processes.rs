@@ -125,7 +125,7 @@ impl Engine {
         // What the kernel side's own sweep does not reach: high descriptors, and peers.
         let open = self.keys_of(|_, flow| flow.process == oid);
         for (_, key) in &open {
-            self.take_and_end(key, op::TRUNCATE, now_ns, counters);
+            self.take_and_end_last(key, now_ns, counters);
         }
         self.keys = open;
         self.export_threads(oid, now_ns, EndReason::EndDetected);
