@@ -32,6 +32,8 @@ const REFUSED_MAX: usize = 64;
 const UNKNOWN_AGE_MAX_NS: u64 = 1_000_000_000;
 /// Containers that are known in one generation of a class.
 const CONTAINERS_MAX: usize = 256;
+/// Flows that may be taken out of the kernel's map before their start has come out of the ring.
+const EARLY_MAX: usize = 64;
 /// Room for the texts of one event, bytes: the kernel side sends at most 20,480, and masking a
 /// secret can make a text half as long again.
 const BUFFER_BYTES: usize = 32 * 1024;
@@ -40,17 +42,29 @@ const BUFFERS: usize = 4;
 
 /// The kernel's flow counters, as far as the engine needs them.
 pub trait Counters {
-    /// Removes a flow and returns its totals, if it is still there.
-    fn take(&self, key: &FlowKey, flow_ns: u64) -> Option<Taken>;
+    /// Removes a flow from the kernel's map.
+    fn take(&self, key: &FlowKey, flow_ns: u64) -> Taken;
 }
 
-/// What the kernel had of a flow.
-#[derive(Clone, Copy, Debug)]
-pub struct Taken {
-    /// Its last totals.
+/// What the kernel's map had of a flow when it was taken out.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Last {
+    /// Its totals.
     pub totals: Totals,
-    /// How it ended, where the ring had no room to say so ([`bpf::flow`]); 0 if it went on.
+    /// How it ended ([`bpf::flow`]), if that found no room in the ring, else 0.
     pub ended: u8,
+}
+
+/// What came of taking a flow out of the kernel's map.
+#[derive(Clone, Copy, Debug)]
+pub enum Taken {
+    /// It, as it was.
+    Flow(Last),
+    /// It had given way to a younger one just then, which is taken out in its place: when that
+    /// began names it, with the key.
+    Younger(u64, Last),
+    /// It is no longer there: the kernel side has ended it, and the event is in the ring.
+    Ended,
 }
 
 /// Timeouts, ns.
@@ -142,6 +156,8 @@ pub struct Engine {
     privacy: Privacy,
     /// Attempts that failed and whose flow has not begun, oldest first.
     refused: VecDeque<SocketState>,
+    /// Flows whose start is still in the ring and whose map entry is gone, oldest first.
+    early: VecDeque<(FlowKey, u64, Last)>,
     buffers: Buffers,
     /// Room for [`Engine::keys_of`].
     keys: Vec<(u64, FlowKey)>,
@@ -193,6 +209,7 @@ impl Engine {
             timeouts,
             privacy,
             refused: VecDeque::with_capacity(REFUSED_MAX),
+            early: VecDeque::with_capacity(EARLY_MAX),
             buffers: Buffers {
                 paths: buffer(),
                 args: buffer(),
@@ -282,19 +299,18 @@ impl Engine {
             // The start of a young one may be in the ring. An older one had no place here: where
             // it goes on, it begins anew.
             if now_ns.saturating_sub(entry.flow_ns) > UNKNOWN_AGE_MAX_NS
-                && let Some(taken) = counters.take(&entry.key, entry.flow_ns)
+                && let Some(last) = self.take(&entry.key, entry.flow_ns, counters)
             {
-                self.lose(&taken.totals, taken.ended);
+                self.count_lost(&last.totals, last.ended);
             }
             return;
         };
         flow.note(Totals::new(&entry.volume, entry.shutdown, entry.mmaps), now_ns);
-        if entry.ended != 0 {
-            // A call that was under way when it ended may have counted yet.
-            if let Some(taken) = counters.take(&entry.key, entry.flow_ns) {
-                flow.note(taken.totals, now_ns);
-            }
-            self.end_flow(&entry.key, entry.ended, now_ns);
+        // If it is no longer there, its end has found room in the ring.
+        if entry.ended != 0
+            && let Some(last) = self.take(&entry.key, entry.flow_ns, counters)
+        {
+            self.end_with(&entry.key, last, op::TRUNCATE, now_ns);
         }
     }
 

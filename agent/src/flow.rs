@@ -62,6 +62,8 @@ pub struct Flow {
     pub seen: Totals,
     /// Totals exported.
     pub exported: Totals,
+    /// Whether its map entry was taken before its start was heard of: no event tells its end.
+    pub is_taken: bool,
 }
 
 /// What the kernel has counted in a flow.

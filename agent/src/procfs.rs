@@ -85,7 +85,11 @@ fn read_process(folder: &Path, pid: u32, exact: Option<&bpf::Task>) -> Option<Fo
     process.uid = first("Uid:").unwrap_or(u32::MAX);
     process.gid = first("Gid:").unwrap_or(u32::MAX);
     process.entry = value("NSpid:").and_then(|line| line.split_whitespace().last()) == Some("1");
-    match fs::read_link(folder.join("exe")) {
+    // Where the first thread has ended, only those that are left tell of the program; where none
+    // is, the process has ended, too, and its parent has not asked yet.
+    let is_dead = matches!(field(3), Some(&("Z" | "X")));
+    let living = if is_dead { living_thread(folder)? } else { folder.to_path_buf() };
+    match fs::read_link(living.join("exe")) {
         Ok(exe) => {
             let exe = exe.into_os_string().into_vec();
             words.exe = match exe.strip_suffix(b" (deleted)") {
@@ -105,10 +109,10 @@ fn read_process(folder: &Path, pid: u32, exact: Option<&bpf::Task>) -> Option<Fo
             words.exe = [b"[", stat.get(open..after - 1)?, b"]"].concat();
         }
     }
-    if let Ok(cwd) = fs::read_link(folder.join("cwd")) {
+    if let Ok(cwd) = fs::read_link(living.join("cwd")) {
         words.cwd = cwd.into_os_string().as_bytes().to_vec();
     }
-    if let Ok(mut args) = fs::read(folder.join("cmdline")) {
+    if let Ok(mut args) = fs::read(living.join("cmdline")) {
         if args.len() > ARGS_BYTES_MAX {
             args.truncate(ARGS_BYTES_MAX);
             process.flags |= process::ARGS_TRUNCATED;
@@ -116,7 +120,7 @@ fn read_process(folder: &Path, pid: u32, exact: Option<&bpf::Task>) -> Option<Fo
         let (argv0, rest) = split_arguments(&words.exe, &args);
         (words.argv0, words.args) = (argv0.to_vec(), rest.to_vec());
     }
-    if let Ok(namespace) = fs::read_link(folder.join("ns/mnt")) {
+    if let Ok(namespace) = fs::read_link(living.join("ns/mnt")) {
         let number = namespace
             .to_str()
             .and_then(|text| text.strip_prefix("mnt:[")?.strip_suffix(']')?.parse().ok());
@@ -128,6 +132,12 @@ fn read_process(folder: &Path, pid: u32, exact: Option<&bpf::Task>) -> Option<Fo
         words.container = id.to_vec();
     }
     Some(Found { process, words, parent })
+}
+
+/// The folder of a thread of a process that still has its memory.
+fn living_thread(folder: &Path) -> Option<PathBuf> {
+    let threads = fs::read_dir(folder.join("task")).ok()?;
+    threads.flatten().map(|thread| thread.path()).find(|path| path.join("exe").read_link().is_ok())
 }
 
 /// The files that name users and groups, read again when they change.
@@ -184,6 +194,9 @@ fn names(file: &Path) -> HashMap<u32, Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
     use super::*;
 
     #[test]
@@ -202,5 +215,34 @@ mod tests {
         let second = files.changed().unwrap();
         assert_eq!(second.users.get(&7).map(Vec::as_slice), Some(&b"broker"[..]));
         assert!(files.changed().is_none());
+    }
+
+    #[test]
+    fn a_process_whose_first_thread_has_ended_keeps_its_program() {
+        let script = "import ctypes, sys, threading
+threading.Thread(target=sys.stdin.read).start()
+ctypes.CDLL(None).pthread_exit(None)";
+        let mut python = Command::new("python3");
+        let python = python.args(["-c", script, "kept"]).stdin(Stdio::piped());
+        let mut child = python.spawn().unwrap();
+        let folder = PathBuf::from(format!("/proc/{}", child.id()));
+        let has_ended = || fs::read_to_string(folder.join("stat")).unwrap().contains(") Z ");
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !has_ended() {
+            assert!(Instant::now() < deadline, "the first thread goes on");
+            std::thread::yield_now();
+        }
+        let found = read_process(&folder, child.id(), None).unwrap();
+        let exe = String::from_utf8_lossy(&found.words.exe).into_owned();
+        assert!(exe.starts_with('/') && exe.contains("python"), "{exe}");
+        assert!(found.words.args.ends_with(b"\0kept\0") && !found.words.cwd.is_empty());
+        // Nobody has asked yet how it ended.
+        drop(child.stdin.take());
+        while living_thread(&folder).is_some() {
+            assert!(Instant::now() < deadline, "the last thread goes on");
+            std::thread::yield_now();
+        }
+        assert!(read_process(&folder, child.id(), None).is_none());
+        child.wait().unwrap();
     }
 }

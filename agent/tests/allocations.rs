@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use agent::batch::{Batch, Identity, Kept, Limits, Sink};
 use agent::budget;
 use agent::config::Config;
-use agent::engine::{Bounds, Counters, Engine, Taken, Timeouts, Users};
+use agent::engine::{Bounds, Counters, Engine, Last, Taken, Timeouts, Users};
 use agent::pipeline::{EventPath, Settings};
 use agent::privacy::Privacy;
 use bpf::{Event, FlowKey, Header, Probes};
@@ -48,8 +48,8 @@ impl Sink for Seen {
 struct NoMaps;
 
 impl Counters for NoMaps {
-    fn take(&self, _: &FlowKey, _: u64) -> Option<Taken> {
-        None
+    fn take(&self, _: &FlowKey, _: u64) -> Taken {
+        Taken::Flow(Last::default())
     }
 }
 

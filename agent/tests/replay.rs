@@ -15,8 +15,9 @@ use std::fmt::Write as _;
 use std::rc::Rc;
 
 use agent::batch::{Batch, Identity, Limits};
-use agent::engine::{Bounds, Counters, Engine, Taken, Timeouts, Users};
+use agent::engine::{Bounds, Counters, Engine, Last, Taken, Timeouts, Users};
 use agent::entity::{Process, START_TICK_NS};
+use agent::flow::Totals;
 use agent::privacy::Privacy;
 use bpf::{Event, FlowKey, Header};
 use codec::{
@@ -31,8 +32,8 @@ const RECORDS: &str = include_str!("replay/scene.records");
 struct NoMaps;
 
 impl Counters for NoMaps {
-    fn take(&self, _: &FlowKey, _: u64) -> Option<Taken> {
-        None
+    fn take(&self, _: &FlowKey, _: u64) -> Taken {
+        Taken::Flow(Last::default())
     }
 }
 
@@ -56,7 +57,7 @@ fn replay_events(
     bounds: Bounds,
     events: impl Iterator<Item = Event<'static>>,
 ) -> (Vec<Vec<u8>>, Engine) {
-    replay_behind(|_| (), limits, bounds, events)
+    replay_behind(|_| (), limits, bounds, events, &NoMaps)
 }
 
 /// The same in an engine that knows processes from a first look at the system.
@@ -65,6 +66,7 @@ fn replay_behind(
     limits: Limits,
     bounds: Bounds,
     events: impl Iterator<Item = Event<'static>>,
+    counters: &dyn Counters,
 ) -> (Vec<Vec<u8>>, Engine) {
     let identity = Identity {
         agent_id: "replay".into(),
@@ -86,7 +88,7 @@ fn replay_behind(
         if let Event::Exit(exit) = &event {
             last_ns = exit.header.time_ns;
         }
-        engine.observe(&event, &NoMaps);
+        engine.observe(&event, counters);
     }
     engine.close(last_ns);
     (frames.take(), engine)
@@ -345,8 +347,13 @@ fn a_process_known_by_its_tick_keeps_that_identity_as_another_program() {
     let coarse = Oid { start_ns, pid: header.tgid };
     let mut met = Process::unknown(coarse);
     met.flags = process_flag::PRE_EXISTING | process_flag::START_COARSE;
-    let (frames, engine) =
-        replay_behind(|engine| assert!(engine.processes.insert(met)), WIDE, ROOMY, events());
+    let (frames, engine) = replay_behind(
+        |engine| assert!(engine.processes.insert(met)),
+        WIDE,
+        ROOMY,
+        events(),
+        &NoMaps,
+    );
     let described = described(&frames);
     let own: Vec<Oid> =
         described.iter().map(|(_, oid, _)| *oid).filter(|oid| oid.pid == coarse.pid).collect();
@@ -367,8 +374,13 @@ fn a_process_that_a_first_look_met_behind_its_fork_is_one() {
         let mut met = Process::unknown(Oid { start_ns, ..exact });
         let coarse = if start_ns == tick_ns { process_flag::START_COARSE } else { 0 };
         met.flags = process_flag::PRE_EXISTING | coarse;
-        let (frames, engine) =
-            replay_behind(|engine| assert!(engine.processes.insert(met)), WIDE, ROOMY, events());
+        let (frames, engine) = replay_behind(
+            |engine| assert!(engine.processes.insert(met)),
+            WIDE,
+            ROOMY,
+            events(),
+            &NoMaps,
+        );
         let parent = described(&frames).into_iter().find(|(_, oid, _)| *oid == exact);
         assert_eq!(
             parent.and_then(|(.., parent)| parent).map(|oid| oid.pid),
@@ -394,7 +406,7 @@ fn a_long_chain_of_parents_is_told_root_first_in_each_generation() {
         }
     };
     let limits = Limits { generation_records_max: 100, ..WIDE };
-    let (frames, _) = replay_behind(first_look, limits, ROOMY, events());
+    let (frames, _) = replay_behind(first_look, limits, ROOMY, events(), &NoMaps);
     let described = described(&frames);
     let mut told = std::collections::BTreeSet::new();
     for (generation, oid, parent) in &described {
@@ -418,7 +430,7 @@ fn a_circle_of_parents_ends() {
             assert!(engine.processes.insert(process));
         }
     };
-    let (frames, _) = replay_behind(first_look, WIDE, ROOMY, events());
+    let (frames, _) = replay_behind(first_look, WIDE, ROOMY, events(), &NoMaps);
     assert!(described(&frames).iter().any(|(_, oid, _)| *oid == other));
 }
 
@@ -458,4 +470,91 @@ fn threads_are_told_of_the_program_that_had_them() {
         }
     }
     assert_eq!(exes, ["/usr/bin/env", "1 thread", "/usr/bin/dash"]);
+}
+
+/// A map from which the flow that is asked for has gone, once with a younger one in its place.
+struct Overtaken(RefCell<Option<(FlowKey, Taken)>>);
+
+impl Counters for Overtaken {
+    fn take(&self, key: &FlowKey, _: u64) -> Taken {
+        let once = self.0.borrow_mut().take_if(|(younger, _)| younger == key);
+        once.map_or(Taken::Ended, |(_, taken)| taken)
+    }
+}
+
+const SENT: Volume = Volume { read_ops: 0, write_ops: 3, read_bytes: 0, write_bytes: 30 };
+
+/// Volumes of the flows to one peer, in order.
+fn volumes_to(frames: &[Vec<u8>], port: u16) -> Vec<Volume> {
+    let mut found = Vec::new();
+    for bytes in frames {
+        let (frame, _) = Frame::decode(bytes).unwrap();
+        for record in frame.records() {
+            if let Record::NetworkFlow(flow) = record.unwrap()
+                && flow.destination_port == port
+                && flow.protocol == 17
+                && flow.volume != Volume::default()
+            {
+                found.push(flow.volume);
+            }
+        }
+    }
+    found
+}
+
+/// A datagram socket is closed and the next one on its number goes on with the same peer, before
+/// the agent has heard of it: what each has sent is told, and told once.
+#[test]
+fn peers_of_sockets_that_follow_each_other_keep_their_volume() {
+    let is_peers = |event: &Event<'_>| {
+        matches!(event, Event::FlowStart { start, .. }
+            if start.key.peer_family != 0 && start.operation == bpf::Operation::Send as u8)
+    };
+    let starts = || events().filter(is_peers);
+    let Some(Event::FlowStart { start, .. }) = starts().next() else { panic!("no peer") };
+    // The entry of its descriptor.
+    let base_ns = events().filter_map(|event| match event {
+        Event::FlowStart { start: base, .. } => (base.key.peer_family == 0
+            && (base.key.tgid, base.key.fd) == (start.key.tgid, start.key.fd)
+            && base.flow_ns <= start.flow_ns)
+            .then_some(base.flow_ns),
+        _ => None,
+    });
+    let base_ns = base_ns.max().unwrap();
+    let is_base = |event: &Event<'_>| {
+        matches!(event, Event::FlowEnd(end)
+            if (end.key.tgid, end.key.fd) == (start.key.tgid, start.key.fd)
+                && end.flow_ns == base_ns)
+    };
+    let younger_ns = start.flow_ns + 1_000_000;
+    // The end of the older flow, and the start of the younger one, come behind that of the socket.
+    let behind = |event: Event<'static>, with_end: bool, with_start: bool| {
+        let is_last = is_base(&event);
+        let end = events().find(is_base).filter(|_| is_last && with_end).map(|mut event| {
+            if let Event::FlowEnd(end) = &mut event {
+                (end.key, end.flow_ns) = (start.key, start.flow_ns);
+                let Volume { read_ops, write_ops, read_bytes, write_bytes } = SENT;
+                end.volume = bpf::Volume { read_ops, write_ops, read_bytes, write_bytes };
+            }
+            event
+        });
+        let start = starts().next().filter(|_| is_last && with_start).map(|mut event| {
+            if let Event::FlowStart { start, .. } = &mut event {
+                start.flow_ns = younger_ns;
+            }
+            event
+        });
+        [Some(event), end, start].into_iter().flatten()
+    };
+    let port = start.key.peer_port;
+    let gone = Overtaken(RefCell::new(None));
+    let told = events().flat_map(|event| behind(event, true, false));
+    let (frames, engine) = replay_behind(|_| (), WIDE, ROOMY, told, &gone);
+    assert_eq!(volumes_to(&frames, port), [SENT]);
+    assert_eq!(engine.batch.books.total(Operation::Write, Term::LostTable), 0);
+    let last = Last { totals: Totals { volume: SENT, ..Totals::default() }, ended: 0 };
+    let overtaken = Overtaken(RefCell::new(Some((start.key, Taken::Younger(younger_ns, last)))));
+    let told = events().flat_map(|event| behind(event, true, true));
+    let (frames, _) = replay_behind(|_| (), WIDE, ROOMY, told, &overtaken);
+    assert_eq!(volumes_to(&frames, port), [SENT, SENT]);
 }

@@ -101,7 +101,8 @@ inline_always __u32 begin(struct bpf_raw_tracepoint_args *ctx, struct ending *en
 	event->flow_ns = flow->start_ns;
 	if (flow->socket == SOCKET_DATAGRAM &&
 	    (is_writing(ending->operation) || (is_reading(ending->operation) && !flow->remote))) {
-		flow_begin(scratch, event, flow, 0);
+		if (flow_begin(scratch, event, flow, tally, 0))
+			return 1;
 		bpf_tail_call(ctx, &programs, PROGRAM_DATAGRAM);
 		tally->lost_unreadable++;
 		return 1;
@@ -117,7 +118,7 @@ inline_always __u32 begin(struct bpf_raw_tracepoint_args *ctx, struct ending *en
 	} else if (ending->operation == OPERATION_MMAP) {
 		flow->mmaps = 1;
 	}
-	flow_begin(scratch, event, flow, tally);
+	flow_begin(scratch, event, flow, tally, 0);
 	return 1;
 }
 
@@ -160,8 +161,8 @@ inline_always void count_datagram(struct ending *ending, struct scratch *scratch
 	key.tgid = ending->tgid;
 	key.fd = ending->first_argument;
 	base = bpf_map_lookup_elem(&flows, &key);
-	if (!base || base->ended) {
-		/* The table or the ring was full when the flow began; that event carried nothing. */
+	if (!base || base->ended || base->file != task_file(ending->task, key.fd)) {
+		/* The table was full when the flow began; that event carried nothing. */
 		tally->lost_map++;
 		return;
 	}
@@ -184,12 +185,15 @@ inline_always void count_datagram(struct ending *ending, struct scratch *scratch
 		return;
 	}
 	known = bpf_map_lookup_elem(&flows, &key);
-	if (known && known->file == base->file && !known->ended) {
+	if (known && is_peer_of(known, base)) {
 		flow_add(known, ending->operation, ending->ret);
 		return;
 	}
+	/* Of a socket that was closed, or was not connected yet. */
 	if (known)
-		flow_end(&key, known, ending->task, replaced(known, base->file, ending->call));
+		flow_end(&key, known, ending->task,
+			 base->remote && known->file == base->file ? FLOW_REPLACED :
+								     FLOW_CLOSED_LATE);
 	if (base->peers >= settings.peers_max) {
 		flow_add(base, ending->operation, ending->ret);
 		return;
@@ -215,7 +219,7 @@ inline_always void count_datagram(struct ending *ending, struct scratch *scratch
 		flow->volume[0].write_ops = 1;
 		flow->volume[0].write_bytes = ending->ret;
 	}
-	flow_begin(scratch, event, flow, tally);
+	flow_begin(scratch, event, flow, tally, base->start_ns);
 }
 
 SEC("raw_tp/sys_exit")

@@ -147,6 +147,14 @@ inline_always __u8 replaced(struct flow *known, __u64 file, __u8 call)
 	return bytes ? FLOW_CLOSED_LATE : FLOW_REPLACED;
 }
 
+/* Whether `peer` is a flow of the same open socket as `base`, the entry of its descriptor. An entry
+ * of a socket that is closed stays until the agent hears of that, and the next socket on the
+ * number often has its address; but its flows are younger than its descriptor's. */
+inline_always __u32 is_peer_of(struct flow *peer, struct flow *base)
+{
+	return peer->file == base->file && !peer->ended && peer->start_ns >= base->start_ns;
+}
+
 /* Whether files of this mode are recorded: files, directories, devices, pipes, and sockets. */
 inline_always __u32 is_recorded(__u16 mode)
 {
@@ -205,7 +213,7 @@ inline_always void join(struct scratch *scratch, struct event_flow_start *event,
 	ADD(volume->write_bytes, flow->volume[0].write_bytes);
 	ADD(other->shutdown, flow->shutdown);
 	ADD(other->mmaps, flow->mmaps);
-	if (!tally || is_reading(event->operation) || is_writing(event->operation) ||
+	if (is_reading(event->operation) || is_writing(event->operation) ||
 	    event->operation == OPERATION_SHUTDOWN || event->operation == OPERATION_MMAP)
 		return;
 	event->flags |= FLOW_CONTINUED;
@@ -217,11 +225,11 @@ inline_always void join(struct scratch *scratch, struct event_flow_start *event,
 /*
  * Makes the map entry that `event` describes and sends the event. Another thread may have made
  * it since it was last looked for: then this operation joins it, and an event tells only of
- * what is no reading or writing. Without a tally the event carries no operation, and the caller
- * looks whether there is an entry now.
+ * what is no reading or writing. A flow that began before `since_ns` is not joined. Returns whether
+ * the event is lost, and the operation with it.
  */
-inline_always void flow_begin(struct scratch *scratch, struct event_flow_start *event,
-			      struct flow *flow, struct tally *tally)
+inline_always __u32 flow_begin(struct scratch *scratch, struct event_flow_start *event,
+			      struct flow *flow, struct tally *tally, __u64 since_ns)
 {
 	/* Of this answer only the lower half counts: before 6.4 the verifier calls a function that
 	 * returns an int, and leaves its upper half zero. */
@@ -242,10 +250,10 @@ inline_always void flow_begin(struct scratch *scratch, struct event_flow_start *
 			break;
 		/* What has just been opened goes on with no flow: the entry is that of the file
 		 * before, which may have had the same address, and is about to go. */
-		if (other->file == flow->file &&
+		if (other->file == flow->file && other->start_ns >= since_ns &&
 		    (event->operation != OPERATION_OPEN && event->operation != OPERATION_ACCEPT)) {
 			join(scratch, event, flow, other, tally);
-			return;
+			return 0;
 		}
 	}
 	if (refused) {
@@ -255,15 +263,16 @@ inline_always void flow_begin(struct scratch *scratch, struct event_flow_start *
 		tracked = 0;
 	}
 	if (!scratch_output(scratch, sizeof(*event)))
-		return;
-	/* The agent must hear of an entry before its counters mean anything. The next operation
-	 * tries again. */
-	if (tracked)
+		return 0;
+	if (tracked) {
+		/* The agent must hear of an entry before its counters mean anything. The next
+		 * operation tries again. */
 		bpf_map_delete_elem(&flows, &event->key);
-	if (tally && tracked)
 		tally->lost_ring++;
-	else if (tally)
+	} else {
 		tally->lost_map++;
+	}
+	return 1;
 }
 
 #endif

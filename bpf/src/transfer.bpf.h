@@ -147,7 +147,7 @@ int messages(struct bpf_raw_tracepoint_args *ctx)
 		known = bpf_map_lookup_elem(&flows, key);
 		/* The next one may be shorter. */
 		__builtin_memset(key->peer, 0, sizeof(key->peer));
-		if (known && known->file == base->file && !known->ended) {
+		if (known && is_peer_of(known, base)) {
 			add_message(known, scratch->operation, bytes);
 			continue;
 		}

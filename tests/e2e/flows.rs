@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::net::UdpSocket;
 use std::process::Command;
 
 use codec::op;
@@ -182,5 +183,38 @@ fn threads_that_take_over_numbers_are_told_apart() -> Result {
     let alone = count(op::OPEN | op::TRUNCATE, "lack_of_resources");
     assert!(closed + alone == opens && alone * 100 < opens, "{opens} opens: {found:?}");
     assert_eq!(Summary::of(&fleet.store())?.unbalanced(), Vec::<String>::new());
+    Ok(())
+}
+
+/// Sockets that follow each other on one number, each with one message to the same peer, are told
+/// apart; and where that is too fast for the ring, what is lost is counted once.
+#[test]
+fn sockets_of_threads_that_take_over_numbers_are_told_apart() -> Result {
+    let test = "sockets_of_threads_that_take_over_numbers_are_told_apart";
+    let Some(machine) = Machine::claim(test, &[Need::Agent])? else { return Ok(()) };
+    let receiver = UdpSocket::bind(("127.0.0.1", 0))?;
+    let peer = receiver.local_addr()?;
+    for flags in [&["--opens", "1500"][..], &["--opens", "3000", "--no-pause"]] {
+        let fleet = Fleet::new(&machine)?;
+        let (records, sent) = fleet.watch(|| {
+            let mut race = Command::new(env!("CARGO_BIN_EXE_workload-race"));
+            let output = race.arg("--send").arg(peer.to_string()).args(flags).output()?;
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            Ok(String::from_utf8(output.stdout)?.trim().parse::<usize>()?)
+        })?;
+        let summary = Summary::of(&fleet.store())?;
+        assert_eq!(summary.unbalanced(), Vec::<String>::new(), "{flags:?}");
+        let to_peer = |r: &&Value| number(r, "net.dport") == Some(peer.port().into());
+        let volumes: Vec<Volume> =
+            records.iter().filter(to_peer).map(|record| total([record])).collect();
+        let one = Volume { write_ops: 1, write_bytes: 8, ..Volume::default() };
+        let is_lost = summary.ledger.iter().any(|((_, term), count)| term.is_loss() && *count > 0);
+        let told = volumes.iter().filter(|volume| **volume == one).count();
+        assert!(
+            told == volumes.len() && (is_lost || told == sent),
+            "{told} of {sent}: {volumes:?}"
+        );
+        assert!(told > 0);
+    }
     Ok(())
 }

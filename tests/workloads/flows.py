@@ -510,6 +510,19 @@ def a_socket_goes_on_to_a_peer_that_is_alike():
 
 
 @act
+def sockets_follow_each_other_on_one_number():
+    # As a resolver does it: the kernel often gives the next socket the memory of the last.
+    receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    receiver.bind(("127.0.0.1", 0))
+    for _ in range(100):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+            number = one.fileno()
+            one.sendto(b"question", receiver.getsockname())
+    port = receiver.getsockname()[1]
+    return [flow([0, 0, 100, 800], fd=number, port=port, records=100)]
+
+
+@act
 def a_file_is_opened_by_its_handle():
     os.close(target("handle"))
     handle = ctypes.create_string_buffer(struct.pack("=Ii", 128, 0) + bytes(128))

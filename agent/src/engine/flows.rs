@@ -6,9 +6,10 @@ use codec::{
 };
 
 use super::records::FileWords;
-use super::{Counters, Engine, object};
+use super::{Counters, EARLY_MAX, Engine, Last, Taken, object};
 use crate::flow::{Flow, Object, Totals, open_flags};
 
+const IPPROTO_TCP: u8 = 6;
 /// Answers of connect (negative errno) that tell of no failure.
 const EISCONN: i32 = -106;
 const EALREADY: i32 = -114;
@@ -81,7 +82,17 @@ impl Engine {
             active_ns: now_ns,
             seen: Totals::default(),
             exported: Totals::default(),
+            is_taken: false,
         };
+        let is_it = |(key, flow_ns, _): &(FlowKey, u64, Last)| {
+            (*key, *flow_ns) == (start.key, start.flow_ns)
+        };
+        let found = self.early.iter().position(is_it);
+        let early = found.and_then(|at| self.early.remove(at)).map(|(.., last)| last);
+        if let Some(last) = &early {
+            flow.note(last.totals, now_ns);
+            flow.is_taken = true;
+        }
         if start.flags & kernel_flow::UNTRACKED != 0 {
             // One that the kernel does not track displaces nothing: the end of what is known
             // under its number, if it has one, is still on its way.
@@ -109,6 +120,11 @@ impl Engine {
         }
         // There is a place.
         let _ = self.flows.insert(start.key, flow);
+        if let Some(Last { ended, .. }) = early
+            && ended != 0
+        {
+            self.end_flow(&start.key, ended, now_ns);
+        }
     }
 
     /// Exports the least recently active flow to make room for another; `false` if there is
@@ -120,11 +136,11 @@ impl Engine {
             let later = self.flows.iter().filter(|(_, flow)| flow.active_ns > after_ns);
             let oldest = later.min_by_key(|(_, flow)| flow.active_ns);
             let Some((key, flow)) = oldest.map(|(key, flow)| (*key, *flow)) else { break };
-            if let Some(taken) = counters.take(&key, flow.flow_ns) {
+            if let Some(last) = self.take(&key, flow.flow_ns, counters) {
                 if let Some(flow) = self.flows.get_mut(&key) {
-                    flow.note(taken.totals, now_ns);
+                    flow.note(last.totals, now_ns);
                 }
-                match taken.ended {
+                match last.ended {
                     0 => {
                         self.export(&key, now_ns, op::TRUNCATE, EndReason::LackOfResources);
                         self.remove(&key);
@@ -177,13 +193,17 @@ impl Engine {
         let known = self.flows.get_mut(&end.key).filter(|flow| flow.flow_ns == end.flow_ns);
         let Some(flow) = known else {
             // The flow had no place here.
-            self.lose(&Totals::new(&end.volume, end.shutdown, end.mmaps), end.reason);
+            self.count_lost(&Totals::new(&end.volume, end.shutdown, end.mmaps), end.reason);
             return;
         };
         flow.note(Totals::new(&end.volume, end.shutdown, end.mmaps), end.header.time_ns);
         let (file, process) = (flow.file, flow.process);
+        let may_have_peers = match flow.object {
+            Object::Network { protocol, .. } => protocol != IPPROTO_TCP,
+            Object::File { .. } => false,
+        };
         self.end_flow(&end.key, end.reason, end.header.time_ns);
-        if end.key.peer_family == 0 {
+        if may_have_peers && end.key.peer_family == 0 {
             let peers = self.keys_of(|key, flow| {
                 key.fd == end.key.fd && flow.process == process && flow.file == file
             });
@@ -191,17 +211,6 @@ impl Engine {
                 self.take_and_end(key, closing_bit(end.reason), end.header.time_ns, counters);
             }
             self.keys = peers;
-        }
-    }
-
-    /// Counts what a flow without a place here did.
-    pub(super) fn lose(&mut self, totals: &Totals, ended: u8) {
-        self.count(Operation::Read, Term::LostTable, totals.volume.read_ops);
-        self.count(Operation::Write, Term::LostTable, totals.volume.write_ops);
-        self.count(Operation::Shutdown, Term::LostTable, totals.shutdowns.into());
-        self.count(Operation::Mmap, Term::LostTable, totals.mmaps.into());
-        if ended == kernel_flow::CLOSED {
-            self.count(Operation::Close, Term::LostTable, 1);
         }
     }
 
@@ -227,27 +236,80 @@ impl Engine {
         self.remove(key);
     }
 
-    /// Ends a flow whose map entry the kernel side has left to the agent.
-    pub(super) fn take_and_end(
+    /// Ends a flow whose map entry the kernel side has left to the agent, unless it has ended it
+    /// by itself meanwhile: then the event is still to come.
+    fn take_and_end(&mut self, key: &FlowKey, bits: u64, now_ns: u64, counters: &dyn Counters) {
+        let Some(flow) = self.flows.get(key) else { return };
+        let (flow_ns, is_taken) = (flow.flow_ns, flow.is_taken);
+        match self.take(key, flow_ns, counters) {
+            Some(last) => self.end_with(key, last, bits, now_ns),
+            None if is_taken => self.end_last(key, bits, now_ns),
+            None => {}
+        }
+    }
+
+    /// Ends a flow of a process that has ended: no event is to come.
+    pub(super) fn take_and_end_last(
         &mut self,
         key: &FlowKey,
-        bits: u64,
         now_ns: u64,
         counters: &dyn Counters,
     ) {
-        let Some(flow) = self.flows.get_mut(key) else { return };
-        let taken = counters.take(key, flow.flow_ns);
-        if let Some(taken) = taken {
-            flow.note(taken.totals, now_ns);
+        let Some(flow_ns) = self.flows.get(key).map(|flow| flow.flow_ns) else { return };
+        match self.take(key, flow_ns, counters) {
+            Some(last) => self.end_with(key, last, op::TRUNCATE, now_ns),
+            None => self.end_last(key, op::TRUNCATE, now_ns),
         }
-        match taken.map_or(0, |taken| taken.ended) {
-            0 => {
-                self.export(key, now_ns, bits, EndReason::EndDetected);
-                self.remove(key);
-            }
-            // It had ended before, in another way.
+    }
+
+    /// Ends a flow that was taken out of the kernel's map; `bits` are added unless the kernel side
+    /// says how it ended.
+    pub(super) fn end_with(&mut self, key: &FlowKey, last: Last, bits: u64, now_ns: u64) {
+        if let Some(flow) = self.flows.get_mut(key) {
+            flow.note(last.totals, now_ns);
+        }
+        match last.ended {
+            0 => self.end_last(key, bits, now_ns),
             reason => self.end_flow(key, reason, now_ns),
         }
+    }
+
+    fn end_last(&mut self, key: &FlowKey, bits: u64, now_ns: u64) {
+        self.export(key, now_ns, bits, EndReason::EndDetected);
+        self.remove(key);
+    }
+
+    /// Takes a flow out of the kernel's map; none if it is not there.
+    pub(super) fn take(
+        &mut self,
+        key: &FlowKey,
+        flow_ns: u64,
+        counters: &dyn Counters,
+    ) -> Option<Last> {
+        match counters.take(key, flow_ns) {
+            Taken::Flow(last) => Some(last),
+            Taken::Ended => None,
+            Taken::Younger(flow_ns, last) => {
+                if self.early.len() == EARLY_MAX
+                    && let Some((.., lost)) = self.early.pop_front()
+                {
+                    self.count_lost(&lost.totals, lost.ended);
+                }
+                self.early.push_back((*key, flow_ns, last));
+                None
+            }
+        }
+    }
+
+    /// Counts what a flow did that has no place here.
+    pub(super) fn count_lost(&mut self, lost: &Totals, ended: u8) {
+        if ended == kernel_flow::CLOSED {
+            self.count(Operation::Close, Term::LostTable, 1);
+        }
+        self.count(Operation::Read, Term::LostTable, lost.volume.read_ops);
+        self.count(Operation::Write, Term::LostTable, lost.volume.write_ops);
+        self.count(Operation::Shutdown, Term::LostTable, lost.shutdowns.into());
+        self.count(Operation::Mmap, Term::LostTable, lost.mmaps.into());
     }
 
     /// Writes what a flow did since its last record, if anything. `bits` are added; a flow that

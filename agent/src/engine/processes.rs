@@ -133,7 +133,7 @@ impl Engine {
         if self.processes.get(oid).is_some_and(may_have_flows) {
             let open = self.keys_of(|_, flow| flow.process == oid);
             for (_, key) in &open {
-                self.take_and_end(key, op::TRUNCATE, now_ns, counters);
+                self.take_and_end_last(key, now_ns, counters);
             }
             self.keys = open;
         }

@@ -9,7 +9,7 @@ use bpf::{Event, FlowKey, Probes, Ring};
 use codec::{Operation, Term};
 
 use super::Error;
-use crate::engine::{Counters, Engine, Taken};
+use crate::engine::{Counters, Engine, Last, Taken};
 use crate::flow::Totals;
 
 const OPERATIONS: [(bpf::Operation, Operation); Operation::ALL.len()] = {
@@ -25,14 +25,17 @@ const OPERATIONS: [(bpf::Operation, Operation); Operation::ALL.len()] = {
 struct Kernel(Rc<Probes>);
 
 impl Counters for Kernel {
-    fn take(&self, key: &FlowKey, flow_ns: u64) -> Option<Taken> {
-        let entry = self.0.flow(key)?;
-        if entry.flow_ns != flow_ns {
-            return None;
+    fn take(&self, key: &FlowKey, flow_ns: u64) -> Taken {
+        if self.0.flow(key).is_none_or(|entry| entry.flow_ns != flow_ns) {
+            return Taken::Ended;
         }
-        let entry = self.0.take_flow(key)?;
+        let Some(entry) = self.0.take_flow(key) else { return Taken::Ended };
         let totals = Totals::new(&entry.volume, entry.shutdown, entry.mmaps);
-        Some(Taken { totals, ended: entry.ended })
+        let last = Last { totals, ended: entry.ended };
+        match entry.flow_ns {
+            taken_ns if taken_ns == flow_ns => Taken::Flow(last),
+            taken_ns => Taken::Younger(taken_ns, last),
+        }
     }
 }
 
