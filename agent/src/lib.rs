@@ -5,6 +5,7 @@ pub mod arguments;
 pub mod batch;
 pub mod check;
 pub mod config;
+pub mod confinement;
 pub mod engine;
 pub mod entity;
 pub mod flow;

@@ -20,6 +20,7 @@ use rustix::time::{ClockId, clock_gettime};
 use smol::Timer;
 
 use crate::batch::{Batch, Books, Identity, Kept, Limits, Sink};
+use crate::confinement::{self, Needs};
 use crate::engine::{self, Counters, Engine, Timeouts};
 use crate::flow::Totals;
 use crate::privacy::Privacy;
@@ -476,7 +477,7 @@ impl Sink for Folder {
 
 impl Outlet for Folder {
     fn ready(&mut self, probes: &Probes) -> Result<(), Error> {
-        drop_privileges(probes)
+        drop_privileges(probes, &Needs::of_capture(&self.out))
     }
 
     fn told_until(&mut self, _: u64) -> Result<(), Error> {
@@ -503,8 +504,10 @@ pub fn capture(settings: &Settings, duration: Option<Duration>, out: &Path) -> R
     Ok(())
 }
 
-/// Gives up what the start needed: what is attached stays attached.
-fn drop_privileges(probes: &Probes) -> Result<(), Error> {
+/// Gives up what the start needed, but for `needs`: what is attached stays attached.
+fn drop_privileges(probes: &Probes, needs: &Needs) -> Result<(), Error> {
     privileges::give_up(|| probes.can_read().is_ok())
-        .map_err(|e| Error::System("giving up capabilities", e))
+        .map_err(|e| Error::System("giving up capabilities", e))?;
+    confinement::confine(needs);
+    Ok(())
 }
