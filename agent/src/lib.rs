@@ -6,6 +6,7 @@ pub mod batch;
 pub mod budget;
 pub mod check;
 pub mod config;
+pub mod confinement;
 pub mod engine;
 pub mod entity;
 pub mod flow;

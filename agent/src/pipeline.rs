@@ -25,6 +25,7 @@ use rustix::time::{ClockId, clock_gettime};
 use smol::Timer;
 
 use crate::batch::{Batch, Books, Identity, Sink};
+use crate::confinement::{self, Needs};
 use crate::engine::Engine;
 use crate::procfs::{self, UserFiles};
 use crate::run_state::Before;
@@ -370,8 +371,10 @@ fn file_error(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     move |error| Error::File(path, error)
 }
 
-/// Gives up what the start needed: what is attached stays attached.
-fn drop_privileges(probes: &Probes) -> Result<(), Error> {
+/// Gives up what the start needed, but for `needs`: what is attached stays attached.
+fn drop_privileges(probes: &Probes, needs: &Needs) -> Result<(), Error> {
     privileges::give_up(|| probes.can_read().is_ok())
-        .map_err(|e| Error::System("giving up capabilities", e))
+        .map_err(|e| Error::System("giving up capabilities", e))?;
+    confinement::confine(needs);
+    Ok(())
 }

@@ -1,5 +1,5 @@
-//! What keeps the agent small on a device: the service unit, and that it lets the agent do all
-//! that it has to.
+//! What keeps the agent small on a device: the service unit, which must let the agent do all that
+//! it has to, and what the agent keeps itself from.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use tests::Result;
 use tests::fleet::{AgentSettings, Fleet};
-use tests::machine::{Machine, Need};
+use tests::machine::{Machine, Need, has_program, skip};
 use tests::records::{of_process, text};
 use tests::wait::wait_for;
 
@@ -122,10 +123,15 @@ fn traced(settings: &mut AgentSettings, trace: &Path) {
 
 /// The system calls in a trace whose last line has been written.
 fn calls(trace: &Path, pid: u32) -> Result<BTreeSet<String>> {
-    let end = format!("{pid} exit_group(");
+    let pid = pid.to_string();
+    let is_end = |line: &str| {
+        let mut words = line.split_whitespace();
+        words.next() == Some(&pid)
+            && words.next().is_some_and(|call| call.starts_with("exit_group"))
+    };
     let written = wait_for("the end of the trace", DEADLINE, || {
         let written = std::fs::read_to_string(trace)?;
-        Ok(written.lines().any(|line| line.starts_with(&end)).then_some(written))
+        Ok(written.lines().any(is_end).then_some(written))
     })?;
     let name = |line: &str| {
         let call = line.split_whitespace().nth(1)?.split('(').next()?;
@@ -181,5 +187,131 @@ fn the_unit_lets_the_agent_do_what_it_has_to() -> Result {
         assert_eq!(is_allowed, call == "execve", "{call}: systemd itself needs execve alone");
     }
     println!("{} system calls of {} that the unit allows", called.len(), allowed.len());
+    Ok(())
+}
+
+/// What a process is made to try: an expression, as gdb calls functions of the C library in the
+/// stopped process, and the error that it must end with; none: it must succeed.
+type Attempt = (&'static str, String, Option<Errno>);
+
+/// Makes a process try things, and tells what came of each: the error, or none.
+fn attempts(pid: u32, attempts: &[Attempt]) -> Result<Vec<Option<Errno>>> {
+    let mut gdb = Command::new("gdb");
+    gdb.args(["-nx", "-batch", "-p", &pid.to_string()]);
+    gdb.args(["-ex", "set $scratch = (char*)malloc(64)"]);
+    for (n, (_, expression, _)) in attempts.iter().enumerate() {
+        // What gdb does not understand must not leave the result of the attempt before.
+        gdb.args(["-ex", "set $result = -77"]);
+        gdb.arg("-ex").arg(format!("set $result = ({expression})"));
+        gdb.arg("-ex")
+            .arg(format!("printf \"attempt {n}: %ld %d\\n\", $result, *(int*)__errno_location()"));
+    }
+    let output = gdb.output()?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let result = |n: usize| -> Result<Option<Errno>> {
+        let prefix = format!("attempt {n}: ");
+        let line = said.lines().find_map(|line| line.strip_prefix(&prefix));
+        let (result, error) = line.and_then(|line| line.split_once(' ')).ok_or_else(|| {
+            let errors = String::from_utf8_lossy(&output.stderr);
+            format!("gdb says nothing of {}: {said}{errors}", attempts[n].0)
+        })?;
+        let (result, error): (i64, i32) = (result.parse()?, error.parse()?);
+        if result < -1 {
+            let errors = String::from_utf8_lossy(&output.stderr);
+            return Err(format!("gdb cannot {}: {errors}", attempts[n].0).into());
+        }
+        Ok((result == -1).then(|| Errno::from_raw_os_error(error)))
+    };
+    (0..attempts.len()).map(result).collect()
+}
+
+#[test]
+fn an_agent_that_watches_can_do_nothing_else() -> Result {
+    let test = "an_agent_that_watches_can_do_nothing_else";
+    if !has_program("gdb") {
+        return skip(test, "gdb is not installed");
+    }
+    let Some(machine) = Machine::claim(test, &[Need::Agent, Need::Root])? else { return Ok(()) };
+    let fleet = Fleet::new(&machine)?;
+    let mut collector = fleet.start_collector("127.0.0.1:0")?;
+    let settings = fleet.agent_settings("agent", collector.address);
+    // As an image without systemd has it: root, with all capabilities. Landlock is a thread's, so
+    // that the one that watches is asked, the process's first.
+    let mut agent = fleet.start_agent(&settings)?;
+    let foreign = fleet.path("foreign");
+    std::fs::write(&foreign, "of somebody else")?;
+    let (foreign, new) = (foreign.display(), fleet.path("new"));
+    let own = settings.status.display();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let port = listener.local_addr()?.port().to_be();
+    let mut victim = Command::new("sleep").arg("600").spawn()?;
+    let pid = victim.id();
+    let number = |call: &str| match (call, std::env::consts::ARCH) {
+        ("bpf", "x86_64") => Ok(321),
+        ("bpf", "aarch64") => Ok(280),
+        ("connect", "x86_64") => Ok(42),
+        ("connect", "aarch64") => Ok(203),
+        ("execve", "x86_64") => Ok(59),
+        ("execve", "aarch64") => Ok(221),
+        ("ptrace", "x86_64") => Ok(101),
+        ("ptrace", "aarch64") => Ok(117),
+        (call, other) => Err(format!("the number of {call} on {other} is not known here")),
+    };
+    // BPF_PROG_LOAD; PTRACE_ATTACH.
+    let load = format!("(long)syscall({}, 5, $scratch, 48)", number("bpf")?);
+    let map = format!("(long)syscall({}, 0, $scratch, 48)", number("bpf")?);
+    let trace = format!("(long)syscall({}, 16, {pid}, 0, 0)", number("ptrace")?);
+    let execute = format!("(long)syscall({}, \"/bin/true\", 0, 0)", number("execve")?);
+    let connect = format!(
+        "*(unsigned short*)$scratch = 2, *(unsigned short*)($scratch + 2) = {port}, \
+         *(unsigned int*)($scratch + 4) = 0x0100007f, \
+         (long)syscall({}, (int)socket(2, 1, 0), $scratch, 16)",
+        number("connect")?
+    );
+    let (access, permission) = (Some(Errno::ACCESS), Some(Errno::PERM));
+    let tried: Vec<Attempt> = vec![
+        ("read its own status", format!("(long)(int)open(\"{own}\", 0)"), None),
+        ("read the users", "(long)(int)open(\"/etc/passwd\", 0)".to_string(), None),
+        ("read a foreign file", format!("(long)(int)open(\"{foreign}\", 0)"), access),
+        ("write a foreign file", format!("(long)(int)open(\"{foreign}\", 1)"), access),
+        ("make a file", format!("(long)(int)creat(\"{}\", 0600)", new.display()), access),
+        ("write in /etc", "(long)(int)creat(\"/etc/sysflow-intruder\", 0600)".to_string(), access),
+        ("remove a foreign file", format!("(long)(int)unlink(\"{foreign}\")"), access),
+        ("look into root's home", "(long)(int)open(\"/root\", 0)".to_string(), access),
+        ("load a program", load, permission),
+        ("make a map", map, permission),
+        ("trace a process", trace, permission),
+        ("signal a process", format!("(long)(int)kill({pid}, 15)"), permission),
+        ("run a program", execute, permission),
+        ("listen", "(long)(int)listen((int)socket(2, 1, 0), 1)".to_string(), permission),
+        ("connect elsewhere", connect, access),
+        ("open a raw socket", "(long)(int)socket(17, 3, 0)".to_string(), permission),
+        ("mount", "(long)(int)mount(0, \"/\", 0, 32, 0)".to_string(), permission),
+        ("become somebody", "(long)(int)setuid(1)".to_string(), permission),
+    ];
+    let came = attempts(agent.program.pid(), &tried)?;
+    // Another process of root, which nothing confines, can do what it is asked for.
+    let free: Vec<Attempt> =
+        tried.iter().filter(|(name, ..)| name.contains("foreign file")).cloned().collect();
+    let by_another = attempts(pid, &free)?;
+    victim.kill()?;
+    victim.wait()?;
+    let mut faults = Vec::new();
+    for ((name, expression, expected), came) in tried.iter().zip(&came) {
+        if came != expected {
+            faults.push(format!("{name} ({expression}): {came:?}, expected {expected:?}"));
+        }
+    }
+    assert!(faults.is_empty(), "{}\n{}", faults.join("\n"), agent.program.log()?);
+    assert!(by_another.iter().all(Option::is_none), "{by_another:?}");
+    assert!(!new.exists());
+    // And it goes on with its work.
+    let before = tests::frames::find(&fleet.store())?.len();
+    wait_for("another frame", DEADLINE, || {
+        Ok((tests::frames::find(&fleet.store())?.len() > before).then_some(()))
+    })?;
+    agent.program.stop()?;
+    collector.program.stop()?;
+    println!("{} attempts, {} refused", tried.len(), came.iter().flatten().count());
     Ok(())
 }

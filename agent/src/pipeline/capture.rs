@@ -14,6 +14,7 @@ use super::{
     stop_on_signal, watch,
 };
 use crate::batch::{Kept, Sink};
+use crate::confinement::Needs;
 use crate::run_state;
 
 /// A folder that takes each frame as a file.
@@ -37,7 +38,7 @@ impl Sink for Folder {
 
 impl Outlet for Folder {
     fn ready(&mut self, probes: &Probes) -> Result<(), Error> {
-        drop_privileges(probes)
+        drop_privileges(probes, &Needs::of_capture(&self.out))
     }
 
     fn told_until(&mut self, _: u64) -> Result<(), Error> {

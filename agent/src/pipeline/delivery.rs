@@ -14,6 +14,7 @@ use super::{
 };
 use crate::batch::{Books, Identity, Kept, Sink};
 use crate::config::Config;
+use crate::confinement::Needs;
 use crate::logger::RateLimit;
 use crate::run_state::RunState;
 use crate::spool::{self, Appended, Purged, Reader, Spool, SpoolError, Sync, Writer};
@@ -163,7 +164,7 @@ impl Outlet for Delivery {
     fn ready(&mut self, probes: &Probes) -> Result<(), Error> {
         // Without privileges the kernel does not say it any more.
         self.status.jit = probes.is_jited();
-        drop_privileges(probes)?;
+        drop_privileges(probes, &Needs::of(&self.config))?;
         if let Some((settings, reader)) = self.thread.take() {
             let upload = upload::spawn(settings, reader)
                 .map_err(|e| Error::System("starting the upload thread", e))?;

@@ -115,8 +115,13 @@ const WEB_SERVERS: [Package; 1] = [Package {
     why: "a web server of three process models, for tests",
 }];
 
-/// What judges service units and scripts.
-const LAYER: [Package; 2] = [
+/// What judges service units and scripts, and the agent's confinement.
+const LAYER: [Package; 3] = [
+    Package {
+        name: "gdb",
+        sign: Sign::Program("gdb"),
+        why: "makes a running agent try what it must not be able to do",
+    },
     Package {
         name: "systemd",
         sign: Sign::Program("systemd-analyze"),
