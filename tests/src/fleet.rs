@@ -119,6 +119,7 @@ impl<'m> Fleet<'m> {
             ring_bytes: 4 << 20,
             spool: self.path(&format!("{name}/spool")),
             spool_bytes_max: 16 << 20,
+            spool_sync: "frame".to_string(),
             status: self.path(&format!("{name}/status.json")),
             environment: Vec::new(),
             sections: String::new(),
@@ -284,6 +285,7 @@ pub struct AgentSettings {
     pub ring_bytes: u32,
     pub spool: PathBuf,
     pub spool_bytes_max: u64,
+    pub spool_sync: String,
     pub status: PathBuf,
     pub environment: Vec<(OsString, OsString)>,
     /// More sections of the configuration file, as text.
@@ -296,7 +298,7 @@ impl AgentSettings {
         format!(
             "[collector]\nurl = {:?}\nca = {:?}\ncertificate = {:?}\nkey = {:?}\n\
              upload_interval_s = {}\nbytes_per_day = {}\n\n\
-             [spool]\ndirectory = {:?}\nbytes_max = {}\n\n\
+             [spool]\ndirectory = {:?}\nbytes_max = {}\nsync = {:?}\n\n\
              [flows]\nactive_timeout_s = {}\n\n\
              [frames]\nage_max_s = {}\nvolume_age_max_s = {}\n\n\
              [kernel]\nring_bytes = {}\nflow_entries = {}\n\n\
@@ -309,6 +311,7 @@ impl AgentSettings {
             self.bytes_per_day,
             self.spool,
             self.spool_bytes_max,
+            self.spool_sync,
             self.active_timeout_s,
             self.frame_age_max_s,
             self.frame_age_max_s,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use toml::de::{DeTable, DeValue};
 
-use super::{BOUNDS, Config, Problem, is_agent_id};
+use super::{BOUNDS, Config, Problem, SpoolSync, is_agent_id};
 
 /// The smallest spool holds so many of the largest frames, so that dropping the oldest
 /// leaves something.
@@ -77,6 +77,9 @@ impl Reader<'_> {
             "collector.bytes_per_day" => self.number(item, &mut config.collector.bytes_per_day),
             "spool.directory" => self.path(item, &mut config.spool.directory),
             "spool.bytes_max" => self.number(item, &mut config.spool.bytes_max),
+            "spool.sync" => self.choice(item, &SpoolSync::ALL, &mut config.spool.sync),
+            "spool.sync_interval_s" => self.number(item, &mut config.spool.sync_interval_s),
+            "spool.memory_bytes" => self.number(item, &mut config.spool.memory_bytes),
             "flows.idle_timeout_s" => self.number(item, &mut config.flows.idle_timeout_s),
             "flows.active_timeout_s" => self.number(item, &mut config.flows.active_timeout_s),
             "frames.bytes_max" => self.number(item, &mut config.frames.bytes_max),
@@ -134,6 +137,19 @@ impl Reader<'_> {
             _ => {
                 self.wrong_type(item, "a string");
                 None
+            }
+        }
+    }
+
+    fn choice<T: Copy>(&mut self, item: &Item<'_>, known: &[(&str, T)], target: &mut T) {
+        let Some(text) = self.string(item) else { return };
+        match known.iter().find(|(name, _)| *name == text) {
+            Some((_, value)) => *target = *value,
+            None => {
+                let names: Vec<String> =
+                    known.iter().map(|(name, _)| format!("{name:?}")).collect();
+                let (name, names) = (item.name, names.join(", "));
+                self.problem(&item.key, format!("{name} = {text:?}: must be one of {names}"));
             }
         }
     }
