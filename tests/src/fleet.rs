@@ -114,6 +114,7 @@ impl<'m> Fleet<'m> {
             upload_interval_s: 1,
             bytes_per_day: 0,
             frame_age_max_s: 1,
+            generation_records_max: 10_000,
             active_timeout_s: 30,
             flow_entries: 16_384,
             ring_bytes: 4 << 20,
@@ -280,6 +281,7 @@ pub struct AgentSettings {
     pub upload_interval_s: u64,
     pub bytes_per_day: u64,
     pub frame_age_max_s: u64,
+    pub generation_records_max: u32,
     pub active_timeout_s: u64,
     pub flow_entries: u32,
     pub ring_bytes: u32,
@@ -300,7 +302,8 @@ impl AgentSettings {
              upload_interval_s = {}\nbytes_per_day = {}\n\n\
              [spool]\ndirectory = {:?}\nbytes_max = {}\nsync = {:?}\n\n\
              [flows]\nactive_timeout_s = {}\n\n\
-             [frames]\nage_max_s = {}\nvolume_age_max_s = {}\n\n\
+             [frames]\nage_max_s = {}\nvolume_age_max_s = {}\n\
+             generation_records_max = {}\n\n\
              [kernel]\nring_bytes = {}\nflow_entries = {}\n\n\
              [status]\nfile = {:?}\n\n{}",
             self.url,
@@ -315,6 +318,7 @@ impl AgentSettings {
             self.active_timeout_s,
             self.frame_age_max_s,
             self.frame_age_max_s,
+            self.generation_records_max,
             self.ring_bytes,
             self.flow_entries,
             self.status,
