@@ -268,6 +268,7 @@ impl Batch {
             } else {
                 Tombstones::new()
             },
+            seal: if first { lane.seal } else { None },
         };
         lane.clock_told = Some(self.clock);
         let Some(frame) = lane.finish(&header) else { return };

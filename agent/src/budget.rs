@@ -6,7 +6,7 @@
 use std::fmt;
 
 use crate::batch::Limits;
-use crate::config::Config;
+use crate::config::{Config, SpoolSync};
 use crate::engine;
 
 /// Beside those that the kernel keeps, the engine knows flows whose end is still in the ring: one
@@ -168,6 +168,10 @@ fn shared_out(config: &Config, processors: usize, mut spare: usize) -> Division 
         generation_records_max: config.frames.generation_records_max,
     };
     let files_max = config.frames.generation_records_max as usize;
+    let held_bytes = match config.spool.sync {
+        SpoolSync::MemoryFirst => config.spool.memory_bytes as usize,
+        SpoolSync::Frame | SpoolSync::Interval => 0,
+    };
     let part = |name, key, bytes| Part { name, key, bytes };
     Division {
         ring_bytes: ring_bytes as u32,
@@ -187,6 +191,7 @@ fn shared_out(config: &Config, processors: usize, mut spare: usize) -> Division 
             ),
             part("texts of one event", None, engine::Bounds::fixed_bytes()),
             part("frames", Some("frames.bytes_max"), limits.memory_bytes()),
+            part("frames that are not written yet", Some("spool.memory_bytes"), held_bytes),
             part(
                 "a request",
                 Some("collector.upload_bytes_max"),

@@ -74,6 +74,32 @@ pub struct Spool {
     pub directory: PathBuf,
     /// Largest size of all segments together, bytes.
     pub bytes_max: u64,
+    /// When frames are written and made durable.
+    pub sync: SpoolSync,
+    /// How long frames may be not durable, s, unless `sync` is `"frame"`.
+    pub sync_interval_s: u32,
+    /// Most frames that are held in memory, bytes, if `sync` is `"memory-first"`.
+    pub memory_bytes: u64,
+}
+
+/// When frames are written and made durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpoolSync {
+    /// `"frame"`: each at once.
+    Frame,
+    /// `"interval"`: written at once, made durable each interval.
+    Interval,
+    /// `"memory-first"`: written each interval, unless they are delivered by then.
+    MemoryFirst,
+}
+
+impl SpoolSync {
+    /// All of them, by name.
+    pub const ALL: [(&'static str, SpoolSync); 3] = [
+        ("frame", SpoolSync::Frame),
+        ("interval", SpoolSync::Interval),
+        ("memory-first", SpoolSync::MemoryFirst),
+    ];
 }
 
 /// When a flow is exported (RFC 7011's timeouts).
@@ -153,7 +179,13 @@ impl Default for Config {
                 upload_bytes_max: 1024 * 1024,
                 bytes_per_day: 0,
             },
-            spool: Spool { directory: "/var/lib/sysflow/spool".into(), bytes_max: 16 << 20 },
+            spool: Spool {
+                directory: "/var/lib/sysflow/spool".into(),
+                bytes_max: 16 << 20,
+                sync: SpoolSync::Frame,
+                sync_interval_s: 60,
+                memory_bytes: 512 * 1024,
+            },
             flows: Flows { idle_timeout_s: 60, active_timeout_s: 30 },
             frames: Frames {
                 bytes_max: 64 * 1024,
@@ -181,13 +213,15 @@ pub struct Bound {
 }
 
 /// The range of every number in the file.
-pub const BOUNDS: [Bound; 15] = [
+pub const BOUNDS: [Bound; 17] = [
     Bound { key: "collector.upload_interval_s", min: 1, max: 86_400 },
     // Up to what a collector takes by default.
     Bound { key: "collector.upload_bytes_max", min: 16_384, max: 4 << 20 },
     Bound { key: "collector.bytes_per_day", min: 0, max: 1 << 40 },
     // The spool is read through once at each start.
     Bound { key: "spool.bytes_max", min: 1 << 20, max: 4 << 30 },
+    Bound { key: "spool.sync_interval_s", min: 1, max: 86_400 },
+    Bound { key: "spool.memory_bytes", min: 64 << 10, max: 256 << 20 },
     Bound { key: "flows.idle_timeout_s", min: 1, max: 86_400 },
     Bound { key: "flows.active_timeout_s", min: 1, max: 86_400 },
     // Room for a header with a whole ledger, and no more than a receiver takes.
@@ -401,6 +435,22 @@ redact_names = 1
                 "agent.toml: privacy.redact: must be true or false, not a string (line 18)",
                 "agent.toml: privacy.redact_names: must be a list of names, not an integer (line 19)",
             ]
+        );
+    }
+
+    #[test]
+    fn a_spool_is_synced_in_one_of_three_ways() {
+        let sync = |text: &str| {
+            let text = format!("collector.url = \"https://c\"\nspool.sync = {text:?}\n");
+            Config::parse(Path::new("agent.toml"), &text).map(|config| config.spool.sync)
+        };
+        for (name, value) in SpoolSync::ALL {
+            assert_eq!(sync(name).unwrap(), value);
+        }
+        assert_eq!(
+            sync("never").unwrap_err().to_string(),
+            "agent.toml: spool.sync = \"never\": must be one of \"frame\", \"interval\", \
+             \"memory-first\" (line 2)"
         );
     }
 

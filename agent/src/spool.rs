@@ -24,7 +24,8 @@
 //! 7. What is acknowledged is remembered over a restart, up to what a power cut takes; a
 //!    frame that is sent again is known to the collector by its stream key.
 //! 8. One process owns the spool: the lock goes with the process.
-//! 9. Nothing is mapped, and memory does not grow with the size of the spool.
+//! 9. Nothing is mapped, and memory does not grow with the size of the spool, but to the bound of
+//!    [`Sync::MemoryFirst`].
 
 mod contents;
 mod reader;
@@ -83,6 +84,13 @@ pub enum Sync {
     EachFrame,
     /// When [`Writer::sync`] is called: less wear, and a power cut takes what came since.
     OnRequest,
+    /// They are not even written before that, or before they take more memory than so many bytes:
+    /// what is delivered meanwhile costs no write at all, and the end of the process, unless in
+    /// order, takes what came since.
+    MemoryFirst {
+        /// Most bytes that are held so.
+        bytes_max: u64,
+    },
 }
 
 /// What opening found.
@@ -271,6 +279,10 @@ struct Segment {
     frames: u64,
     records: u64,
     pinned: bool,
+    /// What comes behind `written_bytes` is here and not in the file, which is not there before
+    /// anything is written.
+    memory: Vec<u8>,
+    written_bytes: u64,
 }
 
 impl Segment {
@@ -285,6 +297,8 @@ impl Segment {
             frames: 0,
             records: 0,
             pinned: false,
+            memory: Vec::new(),
+            written_bytes: 0,
         }
     }
 
@@ -339,6 +353,11 @@ impl Shared {
 impl State {
     fn bytes(&self) -> u64 {
         self.segments.iter().map(|segment| segment.bytes).sum()
+    }
+
+    /// Bytes that are in no file yet.
+    fn memory_bytes(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.memory.len() as u64).sum()
     }
 
     /// The newest segment of a class.

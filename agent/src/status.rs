@@ -71,13 +71,16 @@ pub struct Spool {
     pub records: u64,
     /// Bytes that wait.
     pub waiting_bytes: u64,
+    /// Bytes of frames written since the start.
+    pub written_bytes: u64,
 }
 
 impl Spool {
     /// From the spool's own words.
     pub fn new(depth: crate::spool::Depth, bytes_max: u64) -> Self {
         let crate::spool::Depth { segments, bytes, frames, records, waiting_bytes } = depth;
-        Spool { segments, bytes, bytes_max, frames, records, waiting_bytes }
+        let written_bytes = 0;
+        Spool { segments, bytes, bytes_max, frames, records, waiting_bytes, written_bytes }
     }
 }
 
@@ -172,12 +175,12 @@ impl Status {
         for (term, total) in &self.ledger {
             line(term, total.to_string());
         }
-        let Spool { segments, bytes, bytes_max, frames, records, .. } = &self.spool;
+        let Spool { segments, bytes, bytes_max, frames, records, written_bytes, .. } = &self.spool;
         line(
             "spool",
             format!(
                 "{frames} frames ({records} records) wait, \
-                 {bytes} of {bytes_max} bytes in {segments} segments"
+                 {bytes} of {bytes_max} bytes in {segments} segments; {written_bytes} written"
             ),
         );
         let upload = &self.upload;

@@ -295,6 +295,35 @@ fn a_table_too_small_for_the_living_loses_nothing() {
     assert!(frames.iter().map(incomplete).sum::<usize>() > before, "none had to go");
 }
 
+/// Each generation says what the one before it was, class by class.
+#[test]
+fn generations_are_a_chain() {
+    let frames = replay(Limits { frame_bytes_max: 1024, generation_records_max: 20 });
+    let mut links = 0;
+    for class in Class::ALL {
+        let mut generation: Option<(u32, Vec<u8>)> = None;
+        for bytes in &frames {
+            let header = Frame::decode(bytes).unwrap().0.header;
+            if header.key.class != class as u8 {
+                continue;
+            }
+            if header.start.is_some() {
+                let before = generation.take();
+                let expected = before.map(|(number, frames)| {
+                    let digest = ring::digest::digest(&ring::digest::SHA256, &frames);
+                    (number, digest.as_ref().to_vec())
+                });
+                let seal = header.seal.map(|seal| (seal.generation, seal.digest.to_vec()));
+                assert_eq!(seal, expected);
+                links += usize::from(seal.is_some());
+                generation = Some((header.generation, Vec::new()));
+            }
+            generation.as_mut().unwrap().1.extend_from_slice(bytes);
+        }
+    }
+    assert!(links > 4, "{links} links");
+}
+
 /// Two threads that end at the same moment may each find itself the last: their process ends once.
 #[test]
 fn a_process_whose_last_threads_end_at_once_ends_once() {

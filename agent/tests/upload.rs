@@ -388,6 +388,38 @@ fn a_renewed_certificate_is_used_without_a_restart() {
     assert!(device.counters().certificate_days_left >= 29);
 }
 
+#[test]
+fn an_urgent_frame_goes_next_on_a_slow_link() {
+    let (answer, answers) = mpsc::channel::<()>();
+    let (under_way, bodies_under_way) = mpsc::channel();
+    let answers = std::sync::Mutex::new(answers);
+    // The first body is under way until it is let go.
+    let collector = collector(move |number, sequences| {
+        if number == 0 && !sequences.is_empty() {
+            under_way.send(sequences.len()).unwrap();
+            answers.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+        }
+        Reply::Take
+    });
+    let mut device = Device::start(&collector, &[], |_| {});
+    for sequence in 0..40 {
+        let generation = (0, sequence == 0);
+        device.writer.append(&sample::frame_of(1, generation, sequence, 1, 10_000)).unwrap();
+    }
+    device.upload.wake();
+    let first = bodies_under_way.recv_timeout(PATIENCE).unwrap();
+    device.append(100);
+    answer.send(()).unwrap();
+    device.empty();
+    let requests = collector.requests(3);
+    let bodies: Vec<(u8, usize)> = requests.iter().map(|r| (r.class, r.sequences.len())).collect();
+    // Of a link that nobody has measured volumes take 128 KiB at a time.
+    assert!(first < 14, "{first} frames in the first body");
+    assert_eq!(bodies[..2], [(1, first), (0, 1)]);
+    assert_eq!(bodies[2..].iter().map(|(class, _)| *class).max(), Some(1));
+    assert_eq!(collector.seen.0.lock().unwrap().held[1].len(), 40);
+}
+
 /// A proxy that takes `CONNECT` and then passes bytes on, or answers with `refusal`. Gives its
 /// address and what it is asked.
 fn proxy(refusal: Option<&'static str>) -> (SocketAddr, mpsc::Receiver<String>) {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::record::Record;
 use crate::stream::{
     Capabilities, Clock, Counter, Farewell, FormerRun, GenerationStart, Header, Interruption,
-    LEDGER_COUNTERS_MAX, Ledger, StreamKey, TOMBSTONES_MAX, Tombstone, Tombstones,
+    LEDGER_COUNTERS_MAX, Ledger, Seal, StreamKey, TOMBSTONES_MAX, Tombstone, Tombstones,
 };
 
 /// Largest frame, bytes: a receiver may refuse more without looking.
@@ -40,6 +40,7 @@ const EXTENSION_CAPABILITIES: u8 = 5;
 const EXTENSION_FAREWELL: u8 = 6;
 const EXTENSION_FORMER: u8 = 7;
 const EXTENSION_TOMBSTONES: u8 = 8;
+const EXTENSION_SEAL: u8 = 9;
 
 /// Why bytes are not a frame. As many answers as a receiver has choices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -227,6 +228,9 @@ impl<'b> FrameWriter<'b> {
         if !header.tombstones.is_empty() {
             cursor.extension(EXTENSION_TOMBSTONES, &header.tombstones)?;
         }
+        if let Some(seal) = &header.seal {
+            cursor.extension(EXTENSION_SEAL, seal)?;
+        }
         cursor.value(&EXTENSION_END)?;
         let header_bytes = cursor.at;
         let start = body_start - header_bytes - PREFIX_BYTES;
@@ -407,6 +411,7 @@ fn decode_header(bytes: &[u8]) -> Result<(Header<'_>, &[u8]), DecodeError> {
         farewell: None,
         former: None,
         tombstones: Tombstones::new(),
+        seal: None,
     };
     loop {
         let (tag, after) = rest.split_first().ok_or(BAD)?;
@@ -440,6 +445,7 @@ fn decode_header(bytes: &[u8]) -> Result<(Header<'_>, &[u8]), DecodeError> {
             EXTENSION_TOMBSTONES => {
                 header.tombstones = whole::<Vec<Tombstone, TOMBSTONES_MAX>>(value, "tombstones")?;
             }
+            EXTENSION_SEAL => header.seal = Some(whole::<Seal>(value, "seal")?),
             // A later agent may say more: that is no reason to refuse what is understood.
             _ => {}
         }

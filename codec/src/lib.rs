@@ -24,6 +24,6 @@ pub use record::{
 };
 pub use stream::{
     Capabilities, Clock, Counter, DropReason, Farewell, FormerRun, GenerationStart, Header,
-    Interruption, LEDGER_COUNTERS_MAX, Ledger, Operation, StreamKey, TOMBSTONES_MAX, Term,
+    Interruption, LEDGER_COUNTERS_MAX, Ledger, Operation, Seal, StreamKey, TOMBSTONES_MAX, Term,
     Tombstone, Tombstones, hook,
 };

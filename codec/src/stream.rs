@@ -49,6 +49,8 @@ pub struct Header<'a> {
     pub former: Option<FormerRun>,
     /// What the device dropped: in the first frame of each urgent generation, and when it grew.
     pub tombstones: Tombstones,
+    /// In the first frame of a generation: what the one before it was.
+    pub seal: Option<Seal>,
 }
 
 /// Who speaks: sent once for each generation.
@@ -115,6 +117,17 @@ pub struct Farewell {
     /// By class: the run made the frames with the sequences below this one, the frame that says
     /// it included.
     pub frames: [u64; CLASSES],
+}
+
+/// What a generation was. Its first frame has the seal of the one before, so that the seals of a
+/// stream are a chain: who changes a frame has to change all that came after it. The stream's last
+/// generation has none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seal {
+    /// The last generation before this one that has frames.
+    pub generation: u32,
+    /// SHA-256 of its frames, all of them, in order, back to back.
+    pub digest: [u8; 32],
 }
 
 /// Frames that the device dropped before a collector had them. It says no more than that: which

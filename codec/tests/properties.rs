@@ -6,7 +6,7 @@
 use codec::{
     Address, CLASSES, DecodeError, DropReason, EncodeError, EndReason, FileId, FormerRun, Frame,
     FrameWriter, Header, Ledger, NetworkFlow, ObjectState, Oid, Process, ProcessEvent, Record,
-    StreamKey, TOMBSTONES_MAX, Tombstone, Tombstones, Volume,
+    Seal, StreamKey, TOMBSTONES_MAX, Tombstone, Tombstones, Volume,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -140,6 +140,7 @@ fn header(sequence: u64) -> Header<'static> {
         farewell: None,
         former: None,
         tombstones: Default::default(),
+        seal: None,
     }
 }
 
@@ -166,6 +167,15 @@ proptest! {
         let writer = FrameWriter::new(&mut buffer).unwrap();
         let bytes = writer.finish(&Header { former, ..header(0) }).unwrap();
         prop_assert_eq!(Frame::decode(bytes).unwrap().0.header.former, former);
+    }
+
+    #[test]
+    fn a_seal_is_told(generation: u32, digest: [u8; 32]) {
+        let seal = Some(Seal { generation, digest });
+        let mut buffer = vec![0; BUFFER_BYTES];
+        let writer = FrameWriter::new(&mut buffer).unwrap();
+        let bytes = writer.finish(&Header { seal, ..header(0) }).unwrap();
+        prop_assert_eq!(Frame::decode(bytes).unwrap().0.header.seal, seal);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use codec::{CLASSES, Counter, Frame, Operation, Term};
 use serde_json::{Value, json};
 
 use crate::capture::Origin;
+use crate::chain::{self, Chain, Checked};
 use crate::convert::Unresolved;
 use crate::gap::{Gap, Graves, run_tag};
 use crate::layout;
@@ -33,6 +34,8 @@ pub(crate) struct Run {
     pub(crate) farewell: Option<u64>,
     /// The last frame's sequence of each class.
     last: BTreeMap<u8, u64>,
+    /// The seals of each class.
+    chains: BTreeMap<u8, Chain>,
     /// The latest totals of each class.
     totals: BTreeMap<u8, BTreeMap<CounterName, u64>>,
 }
@@ -79,6 +82,11 @@ impl Account {
         }
         run.capabilities = header.capabilities.or(run.capabilities);
         run.frames += 1;
+        if let Some((generation, fault)) = run.chains.entry(origin.class).or_default().frame(frame)
+        {
+            let origin = Origin { generation, ..origin.clone() };
+            self.gaps.push(Gap::Chain { origin, fault });
+        }
         let last = run.last.entry(origin.class).or_default();
         *last = header.key.sequence.max(*last);
         run.records += u64::from(header.records);
@@ -181,6 +189,11 @@ impl Account {
 }
 
 impl Run {
+    /// How its generations stand.
+    pub(crate) fn checked(&self) -> Checked {
+        chain::sum(&self.chains)
+    }
+
     /// The latest totals, summed over classes.
     pub(crate) fn totals(&self) -> BTreeMap<CounterName, u64> {
         let mut sums = BTreeMap::new();

@@ -9,6 +9,7 @@ use codec::{DropReason, Tombstone};
 use serde_json::{Map, Value, json};
 
 use crate::capture::Origin;
+use crate::chain::Fault;
 use crate::layout;
 
 /// Something that is not in the records.
@@ -20,6 +21,8 @@ pub(crate) enum Gap {
     Dropped { origin: Origin, first: u64, last: u64, tombstone: codec::Tombstone },
     /// A run that ended without saying so.
     Interruption { agent: String, reported_by: String, interruption: codec::Interruption },
+    /// Frames that are not as their agent made them.
+    Chain { origin: Origin, fault: Fault },
     /// A file that cannot be read.
     Unreadable { path: String, why: String },
 }
@@ -109,6 +112,14 @@ impl Gap {
                 "to_ns": interruption.to_ns,
                 "operations_at_least": interruption.operations_at_least,
             }),
+            Gap::Chain { origin, fault } => json!({
+                "reason": fault.reason(),
+                "agent": origin.agent,
+                "boot": origin.boot,
+                "run": origin.run,
+                "class": origin.class,
+                "generation": origin.generation,
+            }),
             Gap::Unreadable { path, why } => json!({
                 "reason": "unreadable",
                 "path": path,
@@ -158,6 +169,14 @@ impl Gap {
                     interruption.operations_at_least
                 )
             }
+            Gap::Chain { origin, fault } => format!(
+                "chain: generation {} of run {}, class {} (agent {}) {}",
+                origin.generation,
+                origin.run,
+                origin.class,
+                origin.agent,
+                fault.text()
+            ),
             Gap::Unreadable { path, why } => format!("gap: {path}: {why}"),
         }
     }

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::account::{Account, Run};
 use crate::capture::{self, Origin, Sink};
+use crate::chain::Checked;
 use crate::convert::Unresolved;
 use crate::gap::Gap;
 use crate::print::{Format, Outcome, escape, unreadable};
@@ -194,6 +195,10 @@ impl<'a> Statement<'a> {
         for (term, total) in &self.records_lost {
             lines.push(format!("  lost: {total} records, {}", term.name()));
         }
+        let Checked { whole, incomplete } = run.checked();
+        lines.push(format!(
+            "  chain: {whole} generations are as they were sealed, {incomplete} cannot be checked"
+        ));
         match (self.verdict(), self.ending) {
             (Err(faults), _) => {
                 lines
@@ -238,6 +243,7 @@ impl<'a> Statement<'a> {
             "records": run.records,
             "operations": lines,
             "records_lost": records_lost,
+            "chain": { "whole": run.checked().whole, "incomplete": run.checked().incomplete },
             "faults": self.verdict().err().unwrap_or_default(),
         })
     }
@@ -298,6 +304,7 @@ mod tests {
             farewell: None,
             former: None,
             tombstones: Default::default(),
+            seal: None,
         }
     }
 

@@ -9,6 +9,7 @@ mod account;
 mod avro;
 mod body;
 mod capture;
+mod chain;
 mod compact;
 mod config;
 mod connections;

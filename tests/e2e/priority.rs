@@ -167,3 +167,44 @@ fn a_budget_of_bytes_a_day_holds_volumes_back_and_nothing_is_lost() -> Result {
     assert_eq!(records.iter().filter(is_made).count(), turn * FILES);
     Ok(())
 }
+
+#[test]
+fn a_spool_in_memory_writes_nothing_in_time_and_what_a_kill_takes_is_named() -> Result {
+    let test = "a_spool_in_memory_writes_nothing_in_time_and_what_a_kill_takes_is_named";
+    let Some(machine) = Machine::claim(test, &[Need::Agent])? else { return Ok(()) };
+    let fleet = Fleet::new(&machine)?;
+    let mut collector = fleet.start_collector("127.0.0.1:0")?;
+    let mut settings = fleet.agent_settings("agent", collector.address);
+    settings.spool_sync = "memory-first".to_string();
+    let mut agent = fleet.start_agent(&settings)?;
+    let folder = fleet.path("volumes");
+    std::fs::create_dir(&folder)?;
+    make_files(&folder, 0)?;
+    let number = |status: &Value, of: &str, key: &str| status[of][key].as_u64().unwrap_or(0);
+    agent.wait_until("deliveries", |status| number(status, "upload", "frames") > 4)?;
+    assert_eq!(number(&agent.status()?, "spool", "written_bytes"), 0);
+    // Nobody takes frames now; some wait in memory.
+    collector.program.kill()?;
+    agent.wait_until("frames in memory", |status| {
+        number(status, "upload", "failures") > 0 && number(status, "spool", "frames") > 4
+    })?;
+    let status = agent.status()?;
+    agent.program.kill()?;
+    assert_eq!(number(&status, "spool", "written_bytes"), 0, "{}", status["spool"]);
+
+    let mut collector = fleet.start_collector("127.0.0.1:0")?;
+    settings.url = format!("https://{}", collector.address);
+    let mut agent = fleet.start_agent(&settings)?;
+    agent.program.stop()?;
+    collector.program.stop()?;
+    let (_, lines) = fleet.ledger()?;
+    let missing: u64 = gaps(&lines)
+        .iter()
+        .filter(|gap| gap["reason"] == "missing_frames")
+        .filter_map(|gap| Some(gap["last"].as_u64()? - gap["first"].as_u64()? + 1))
+        .sum();
+    // All that waited, and perhaps one more that came behind the status.
+    assert!(missing >= number(&status, "spool", "frames"), "{missing} of {}", status["spool"]);
+    assert!(gaps(&lines).iter().any(|gap| gap["reason"] == "interruption"), "{lines:?}");
+    Ok(())
+}

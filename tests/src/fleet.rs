@@ -114,12 +114,14 @@ impl<'m> Fleet<'m> {
             upload_interval_s: 1,
             bytes_per_day: 0,
             frame_age_max_s: 1,
+            generation_records_max: 10_000,
             active_timeout_s: 30,
             budget_bytes: 32 << 20,
             flow_entries: None,
             ring_bytes: Some(4 << 20),
             spool: self.path(&format!("{name}/spool")),
             spool_bytes_max: 16 << 20,
+            spool_sync: "frame".to_string(),
             status: self.path(&format!("{name}/status.json")),
             environment: Vec::new(),
             wrapper: Vec::new(),
@@ -286,6 +288,7 @@ pub struct AgentSettings {
     pub upload_interval_s: u64,
     pub bytes_per_day: u64,
     pub frame_age_max_s: u64,
+    pub generation_records_max: u32,
     pub active_timeout_s: u64,
     pub budget_bytes: u64,
     /// Absent: by the budget.
@@ -294,6 +297,7 @@ pub struct AgentSettings {
     pub ring_bytes: Option<u32>,
     pub spool: PathBuf,
     pub spool_bytes_max: u64,
+    pub spool_sync: String,
     pub status: PathBuf,
     pub environment: Vec<(OsString, OsString)>,
     /// A command line that runs the agent, up to and with the agent's own path; empty: the agent
@@ -312,9 +316,10 @@ impl AgentSettings {
         format!(
             "[collector]\nurl = {:?}\nca = {:?}\ncertificate = {:?}\nkey = {:?}\n\
              upload_interval_s = {}\nbytes_per_day = {}\n\n\
-             [spool]\ndirectory = {:?}\nbytes_max = {}\n\n\
+             [spool]\ndirectory = {:?}\nbytes_max = {}\nsync = {:?}\n\n\
              [flows]\nactive_timeout_s = {}\n\n\
-             [frames]\nage_max_s = {}\nvolume_age_max_s = {}\n\n\
+             [frames]\nage_max_s = {}\nvolume_age_max_s = {}\n\
+             generation_records_max = {}\n\n\
              [kernel]\n{}{}\n\
              [memory]\nbudget_bytes = {}\n\n\
              [status]\nfile = {:?}\n\n{}",
@@ -326,9 +331,11 @@ impl AgentSettings {
             self.bytes_per_day,
             self.spool,
             self.spool_bytes_max,
+            self.spool_sync,
             self.active_timeout_s,
             self.frame_age_max_s,
             self.frame_age_max_s,
+            self.generation_records_max,
             chosen("ring_bytes", self.ring_bytes),
             chosen("flow_entries", self.flow_entries),
             self.budget_bytes,

@@ -219,6 +219,7 @@ pub fn sample(agent_id: &str, run_id: [u8; 16], sequence: u64) -> Result<Vec<u8>
         farewell: None,
         former: None,
         tombstones: Default::default(),
+        seal: None,
     };
     Ok(writer.finish(&header)?.to_vec())
 }

@@ -1,7 +1,8 @@
 //! The stream of one class: its frame in the making, its sequence, its generation. Bound: one
 //! frame.
 
-use codec::{Class, Clock, EncodeError, FrameWriter, Header, Record, Suspended};
+use codec::{Class, Clock, EncodeError, FrameWriter, Header, Record, Seal, Suspended};
+use ring::digest::{Context, SHA256};
 
 /// Room for prefix, header and checksum beside the records.
 const HEADER_ROOM_BYTES: usize = 10 * 1024;
@@ -21,7 +22,6 @@ pub(super) enum Pushed {
     TooLarge,
 }
 
-#[derive(Debug)]
 pub(super) struct Lane {
     pub(super) class: Class,
     buffer: Vec<u8>,
@@ -40,6 +40,10 @@ pub(super) struct Lane {
     pub(super) last_ns: u64,
     /// Start of the oldest thing in the unfinished frame, boot clock, ns.
     pub(super) pending_since_ns: Option<u64>,
+    /// Over the frames of the generation so far.
+    digest: Context,
+    /// Of the last generation that is over.
+    pub(super) seal: Option<Seal>,
 }
 
 fn bytes_max(class: Class, frame_bytes_max: usize) -> usize {
@@ -70,6 +74,8 @@ impl Lane {
             clock_told: None,
             last_ns: 0,
             pending_since_ns: None,
+            digest: Context::new(&SHA256),
+            seal: None,
         }
     }
 
@@ -104,6 +110,7 @@ impl Lane {
         self.pending_since_ns = None;
         let writer = FrameWriter::resume(&mut self.buffer, state).ok()?;
         let frame = writer.finish(header).ok()?;
+        self.digest.update(frame);
         self.sequence += 1;
         self.generation_started = true;
         Some(frame)
@@ -112,6 +119,12 @@ impl Lane {
     /// The next frame begins a new generation.
     pub(super) fn restart(&mut self) {
         self.restart = false;
+        if self.generation_started {
+            let digest = std::mem::replace(&mut self.digest, Context::new(&SHA256)).finish();
+            let mut seal = Seal { generation: self.generation, digest: [0; 32] };
+            seal.digest.copy_from_slice(digest.as_ref());
+            self.seal = Some(seal);
+        }
         self.generation += 1;
         self.generation_records = 0;
         self.generation_started = false;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use toml::de::{DeTable, DeValue};
 
-use super::{BOUNDS, Config, Problem, is_agent_id};
+use super::{BOUNDS, Config, Problem, SpoolSync, is_agent_id};
 
 /// The smallest spool holds so many of the largest frames, so that dropping the oldest
 /// leaves something.
@@ -77,6 +77,9 @@ impl Reader<'_> {
             "collector.bytes_per_day" => self.number(item, &mut config.collector.bytes_per_day),
             "spool.directory" => self.path(item, &mut config.spool.directory),
             "spool.bytes_max" => self.number(item, &mut config.spool.bytes_max),
+            "spool.sync" => self.choice(item, &SpoolSync::ALL, &mut config.spool.sync),
+            "spool.sync_interval_s" => self.number(item, &mut config.spool.sync_interval_s),
+            "spool.memory_bytes" => self.number(item, &mut config.spool.memory_bytes),
             "flows.idle_timeout_s" => self.number(item, &mut config.flows.idle_timeout_s),
             "flows.active_timeout_s" => self.number(item, &mut config.flows.active_timeout_s),
             "frames.bytes_max" => self.number(item, &mut config.frames.bytes_max),
@@ -86,7 +89,7 @@ impl Reader<'_> {
                 self.number(item, &mut config.frames.generation_records_max);
             }
             "kernel.ring_bytes" => {
-                self.choice(item, &mut config.kernel.ring_bytes);
+                self.optional(item, &mut config.kernel.ring_bytes);
                 if let Some(bytes) = config.kernel.ring_bytes
                     && !bytes.is_power_of_two()
                 {
@@ -94,14 +97,14 @@ impl Reader<'_> {
                     self.problem(&item.key, format!("{name} = {bytes}: must be a power of two"));
                 }
             }
-            "kernel.flow_entries" => self.choice(item, &mut config.kernel.flow_entries),
+            "kernel.flow_entries" => self.optional(item, &mut config.kernel.flow_entries),
             "kernel.btf" => match item.value {
                 DeValue::String(text) if text.is_empty() => {}
                 _ => self.path(item, config.kernel.btf.insert(PathBuf::new())),
             },
             "memory.budget_bytes" => self.number(item, &mut config.memory.budget_bytes),
-            "memory.processes_max" => self.choice(item, &mut config.memory.processes_max),
-            "memory.text_bytes" => self.choice(item, &mut config.memory.text_bytes),
+            "memory.processes_max" => self.optional(item, &mut config.memory.processes_max),
+            "memory.text_bytes" => self.optional(item, &mut config.memory.text_bytes),
             "privacy.redact" => match item.value {
                 DeValue::Boolean(value) => config.privacy.redact = *value,
                 _ => self.wrong_type(item, "true or false"),
@@ -131,7 +134,7 @@ impl Reader<'_> {
     }
 
     /// A number that stands for no choice when it is left out.
-    fn choice<T: TryFrom<u64> + Default>(&mut self, item: &Item<'_>, target: &mut Option<T>) {
+    fn optional<T: TryFrom<u64> + Default>(&mut self, item: &Item<'_>, target: &mut Option<T>) {
         let before = self.problems.len();
         let mut value = T::default();
         self.number(item, &mut value);
@@ -146,6 +149,19 @@ impl Reader<'_> {
             _ => {
                 self.wrong_type(item, "a string");
                 None
+            }
+        }
+    }
+
+    fn choice<T: Copy>(&mut self, item: &Item<'_>, known: &[(&str, T)], target: &mut T) {
+        let Some(text) = self.string(item) else { return };
+        match known.iter().find(|(name, _)| *name == text) {
+            Some((_, value)) => *target = *value,
+            None => {
+                let names: Vec<String> =
+                    known.iter().map(|(name, _)| format!("{name:?}")).collect();
+                let (name, names) = (item.name, names.join(", "));
+                self.problem(&item.key, format!("{name} = {text:?}: must be one of {names}"));
             }
         }
     }

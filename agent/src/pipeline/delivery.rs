@@ -13,7 +13,7 @@ use super::{
     Error, Former, Losses, Outlet, Settings, boot_id, boot_ns, drop_privileges, identity, watch,
 };
 use crate::batch::{Books, Identity, Kept, Sink};
-use crate::config::Config;
+use crate::config::{Config, SpoolSync};
 use crate::confinement::Needs;
 use crate::logger::RateLimit;
 use crate::run_state::RunState;
@@ -48,6 +48,8 @@ struct Delivery {
     framed: bool,
     /// Whether an urgent frame of this run is in the spool: it tells of the runs before.
     introduced: bool,
+    /// When the spool was made durable last.
+    synced: Instant,
     complaint: RateLimit,
     supervisor: Supervisor,
     /// What the supervisor has been told of the state.
@@ -65,7 +67,10 @@ impl Delivery {
     fn write_status(&mut self, books: Option<&Books>) {
         let status = &mut self.status;
         status.written_unix_s = unix_s();
-        status.spool = status::Spool::new(self.writer.depth(), self.config.spool.bytes_max);
+        status.spool = status::Spool {
+            written_bytes: self.writer.written_bytes(),
+            ..status::Spool::new(self.writer.depth(), self.config.spool.bytes_max)
+        };
         if let Some(upload) = &self.upload {
             status.upload = upload.counters().snapshot();
         }
@@ -121,6 +126,13 @@ impl Delivery {
         if !matches!(noted, Some(Ok(()))) {
             let file = self.config.state_directory().join(untold::FILE);
             self.complain(format_args!("{}: cannot be written", file.display()));
+        }
+    }
+
+    fn sync(&mut self) {
+        self.synced = Instant::now();
+        if let Err(error) = self.writer.sync() {
+            self.complain(format_args!("{error}"));
         }
     }
 
@@ -210,6 +222,10 @@ impl Outlet for Delivery {
     }
 
     fn tick(&mut self, books: &Books) {
+        let interval = Duration::from_secs(self.config.spool.sync_interval_s.into());
+        if self.config.spool.sync != SpoolSync::Frame && self.synced.elapsed() >= interval {
+            self.sync();
+        }
         self.write_status(Some(books));
         let summary = self.summary();
         if summary != self.told {
@@ -262,7 +278,12 @@ pub fn run(config: &Config) -> Result<(), Error> {
     let stop = super::stop_on_signal()?;
     let path = Settings::new(config)?;
     let folder = config.state_directory();
-    let limits = spool::Limits { bytes_max: config.spool.bytes_max, sync: Sync::EachFrame };
+    let sync = match config.spool.sync {
+        SpoolSync::Frame => Sync::EachFrame,
+        SpoolSync::Interval => Sync::OnRequest,
+        SpoolSync::MemoryFirst => Sync::MemoryFirst { bytes_max: config.spool.memory_bytes },
+    };
+    let limits = spool::Limits { bytes_max: config.spool.bytes_max, sync };
     let untold = Untold::find(folder).map_err(super::file_error(&folder.join(untold::FILE)))?;
     let until = untold.as_ref().map_or(0, Untold::until);
     spool::complete_purge(&config.spool.directory, until).map_err(Error::Spool)?;
@@ -320,6 +341,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
         lost: Lost::default(),
         framed: false,
         introduced: false,
+        synced: Instant::now(),
         complaint: RateLimit::new(COMPLAINT_INTERVAL),
         supervisor: Supervisor::from_environment(Instant::now()),
         told: String::new(),
@@ -332,6 +354,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
             log::warn!("stopped with frames in the spool: they are delivered after the next start");
         }
     }
+    delivery.sync();
     delivery.status.ready = false;
     delivery.write_status(None);
     delivery.state.close().map_err(super::file_error(folder))

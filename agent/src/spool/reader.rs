@@ -20,8 +20,10 @@ pub struct Reader {
     shared: Arc<Shared>,
     position: Slots<POSITION_BYTES>,
     settled: Positions,
-    /// The segment of the last batch, open.
+    /// The last segment that was read, open.
     file: Option<(u64, File)>,
+    /// The segment of the last batch.
+    number: u64,
     /// The frames of the last batch that are not settled.
     in_flight: Vec<Sent>,
     damaged_records: u64,
@@ -70,7 +72,7 @@ impl Reader {
         settled: Positions,
     ) -> Self {
         let in_flight = Vec::new();
-        Reader { shared, position, settled, file: None, in_flight, damaged_records: 0 }
+        Reader { shared, position, settled, file: None, number: 0, in_flight, damaged_records: 0 }
     }
 
     /// Replaces the contents of `buffer` by the oldest frames that are not settled, whole,
@@ -184,19 +186,12 @@ impl Reader {
         bytes_max: usize,
         frames_max: usize,
     ) -> Result<u64, SpoolError> {
-        let path = self.shared.path(span.number);
-        let file = match &mut self.file {
-            Some((number, file)) if *number == span.number => file,
-            other => {
-                let file = File::open(&path).map_err(failed("open", &path))?;
-                &mut other.insert((span.number, file)).1
-            }
-        };
+        self.number = span.number;
         let left = usize::try_from(span.to - span.from).unwrap_or(usize::MAX);
         let mut wanted = left.min(bytes_max);
         loop {
             buffer.resize(wanted, 0);
-            file.read_exact_at(buffer, span.from).map_err(failed("read", &path))?;
+            self.read(span, buffer)?;
             let last = wanted == left;
             // Frames are moved together over what is damaged between them.
             let (mut at, mut kept) = (0, 0);
@@ -231,6 +226,40 @@ impl Reader {
         }
     }
 
+    /// Fills `buffer` with what the segment has from the beginning of the span on: the part that is
+    /// written from its file, the rest from memory.
+    fn read(&mut self, span: &Span, buffer: &mut [u8]) -> Result<(), SpoolError> {
+        let written_bytes = {
+            let state = self.shared.state();
+            let segment = state.segments.iter().find(|segment| segment.number == span.number);
+            // Pinned, so it is there.
+            let Some(segment) = segment else { return Ok(()) };
+            let in_file = segment.written_bytes.saturating_sub(span.from);
+            let in_file = usize::try_from(in_file).unwrap_or(usize::MAX).min(buffer.len());
+            let skipped = span.from.saturating_sub(segment.written_bytes);
+            let skipped = usize::try_from(skipped).unwrap_or(usize::MAX);
+            if let Some(place) = buffer.get_mut(in_file..)
+                && let Some(memory) = segment.memory.get(skipped..)
+                && let Some(memory) = memory.get(..place.len())
+            {
+                place.copy_from_slice(memory);
+            }
+            in_file
+        };
+        let Some(place) = buffer.get_mut(..written_bytes).filter(|place| !place.is_empty()) else {
+            return Ok(());
+        };
+        let path = self.shared.path(span.number);
+        let file = match &mut self.file {
+            Some((number, file)) if *number == span.number => file,
+            other => {
+                let file = File::open(&path).map_err(failed("open", &path))?;
+                &mut other.insert((span.number, file)).1
+            }
+        };
+        file.read_exact_at(place, span.from).map_err(failed("read", &path))
+    }
+
     /// Settles the first `frames` of the batch and gives the others back.
     fn settle(&mut self, frames: usize) -> Settled {
         let mut settled = Settled::default();
@@ -242,11 +271,11 @@ impl Reader {
             end = Some((sent.end, sent.key.class));
         }
         self.in_flight.clear();
-        match (end, &self.file) {
-            (Some((end, class)), Some((number, _))) => {
-                self.settle_to(*number, class, end, settled.frames, settled.records);
+        match end {
+            Some((end, class)) => {
+                self.settle_to(self.number, class, end, settled.frames, settled.records);
             }
-            _ => self.unpin(),
+            None => self.unpin(),
         }
         settled
     }

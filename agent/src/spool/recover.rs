@@ -60,6 +60,7 @@ fn recover_segment(
             let segment = found.get_or_insert_with(|| Segment::new(number, generation, &frame.key));
             segment.note(&frame.key);
             segment.bytes = end;
+            segment.written_bytes = end;
             if end <= settled.settled_in(frame.key.class, number) {
                 segment.settled_bytes = end;
             } else {

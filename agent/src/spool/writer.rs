@@ -26,6 +26,8 @@ pub struct Writer {
     /// By class, a generation of which frames were dropped: what is left of it follows them.
     dead: [Option<Generation>; CLASSES],
     next: u64,
+    /// Bytes of frames written to files.
+    written_bytes: u64,
     /// Dropped for the quota and not yet told.
     dropped: Dropped,
 }
@@ -79,6 +81,7 @@ impl Writer {
             present_bytes: [0; CLASSES],
             dead: [None; CLASSES],
             next,
+            written_bytes: 0,
             dropped: Dropped::default(),
         }
     }
@@ -145,16 +148,65 @@ impl Writer {
         state.segments.iter().map(|segment| segment.bytes - segment.settled_bytes).sum()
     }
 
-    /// Makes what was appended durable, for [`Sync::OnRequest`]. Segments that are no longer
-    /// appended to are so already.
+    /// Makes what was appended durable, for [`Sync::OnRequest`] and [`Sync::MemoryFirst`].
     ///
     /// # Errors
-    /// If the device refuses.
+    /// If the device refuses. What is in memory stays there then.
     pub fn sync(&mut self) -> Result<(), SpoolError> {
+        self.write_memory(0)?;
         for file in self.files.iter().flatten() {
             file.sync_data().map_err(failed("sync", &self.shared.directory))?;
         }
         Ok(())
+    }
+
+    /// Writes out the oldest of what is in memory until at most so many bytes are left there.
+    fn write_memory(&mut self, bytes_max: u64) -> Result<(), SpoolError> {
+        loop {
+            let (number, offset, bytes) = {
+                let mut state = self.shared.state();
+                if state.memory_bytes() <= bytes_max {
+                    return Ok(());
+                }
+                let mut held = state.segments.iter_mut().filter(|s| !s.memory.is_empty());
+                let Some(segment) = held.next() else { return Ok(()) };
+                (segment.number, segment.written_bytes, segment.memory.clone())
+            };
+            // The reader goes on in memory meanwhile.
+            let path = self.shared.path(number);
+            let written = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(&path)
+                .and_then(|file| {
+                    file.write_all_at(&bytes, offset)?;
+                    file.sync_data()
+                });
+            written.map_err(failed("write", &path))?;
+            self.written_bytes += bytes.len() as u64;
+            if offset == 0 {
+                self.sync_directory()?;
+            }
+            let mut state = self.shared.state();
+            match state.segments.iter_mut().find(|segment| segment.number == number) {
+                Some(segment) => {
+                    segment.written_bytes += bytes.len() as u64;
+                    segment.memory = Vec::new();
+                }
+                None => {
+                    // Delivered meanwhile.
+                    drop(state);
+                    let _ = fs::remove_file(&path);
+                }
+            }
+        }
+    }
+
+    /// Bytes of frames that were written to files since the spool was opened: what flash wears by.
+    pub fn written_bytes(&self) -> u64 {
+        self.written_bytes
     }
 
     /// What waits in the spool.
@@ -205,8 +257,10 @@ impl Writer {
             if segment.frames > 0 && self.present.get(lane) == Some(&Some(generation)) {
                 self.set(lane, |writer| &mut writer.dead, Some(generation));
             }
-            let path = self.shared.path(segment.number);
-            fs::remove_file(&path).map_err(failed("remove", &path))?;
+            if segment.written_bytes > 0 {
+                let path = self.shared.path(segment.number);
+                fs::remove_file(&path).map_err(failed("remove", &path))?;
+            }
         }
     }
 
@@ -219,6 +273,9 @@ impl Writer {
         generation: Generation,
         records: u32,
     ) -> Result<(), SpoolError> {
+        if let Sync::MemoryFirst { bytes_max } = self.shared.limits.sync {
+            return self.hold(frame, key, generation, records, bytes_max);
+        }
         let lane = generation.lane();
         let (length, segment_bytes) = (frame.len() as u64, self.shared.segment_bytes());
         let fits = |segment: &Segment| {
@@ -240,7 +297,7 @@ impl Writer {
         let written = file.write_all_at(frame, offset).map_err(failed("write", &path));
         let durable = written.and_then(|()| match self.shared.limits.sync {
             Sync::EachFrame => file.sync_data().map_err(failed("sync", &path)),
-            Sync::OnRequest => Ok(()),
+            Sync::OnRequest | Sync::MemoryFirst { .. } => Ok(()),
         });
         if durable.is_err() {
             // After a failed sync nobody knows what the device has of the file, and a failed
@@ -252,9 +309,45 @@ impl Writer {
             }
         }
         durable?;
+        self.written_bytes += length;
         let mut state = self.shared.state();
         if let Some(segment) = state.segments.iter_mut().find(|s| s.number == number) {
             segment.note(key);
+            segment.bytes += length;
+            segment.written_bytes = segment.bytes;
+            segment.frames += 1;
+            segment.records += u64::from(records);
+        }
+        Ok(())
+    }
+
+    /// Takes the frame into memory, behind the last one of its generation, or into a new segment
+    /// where there is none, it is full, or all of it is delivered.
+    fn hold(
+        &mut self,
+        frame: &[u8],
+        key: &StreamKey,
+        generation: Generation,
+        records: u32,
+        memory_bytes_max: u64,
+    ) -> Result<(), SpoolError> {
+        let (lane, length) = (generation.lane(), frame.len() as u64);
+        let segment_bytes = self.shared.segment_bytes();
+        self.write_memory(memory_bytes_max.saturating_sub(length))?;
+        let fits = |segment: &Segment| {
+            segment.generation == generation
+                && segment.waits()
+                && segment.bytes + length <= segment_bytes
+        };
+        let mut state = self.shared.state();
+        if !state.last_of(lane).is_some_and(fits) {
+            state.segments.push_back(Segment::new(self.next, generation, key));
+            self.next += 1;
+        }
+        let last = state.segments.iter_mut().rfind(|segment| segment.lane() == lane);
+        if let Some(segment) = last {
+            segment.note(key);
+            segment.memory.extend_from_slice(frame);
             segment.bytes += length;
             segment.frames += 1;
             segment.records += u64::from(records);
@@ -277,10 +370,7 @@ impl Writer {
             .map_err(failed("create", &path))?;
         if self.shared.limits.sync == Sync::EachFrame {
             // The name must be durable before the first frame is.
-            let directory = &self.shared.directory;
-            File::open(directory)
-                .and_then(|directory| directory.sync_all())
-                .map_err(failed("sync", directory))?;
+            self.sync_directory()?;
         }
         let lane = generation.lane();
         let mut state = self.shared.state();
@@ -292,6 +382,13 @@ impl Writer {
         self.next += 1;
         self.set(lane, |writer| &mut writer.files, Some(file));
         Ok(())
+    }
+
+    fn sync_directory(&self) -> Result<(), SpoolError> {
+        let directory = &self.shared.directory;
+        File::open(directory)
+            .and_then(|directory| directory.sync_all())
+            .map_err(failed("sync", directory))
     }
 
     /// Ends the present segment of a class.

@@ -76,6 +76,8 @@ pub(crate) enum Reply {
 pub(crate) struct Request {
     pub(crate) at: Instant,
     pub(crate) connection: usize,
+    /// Of its frames.
+    pub(crate) class: u8,
     pub(crate) sequences: Vec<u64>,
     pub(crate) asked_first: bool,
 }
@@ -86,7 +88,8 @@ type Script = dyn Fn(usize, &[u64]) -> Reply + Send + Sync;
 #[derive(Default)]
 pub(crate) struct Seen {
     pub(crate) requests: Vec<Request>,
-    pub(crate) held: BTreeSet<u64>,
+    /// Urgent frames, and volumes.
+    pub(crate) held: [BTreeSet<u64>; 2],
     pub(crate) connections: usize,
 }
 
@@ -136,7 +139,7 @@ impl Collector {
     }
 
     pub(crate) fn held(&self) -> Vec<u64> {
-        self.seen.0.lock().unwrap().held.iter().copied().collect()
+        self.seen.0.lock().unwrap().held[0].iter().copied().collect()
     }
 }
 
@@ -166,19 +169,20 @@ fn serve(
         let asked_first = field("expect") == Some("100-continue");
         let length: usize = field("content-length").unwrap().parse().unwrap();
         let number = seen.0.lock().unwrap().requests.len();
-        let note = |sequences: &[u64]| {
+        let note = |class: u8, sequences: &[u64]| {
             let sequences = sequences.to_vec();
             let at = Instant::now();
             seen.0.lock().unwrap().requests.push(Request {
                 at,
                 connection,
+                class,
                 sequences,
                 asked_first,
             });
             seen.1.notify_all();
         };
         if let Reply::AtOnce(status, headers, text) = script(number, &[]) {
-            note(&[]);
+            note(0, &[]);
             answer(&mut stream, status, headers, &text)?;
             stream.conn.send_close_notify();
             return stream.flush();
@@ -188,26 +192,26 @@ fn serve(
         }
         let mut body = vec![0; length];
         stream.read_exact(&mut body)?;
-        let sequences = sequences(&body);
+        let (class, sequences) = frames(&body);
         let reply = script(number, &sequences);
         match reply {
             Reply::Take => {
-                let text = take(seen, &sequences);
-                note(&sequences);
+                let text = take(seen, class, &sequences);
+                note(class, &sequences);
                 answer(&mut stream, 200, "", &text)?;
             }
             Reply::Answer(status, headers, text) => {
-                note(&sequences);
+                note(class, &sequences);
                 answer(&mut stream, status, headers, &text)?;
             }
             Reply::AtOnce(..) => unreachable!("told before"),
             Reply::Half => {
-                note(&sequences);
+                note(class, &sequences);
                 stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"stre")?;
                 return stream.flush();
             }
             Reply::Silence => {
-                note(&sequences);
+                note(class, &sequences);
                 stream.read_exact(&mut [0])?;
             }
         }
@@ -232,29 +236,34 @@ fn answer(stream: &mut impl Write, status: u16, headers: &str, text: &str) -> io
     stream.flush()
 }
 
-fn sequences(mut body: &[u8]) -> Vec<u64> {
+/// The class of a body's frames, which is one, and their sequences.
+fn frames(mut body: &[u8]) -> (u8, Vec<u64>) {
     let mut sequences = Vec::new();
+    let mut classes = BTreeSet::new();
     while !body.is_empty() {
         let (frame, rest) = Frame::decode(body).unwrap();
         sequences.push(frame.header.key.sequence);
+        classes.insert(frame.header.key.class);
         body = rest;
     }
-    sequences
+    assert_eq!(classes.len(), 1, "a body of several classes");
+    (classes.pop_first().unwrap(), sequences)
 }
 
 /// Stores, and says what is held.
-fn take(seen: &(Mutex<Seen>, Condvar), sequences: &[u64]) -> String {
+fn take(seen: &(Mutex<Seen>, Condvar), class: u8, sequences: &[u64]) -> String {
     let mut seen = seen.0.lock().unwrap();
-    seen.held.extend(sequences);
-    let highest = seen.held.last().copied().unwrap_or(0);
-    let missing = |sequence: &u64| !seen.held.contains(sequence);
+    let held = &mut seen.held[usize::from(class)];
+    held.extend(sequences);
+    let highest = held.last().copied().unwrap_or(0);
+    let missing = |sequence: &u64| !held.contains(sequence);
     let contiguous = (0..=highest + 1).find(missing).unwrap();
     let holes: Vec<String> =
         (contiguous..highest).filter(missing).map(|hole| format!("[{hole},{hole}]")).collect();
     let run = "5a".repeat(8);
     let rest = format!(r#""contiguous":{contiguous},"holes":[{}]"#, holes.join(","));
     format!(
-        r#"{{"streams":[{{"run":"{run}","class":0,{rest}}}],"time_ns":{}}}"#,
+        r#"{{"streams":[{{"run":"{run}","class":{class},{rest}}}],"time_ns":{}}}"#,
         unix_time().as_nanos()
     )
 }

@@ -52,6 +52,7 @@ pub(crate) fn frame_of(
         farewell: None,
         former: None,
         tombstones: Default::default(),
+        seal: None,
     };
     writer.finish(&header).unwrap().to_vec()
 }

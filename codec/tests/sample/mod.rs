@@ -181,5 +181,6 @@ pub(crate) fn header() -> Header<'static> {
         farewell: None,
         former: None,
         tombstones: Default::default(),
+        seal: None,
     }
 }

@@ -50,6 +50,7 @@ impl Run {
             farewell: None,
             former: None,
             tombstones: Default::default(),
+            seal: None,
         }
     }
 
@@ -68,6 +69,7 @@ impl Run {
             farewell: None,
             former: None,
             tombstones: Default::default(),
+            seal: None,
             ..self.header(generation, sequence)
         }
     }

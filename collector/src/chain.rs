@@ -1,0 +1,219 @@
+//! Whether the frames of a store are as their agents made them: the seals of generations.
+//!
+//! The frames of each stream come in by sequence; what comes out says how many generations are as
+//! the next one says that they were, how many cannot be checked since frames are missing, and
+//! which are not as they were. In memory is one digest a stream.
+
+use std::collections::BTreeMap;
+
+use codec::Frame;
+use ring::digest::{Context, SHA256};
+
+/// What is wrong with a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The frames of a generation are not those of which its seal is.
+    Break,
+    /// A generation begins twice.
+    Fork,
+    /// A generation comes behind a later one.
+    Rewind,
+}
+
+impl Fault {
+    /// The reason that reports give.
+    pub(crate) fn reason(self) -> &'static str {
+        match self {
+            Fault::Break => "chain_break",
+            Fault::Fork => "chain_fork",
+            Fault::Rewind => "chain_rewind",
+        }
+    }
+
+    /// The same for people.
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Fault::Break => "is not as the next one says that it was: frames were changed",
+            Fault::Fork => "begins twice",
+            Fault::Rewind => "comes behind a later one",
+        }
+    }
+}
+
+/// How generations stand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Checked {
+    /// As the next one says.
+    pub(crate) whole: u64,
+    /// Not to be checked: frames of it, or the next one's first, are missing.
+    pub(crate) incomplete: u64,
+}
+
+/// One stream.
+#[derive(Default)]
+pub(crate) struct Chain {
+    present: Option<Present>,
+    checked: Checked,
+}
+
+struct Present {
+    generation: u32,
+    /// Sequence of the next frame.
+    next: u64,
+    /// Whether no frame is missing so far.
+    is_whole: bool,
+    digest: Context,
+}
+
+impl Chain {
+    /// Takes in the stream's next frame that is there. What is wrong is of the generation named.
+    pub(crate) fn frame(&mut self, frame: &Frame<'_>) -> Option<(u32, Fault)> {
+        let header = &frame.header;
+        let (sequence, generation) = (header.key.sequence, header.generation);
+        let mut fault = None;
+        match &mut self.present {
+            Some(present) if present.generation == generation => {
+                if header.start.is_some() {
+                    fault = Some((generation, Fault::Fork));
+                }
+                present.is_whole &= present.next == sequence;
+                present.next = sequence.saturating_add(1);
+                present.digest.update(frame.bytes);
+                return fault;
+            }
+            Some(present) if present.generation > generation => {
+                fault = Some((generation, Fault::Rewind));
+            }
+            Some(present) => {
+                let seal = header.seal.filter(|seal| seal.generation == present.generation);
+                let is_whole = present.is_whole && present.next == sequence;
+                match seal.filter(|_| is_whole) {
+                    None => self.checked.incomplete += 1,
+                    Some(seal) if present.digest.clone().finish().as_ref() == seal.digest => {
+                        self.checked.whole += 1;
+                    }
+                    Some(_) => fault = Some((present.generation, Fault::Break)),
+                }
+            }
+            None => {}
+        }
+        let mut digest = Context::new(&SHA256);
+        digest.update(frame.bytes);
+        self.present = Some(Present {
+            generation,
+            next: sequence.saturating_add(1),
+            is_whole: header.start.is_some(),
+            digest,
+        });
+        fault
+    }
+}
+
+/// The generations of all streams of a run.
+pub(crate) fn sum(chains: &BTreeMap<u8, Chain>) -> Checked {
+    chains.values().fold(Checked::default(), |sum, chain| Checked {
+        whole: sum.whole + chain.checked.whole,
+        incomplete: sum.incomplete + chain.checked.incomplete,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use codec::{FrameWriter, GenerationStart, Header, Ledger, Seal, StreamKey, Term};
+
+    use super::*;
+
+    /// A frame that begins its generation, or not; `mark` makes its bytes differ.
+    fn frame(
+        sequence: u64,
+        generation: u32,
+        starts: bool,
+        seal: Option<Seal>,
+        mark: u64,
+    ) -> Vec<u8> {
+        let start = GenerationStart {
+            agent_id: "gw",
+            boot_id: [1; 16],
+            run_id: [2; 16],
+            agent_version: "0",
+            kernel: "k",
+            machine: "m",
+        };
+        let counter = codec::Counter { operation: None, term: Term::LostTable, total: mark };
+        let header = Header {
+            key: StreamKey { run_tag: [2; 8], class: 0, sequence },
+            generation,
+            first_ns: 0,
+            last_ns: 0,
+            records: 0,
+            start: starts.then_some(start),
+            clock: None,
+            ledger: Ledger::from_iter([counter]),
+            interruption: None,
+            capabilities: None,
+            farewell: None,
+            former: None,
+            tombstones: Default::default(),
+            seal,
+        };
+        let mut buffer = vec![0; 16 * 1024];
+        FrameWriter::new(&mut buffer).unwrap().finish(&header).unwrap().to_vec()
+    }
+
+    /// Three generations of two frames, sealed.
+    fn stream() -> Vec<Vec<u8>> {
+        let mut frames: Vec<Vec<u8>> = Vec::new();
+        for generation in 0..3_u32 {
+            let seal = generation.checked_sub(1).map(|before| {
+                let bytes = frames[frames.len() - 2..].concat();
+                let digest = ring::digest::digest(&SHA256, &bytes);
+                Seal { generation: before, digest: digest.as_ref().try_into().unwrap() }
+            });
+            let sequence = u64::from(generation) * 2;
+            frames.push(frame(sequence, generation, true, seal, 0));
+            frames.push(frame(sequence + 1, generation, false, None, 0));
+        }
+        frames
+    }
+
+    fn check(frames: &[Vec<u8>]) -> (u64, u64, Vec<(u32, Fault)>) {
+        let mut chain = Chain::default();
+        let mut faults = Vec::new();
+        for bytes in frames {
+            faults.extend(chain.frame(&Frame::decode(bytes).unwrap().0));
+        }
+        (chain.checked.whole, chain.checked.incomplete, faults)
+    }
+
+    #[test]
+    fn what_is_as_it_was_made_holds() {
+        assert_eq!(check(&stream()), (2, 0, vec![]));
+        assert_eq!(check(&[]), (0, 0, vec![]));
+    }
+
+    #[test]
+    fn a_changed_frame_breaks_the_chain_and_a_missing_one_leaves_a_generation_unchecked() {
+        let mut frames = stream();
+        frames[1] = frame(1, 0, false, None, 7);
+        assert_eq!(check(&frames), (1, 0, vec![(0, Fault::Break)]));
+        // A changed seal says otherwise of the generation before, and is itself in the next one.
+        let mut frames = stream();
+        frames[2] = frame(2, 1, true, Some(Seal { generation: 0, digest: [9; 32] }), 0);
+        assert_eq!(check(&frames), (0, 0, vec![(0, Fault::Break), (1, Fault::Break)]));
+        for (gone, whole, incomplete) in [(0, 1, 1), (1, 1, 1), (2, 0, 2), (3, 1, 1), (5, 2, 0)] {
+            let mut frames = stream();
+            frames.remove(gone);
+            assert_eq!(check(&frames), (whole, incomplete, vec![]), "frame {gone}");
+        }
+    }
+
+    #[test]
+    fn forks_and_rewinds_are_named() {
+        let mut frames = stream();
+        frames.push(frame(6, 2, true, None, 0));
+        assert_eq!(check(&frames), (2, 0, vec![(2, Fault::Fork)]));
+        frames.pop();
+        frames.push(frame(6, 1, false, None, 0));
+        assert_eq!(check(&frames), (2, 0, vec![(1, Fault::Rewind)]));
+    }
+}
