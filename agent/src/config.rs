@@ -182,8 +182,8 @@ impl Default for Config {
             spool: Spool {
                 directory: "/var/lib/sysflow/spool".into(),
                 bytes_max: 16 << 20,
-                sync: SpoolSync::Frame,
-                sync_interval_s: 60,
+                sync: SpoolSync::Interval,
+                sync_interval_s: 10,
                 memory_bytes: 512 * 1024,
             },
             flows: Flows { idle_timeout_s: 60, active_timeout_s: 30 },

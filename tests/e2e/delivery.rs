@@ -1,7 +1,6 @@
 //! Delivery under faults: every frame is stored once, and what cannot be had is named.
 
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -120,13 +119,13 @@ fn an_agent_that_is_killed_leaves_its_frames_and_a_named_gap() -> Result {
     // Nobody takes frames now; the agent's spool must.
     collector.program.kill()?;
     let delivered = frames::find(&fleet.store())?.len();
-    let before = spooled(&settings.spool)?;
+    let before = newest_urgent(&machine, &fleet, "agent")?;
     let second = work(&fleet, "two")?;
-    let grown = wait_for_spool(&settings.spool, before)?;
-    // Records keep their order: once later ones are in the spool, so are those of the second
-    // workload.
+    let grown = wait_for_spool(&machine, &fleet, "agent", before)?;
+    // Records of a class keep their order: once later ones are in the spool, so are those of the
+    // second workload.
     work(&fleet, "more")?;
-    wait_for_spool(&settings.spool, grown)?;
+    wait_for_spool(&machine, &fleet, "agent", grown)?;
     agent.program.kill()?;
 
     collector = fleet.start_collector("127.0.0.1:0")?;
@@ -201,19 +200,27 @@ fn a_supervisor_is_told_of_readiness_life_and_the_end() -> Result {
     Ok(())
 }
 
-/// Bytes of all files in the spool.
-fn spooled(spool: &Path) -> Result<u64> {
-    let mut sum = 0;
-    for entry in std::fs::read_dir(spool)? {
-        sum += entry?.metadata()?.len();
-    }
-    Ok(sum)
+/// Sequence of the newest urgent frame that waits in the spool; volumes are there before it.
+fn newest_urgent(machine: &Machine, fleet: &Fleet<'_>, name: &str) -> Result<Option<u64>> {
+    let mut command = Command::new(machine.agent());
+    command.args(["spool", "list", "--json", "--config"]).arg(fleet.path(&format!("{name}.toml")));
+    let listed: Value = serde_json::from_slice(&command.output()?.stdout)?;
+    let segments = listed["segments"].as_array().ok_or("no list of segments")?;
+    let streams = segments.iter().filter_map(|segment| segment["streams"].as_array()).flatten();
+    let urgent = streams.filter(|stream| stream["class"] == 0);
+    let ranges = urgent.filter_map(|stream| stream["sequences"].as_array()?.last()?[1].as_u64());
+    Ok(ranges.max())
 }
 
-/// Waits until the spool is larger than `before`, and returns its size.
-fn wait_for_spool(spool: &Path, before: u64) -> Result<u64> {
+/// Waits until a newer urgent frame than `before` is in the spool, and returns its sequence.
+fn wait_for_spool(
+    machine: &Machine,
+    fleet: &Fleet<'_>,
+    name: &str,
+    before: Option<u64>,
+) -> Result<Option<u64>> {
     wait_for("frames in the spool", DEADLINE, || {
-        let size = spooled(spool)?;
-        Ok((size > before).then_some(size))
+        let newest = newest_urgent(machine, fleet, name)?;
+        Ok((newest > before).then_some(newest))
     })
 }

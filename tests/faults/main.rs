@@ -35,6 +35,8 @@ const UNSHARED: &str = "SYSFLOW_FAULTS_UNSHARED";
 const RUNS: u64 = 20;
 /// Runs at a time: they mostly wait.
 const SIDE_BY_SIDE: u64 = 4;
+/// How careful the spool is in a run.
+const SPOOL_SYNCS: [&str; 3] = ["frame", "interval", "memory-first"];
 /// Acts that follow when all is whole again.
 const LAST_ACTS: usize = 10;
 
@@ -178,21 +180,22 @@ fn run(machine: &Machine, preload: &Path, seed: u64) -> Told {
     let start = std::time::Instant::now();
     let mut random = Rng::with_seed(seed);
     let phases = schedule::draw(&mut random);
+    let sync = *random.choice(&SPOOL_SYNCS).unwrap_or(&"frame");
     let schedule: Vec<String> = phases.iter().map(ToString::to_string).collect();
     let mut blows = Blows::default();
-    let verdict = befall(machine, preload, &phases, &mut random, &mut blows);
+    let begun = World::start(machine, preload, sync);
+    let verdict = begun.and_then(|world| befall(machine, world, &phases, &mut random, &mut blows));
     let seconds = start.elapsed().as_secs_f64();
-    Told { schedule: schedule.join("; "), seconds, blows, verdict }
+    Told { schedule: format!("spool {sync}: {}", schedule.join("; ")), seconds, blows, verdict }
 }
 
 fn befall(
     machine: &Machine,
-    preload: &Path,
+    mut world: World<'_>,
     phases: &[schedule::Phase],
     random: &mut Rng,
     blows: &mut Blows,
 ) -> Result<Verdict> {
-    let mut world = World::start(machine, preload)?;
     let mut actor = Actor::start(env!("CARGO_BIN_EXE_workload-mark"), world.fleet.path("acts"))?;
     for phase in phases {
         let carried = schedule::carry_out(phase, &mut world, &mut actor, random);

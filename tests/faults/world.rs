@@ -123,8 +123,13 @@ pub(crate) struct World<'m> {
 }
 
 impl<'m> World<'m> {
-    /// Starts it whole. `preload` is the library that moves clocks.
-    pub(crate) fn start(machine: &'m Machine, preload: &Path) -> Result<World<'m>> {
+    /// Starts it whole. `preload` is the library that moves clocks, `spool_sync` how careful the
+    /// agent's spool is.
+    pub(crate) fn start(
+        machine: &'m Machine,
+        preload: &Path,
+        spool_sync: &str,
+    ) -> Result<World<'m>> {
         let fleet = Fleet::new(machine)?;
         let spool_disk = Disk::mount(&fleet.path("agent"), "3m")?;
         let store_disk = Disk::mount(&fleet.store(), "64m")?;
@@ -147,6 +152,7 @@ impl<'m> World<'m> {
         settings.environment = environment;
         settings.status = fleet.path("status/status.json");
         settings.spool_bytes_max = 1 << 20;
+        settings.spool_sync = spool_sync.to_string();
         std::fs::create_dir_all(fleet.path("status"))?;
         let mut world = World {
             agent: None,
