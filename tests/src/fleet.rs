@@ -121,7 +121,7 @@ impl<'m> Fleet<'m> {
             ring_bytes: Some(4 << 20),
             spool: self.path(&format!("{name}/spool")),
             spool_bytes_max: 16 << 20,
-            spool_sync: "frame".to_string(),
+            spool_sync: "interval".to_string(),
             status: self.path(&format!("{name}/status.json")),
             environment: Vec::new(),
             wrapper: Vec::new(),
