@@ -20,13 +20,15 @@ use tests::wait::wait_for;
 /// What a test runner's filter is held against.
 const NAME: &str = "soak";
 /// How long where nobody says it.
-const SECONDS: u64 = 60;
+const SECONDS: u64 = 24;
 /// The programs, and which part of the pace each has.
 const KINDS: [(&str, u64); 4] = [("opens", 1), ("ports", 1), ("forks", 40), ("threads", 4)];
 /// Acts a second of the quickest program in the first slice.
 const FIRST_PACE: u64 = 2_000;
-/// Slices of the time: in each the pace is the same.
-const SLICES: u64 = 20;
+/// The time is cut into slices; in each the pace is the same. So long is one, where that makes
+/// neither few nor many of them.
+const SLICE_SECONDS: u64 = 3;
+const SLICES: (u64, u64) = (8, 60);
 /// Growth of memory after the first quarter that is no leak, bytes: a page here and there.
 const GROWTH_BYTES_MAX: u64 = 512 * 1024;
 const DEADLINE: Duration = Duration::from_secs(600);
@@ -94,10 +96,11 @@ fn run(seconds: u64) -> Result<Option<Vec<String>>> {
     settings.budget_bytes = 8 << 20;
     settings.ring_bytes = None;
     let mut agent = fleet.start_agent(&settings)?;
-    let slice = Duration::from_secs((seconds / SLICES).max(1));
+    let slices = (seconds / SLICE_SECONDS).clamp(SLICES.0, SLICES.1);
+    let slice = Duration::from_secs((seconds / slices).max(1));
     let mut samples: Vec<Sample> = Vec::new();
     let mut pace = FIRST_PACE;
-    for number in 0..SLICES {
+    for number in 0..slices {
         let sample = live(&fleet, &mut agent, number, slice, pace)?;
         let before = samples.last().map_or(0, |sample| sample.lost);
         println!(

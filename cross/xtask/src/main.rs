@@ -33,7 +33,7 @@ cargo xtask VERB
           the agent's memory, in a control group with room for its budget (8 MiB), its code and
           2 MiB more, while programs flood the machine: the quickest does N acts (20000)
   soak [--seconds N]
-          the agent under as much as it takes in without a loss, for N seconds (60): memory,
+          the agent under as much as it takes in without a loss, for N seconds (24): memory,
           descriptors and spool must not grow
   reproduce [TARGET]...
           build the agent for these targets (or all) here and in another directory, and compare
