@@ -485,6 +485,27 @@ bytes_max = 262144
     }
 
     #[test]
+    fn budgets_have_room_for_frames() {
+        let text = "\
+[collector]
+url = \"https://c\"
+bytes_per_day = 262143
+[spool]
+sync = \"memory-first\"
+memory_bytes = 131071
+";
+        assert_eq!(
+            problems(text),
+            [
+                "agent.toml: collector.bytes_per_day = 262143: must be 0 (unlimited) or \
+                 at least 4 times frames.bytes_max = 65536",
+                "agent.toml: spool.memory_bytes = 131071: \
+                 must be at least 2 times frames.bytes_max = 65536",
+            ]
+        );
+    }
+
+    #[test]
     fn a_file_without_url_and_a_broken_one() {
         assert_eq!(
             problems(""),

@@ -1,7 +1,8 @@
 //! A few bytes that survive the loss of power, rewritten often and cheaply.
 //!
 //! One file holds the value twice. Each write goes to the slot that does not hold the newest
-//! value, with a serial number and a checksum, so a torn write leaves the value before it.
+//! value, with a serial number and a checksum, so a torn write leaves the value before it. What
+//! was written is read back, so that a device that only says that it wrote does not get at both.
 //! A slot has a sector of its own. A write is one `pwrite`; it is durable after
 //! [`Slots::sync`], and until then a power cut may bring an earlier value back: owners keep
 //! only what may be old.
@@ -52,7 +53,8 @@ impl<const N: usize> Slots<N> {
     /// Replaces the value.
     ///
     /// # Errors
-    /// If the write fails; the value before it is still there.
+    /// If the write fails, or what is read back is something else; the value before it is still
+    /// there.
     pub fn write(&mut self, value: &[u8; N]) -> io::Result<()> {
         let serial = self.serial + 1;
         let mut bytes = Vec::with_capacity(N + FRAME_BYTES);
@@ -60,6 +62,9 @@ impl<const N: usize> Slots<N> {
         bytes.extend_from_slice(value);
         bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
         self.file.write_all_at(&bytes, offset(serial % 2))?;
+        if read(&self.file, serial % 2) != Some((serial, *value)) {
+            return Err(io::Error::other("what was written is not there"));
+        }
         self.serial = serial;
         Ok(())
     }
@@ -96,6 +101,20 @@ fn read<const N: usize>(file: &File, slot: u64) -> Option<(u64, [u8; N])> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_that_only_says_that_it_wrote_is_found_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("slots");
+        std::os::unix::fs::symlink("/dev/null", &path).unwrap();
+        let (mut slots, _) = Slots::<5>::open(&path).unwrap();
+        for _ in 0..2 {
+            let error = slots.write(b"value").unwrap_err();
+            assert_eq!(error.to_string(), "what was written is not there");
+        }
+        // The other slot is left alone.
+        assert_eq!(slots.serial, 0);
+    }
 
     #[test]
     fn a_torn_write_leaves_the_value_before_it() {

@@ -280,8 +280,8 @@ struct Segment {
     records: u64,
     pinned: bool,
     /// What comes behind `written_bytes` is here and not in the file, which is not there before
-    /// anything is written.
-    memory: Vec<u8>,
+    /// anything is written. Shared while it is written, and only then.
+    memory: Arc<Vec<u8>>,
     written_bytes: u64,
 }
 
@@ -297,7 +297,7 @@ impl Segment {
             frames: 0,
             records: 0,
             pinned: false,
-            memory: Vec::new(),
+            memory: Arc::default(),
             written_bytes: 0,
         }
     }

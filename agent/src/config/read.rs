@@ -11,6 +11,8 @@ use super::{BOUNDS, Config, Problem, SpoolSync, is_agent_id};
 /// leaves something.
 const SPOOL_FRAMES_MIN: u64 = 8;
 
+/// So that one can be held while another is made.
+const MEMORY_FRAMES_MIN: u64 = 2;
 /// A day's budget has room for so many of the largest frames, or none would ever go.
 const DAY_FRAMES_MIN: u64 = 4;
 
@@ -274,6 +276,14 @@ impl Reader<'_> {
                 missing.push(format!(
                     "collector.bytes_per_day = {per_day}: must be 0 (unlimited) or \
                      at least {DAY_FRAMES_MIN} times frames.bytes_max = {frame}"
+                ));
+            }
+            let is_in_memory = spool.sync == SpoolSync::MemoryFirst;
+            if is_in_memory && spool.memory_bytes < MEMORY_FRAMES_MIN * frame as u64 {
+                missing.push(format!(
+                    "spool.memory_bytes = {}: \
+                     must be at least {MEMORY_FRAMES_MIN} times frames.bytes_max = {frame}",
+                    spool.memory_bytes
                 ));
             }
             if spool.bytes_max < SPOOL_FRAMES_MIN * frame as u64 {

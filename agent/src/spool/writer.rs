@@ -170,7 +170,7 @@ impl Writer {
                 }
                 let mut held = state.segments.iter_mut().filter(|s| !s.memory.is_empty());
                 let Some(segment) = held.next() else { return Ok(()) };
-                (segment.number, segment.written_bytes, segment.memory.clone())
+                (segment.number, segment.written_bytes, Arc::clone(&segment.memory))
             };
             // The reader goes on in memory meanwhile.
             let path = self.shared.path(number);
@@ -193,7 +193,7 @@ impl Writer {
             match state.segments.iter_mut().find(|segment| segment.number == number) {
                 Some(segment) => {
                     segment.written_bytes += bytes.len() as u64;
-                    segment.memory = Vec::new();
+                    segment.memory = Arc::default();
                 }
                 None => {
                     // Delivered meanwhile.
@@ -347,7 +347,7 @@ impl Writer {
         let last = state.segments.iter_mut().rfind(|segment| segment.lane() == lane);
         if let Some(segment) = last {
             segment.note(key);
-            segment.memory.extend_from_slice(frame);
+            Arc::make_mut(&mut segment.memory).extend_from_slice(frame);
             segment.bytes += length;
             segment.frames += 1;
             segment.records += u64::from(records);
