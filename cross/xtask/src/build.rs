@@ -4,6 +4,7 @@
 //! Builds are reproducible: no path of the checkout and no time but that of the last commit ends
 //! in the binary, so that two checkouts of one commit give the same bytes. `reproduce` proves it.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -32,6 +33,9 @@ pub struct Built {
     pub bytes: u64,
     /// The object with the probes that it holds.
     pub probes: PathBuf,
+    /// The crates of registries that were compiled for the target, by name and version: what it
+    /// is linked of, build scripts and procedural macros apart.
+    pub crates: BTreeSet<(String, String)>,
 }
 
 /// Builds the agent for `triple` and prints its size beside the budget.
@@ -58,15 +62,17 @@ pub fn run(triple: &str) -> Result {
 /// If a tool or the standard library is missing, or it does not build.
 pub fn agent(target: &Target) -> Result<Built> {
     let features = ["--features", "bpf/vendored"];
-    let (folder, outputs) = cargo(target, &[&["-p", "agent"], features.as_slice()].concat())?;
+    let (folder, messages) = cargo(target, &[&["-p", "agent"], features.as_slice()].concat())?;
     let path = folder.join("sysflow-agent");
     let bytes = std::fs::metadata(&path).map_err(|e| format!("{}: {e}", path.display()))?.len();
-    let probes = outputs
-        .into_iter()
+    let probes = messages
+        .iter()
+        .filter_map(output_of_script)
         .map(|folder| folder.join("probes.bpf.o"))
         .find(|object| object.exists())
         .ok_or("no build script left an object with probes")?;
-    Ok(Built { path, bytes, probes })
+    let crates = messages.iter().filter_map(|message| linked(message, &folder)).collect();
+    Ok(Built { path, bytes, probes, crates })
 }
 
 /// Builds the workloads for a target; returns the folder that holds them.
@@ -79,9 +85,9 @@ pub fn workloads(target: &Target) -> Result<PathBuf> {
     Ok(cargo(target, &[&["-p", "tests"], binaries.as_slice()].concat())?.0)
 }
 
-/// Calls cargo for a target in the release profile; returns the folder of what it built, and
-/// those of what build scripts left.
-fn cargo(target: &Target, what: &[&str]) -> Result<(PathBuf, Vec<PathBuf>)> {
+/// Calls cargo for a target in the release profile; returns the folder of what it built, and what
+/// cargo said of it.
+fn cargo(target: &Target, what: &[&str]) -> Result<(PathBuf, Vec<serde_json::Value>)> {
     setup::cross(target)?;
     let library = standard_library::find(&target.triple)?;
     if target.tools == Tools::Zig {
@@ -140,13 +146,25 @@ fn cargo(target: &Target, what: &[&str]) -> Result<(PathBuf, Vec<PathBuf>)> {
     if !output.status.success() {
         return Err(format!("{}: {}", workspace::show(&command), output.status).into());
     }
-    let outputs = String::from_utf8(output.stdout)?.lines().filter_map(output_of_script).collect();
-    Ok((folder.join(&target.triple).join("release"), outputs))
+    let text = String::from_utf8(output.stdout)?;
+    let messages = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    Ok((folder.join(&target.triple).join("release"), messages))
 }
 
-/// The folder that a build script wrote into, if this line of cargo's tells of one.
-fn output_of_script(line: &str) -> Option<PathBuf> {
-    let message: serde_json::Value = serde_json::from_str(line).ok()?;
+/// The crate of a registry that cargo has compiled into this folder, which is the target's: what
+/// runs on this machine goes elsewhere.
+fn linked(message: &serde_json::Value, folder: &Path) -> Option<(String, String)> {
+    let is_artifact = message.get("reason")?.as_str()? == "compiler-artifact";
+    let file = message.get("filenames")?.as_array()?.first()?.as_str()?;
+    let (_, id) = message.get("package_id")?.as_str()?.split_once('#')?;
+    let is_of_registry = message.get("package_id")?.as_str()?.starts_with("registry+");
+    let (name, version) = id.split_once('@')?;
+    let is_it = is_artifact && is_of_registry && Path::new(file).starts_with(folder);
+    is_it.then(|| (name.to_string(), version.to_string()))
+}
+
+/// The folder that a build script wrote into, if this message of cargo's tells of one.
+fn output_of_script(message: &serde_json::Value) -> Option<PathBuf> {
     let is_it = message.get("reason")?.as_str()? == "build-script-executed";
     is_it.then_some(message.get("out_dir")?.as_str()?.into())
 }
@@ -203,6 +221,21 @@ mod tests {
         for (number, text) in [(7, "7"), (1000, "1,000"), (1_234_567, "1,234,567")] {
             assert_eq!(grouped(number), text);
         }
+    }
+
+    #[test]
+    fn linked_is_what_a_registry_has_and_the_target_gets() {
+        let artifact = |id: &str, file: &str| {
+            serde_json::json!({
+                "reason": "compiler-artifact", "package_id": id, "filenames": [file],
+            })
+        };
+        let linked = |id, file| linked(&artifact(id, file), Path::new("/t/arm/release"));
+        let registry = "registry+https://registry.example/index#log@0.4.1";
+        let found = Some(("log".to_string(), "0.4.1".to_string()));
+        assert_eq!(linked(registry, "/t/arm/release/deps/liblog.rlib"), found);
+        assert_eq!(linked(registry, "/t/release/deps/liblog.rlib"), None);
+        assert_eq!(linked("path+file:///codec#0.1.0", "/t/arm/release/deps/x.rlib"), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use lexopt::{Arg, ValueExt};
 use xtask::Result;
 use xtask::campaign::{self, Campaign};
-use xtask::{btf, build, check, crates, demo, pki, reproduce, setup, suite, vm};
+use xtask::{btf, build, check, crates, deb, demo, pki, reproduce, setup, suite, vm};
 
 const HELP: &str = "\
 cargo xtask VERB
@@ -18,6 +18,9 @@ cargo xtask VERB
   build TARGET
           the agent for a device: TARGET is one of cross/targets.toml. Fails if it is larger than
           its budget
+  deb TARGET
+          the agent as a Debian package for a static target, and a list (CycloneDX) of what it is
+          made of, into target/packages/
   btf TARGET KERNEL OUT
           of a kernel's types those that the agent for TARGET needs, as a BTF file for
           /usr/lib/sysflow/btf/<kernel release>.btf: KERNEL is a vmlinux, a kernel image or a
@@ -60,6 +63,7 @@ enum Verb {
     Test,
     Check,
     Build(String),
+    Deb(String),
     Btf(String, PathBuf, PathBuf),
     Vm(Vec<String>),
     Campaign(Campaign),
@@ -83,6 +87,7 @@ fn parse() -> Result<Verb> {
         "test" => Verb::Test,
         "check" => Verb::Check,
         "build" => Verb::Build(word(&mut parser, "build: TARGET")?.string()?),
+        "deb" => Verb::Deb(word(&mut parser, "deb: TARGET")?.string()?),
         "btf" => Verb::Btf(
             word(&mut parser, "btf: TARGET")?.string()?,
             word(&mut parser, "btf: KERNEL")?.into(),
@@ -178,6 +183,7 @@ fn run(verb: Verb) -> Result {
         Verb::Test => suite::run(),
         Verb::Check => check::run(),
         Verb::Build(target) => build::run(&target),
+        Verb::Deb(target) => deb::run(&target),
         Verb::Btf(target, kernel, out) => btf::run(&target, &kernel, &out),
         Verb::Vm(names) => vm::run(&names),
         Verb::Campaign(campaign) => campaign::run(&campaign),

@@ -75,6 +75,18 @@ pub fn root() -> PathBuf {
     tool.ancestors().nth(2).unwrap_or(tool).to_path_buf()
 }
 
+/// The version of what runs on a device.
+///
+/// # Errors
+/// If the manifest of the device's workspace does not say it.
+pub fn device_version() -> Result<String> {
+    let text = std::fs::read_to_string(root().join("Cargo.toml"))?;
+    let manifest: toml::Table = toml::from_str(&text)?;
+    let package = manifest.get("workspace").and_then(|workspace| workspace.get("package"));
+    let version = package.and_then(|package| package.get("version")?.as_str());
+    Ok(version.ok_or("Cargo.toml: no workspace.package.version")?.to_string())
+}
+
 /// Says what is done next.
 pub fn say(what: &str) {
     println!("▸ {what}");
