@@ -113,7 +113,7 @@ const volatile struct settings settings = {
 	.args_bytes_max = 2048,
 	.wake_bytes = 128 * 1024,
 	.env_bytes_max = 0,
-	.share_bytes = 256 * 1024,
+	.share_bytes = 384 * 1024,
 };
 
 /* The agent's process id in the initial pid namespace; see `learn_own`. */
@@ -129,7 +129,7 @@ inline_always __u64 ring_flags(void)
 									     BPF_RB_NO_WAKEUP;
 }
 
-#define SHARES_MAX 1024	   /* sessions that use the ring while it is half full */
+#define SHARES_MAX 1024	   /* sessions that use the ring while it fills up */
 #define SHARE_EVENTS 64	   /* of one session in one window */
 #define SHARE_WINDOW_LOG 26 /* a window has so many bits of nanoseconds: 67 ms */
 
@@ -138,7 +138,7 @@ struct share {
 	__u32 events;
 };
 
-/* What sessions have put into the upper half of the ring. */
+/* What sessions have put into the last quarter of the ring. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, SHARES_MAX);
@@ -147,8 +147,8 @@ struct {
 } shares SEC(".maps");
 
 /*
- * Whether the current process may put an event into the ring. Its upper
- * half is kept for those who say little: a flood fills the lower half, and of the upper one only
+ * Whether the current process may put an event into the ring. Its last
+ * quarter is kept for those who say little: a flood fills the others, and of the last one only
  * its share, so that what a quiet program does beside it is told in full. Sessions, because a
  * flood of short programs is one session, and a service another. Ends of flows pass: there is one
  * for each that was told.

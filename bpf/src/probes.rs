@@ -196,7 +196,7 @@ impl Probes {
                         args_bytes_max: bounds.args_bytes_max.min(4096),
                         wake_bytes: bounds.ring_bytes / 4,
                         env_bytes_max: bounds.env_bytes_max.min(4096),
-                        share_bytes: bounds.ring_bytes / 2,
+                        share_bytes: bounds.ring_bytes / 4 * 3,
                     };
                     map.initial_value_mut()
                         .and_then(|value| value.get_mut(..size_of::<Settings>()))
