@@ -72,22 +72,7 @@ fn parse() -> Result<Plan> {
 }
 
 fn main() -> ExitCode {
-    let (passed, told) = match parse().and_then(run) {
-        Ok(None) => (0, Ok(())),
-        Ok(Some(faults)) if faults.is_empty() => (1, Ok(())),
-        Ok(Some(faults)) => (0, Err(faults.join("\n"))),
-        Err(error) => (0, Err(error.to_string())),
-    };
-    match told {
-        Ok(()) => {
-            println!("test result: ok. {passed} passed; 0 failed; 0 ignored");
-            ExitCode::SUCCESS
-        }
-        Err(faults) => {
-            println!("{faults}\ntest result: FAILED. 0 passed; 1 failed; 0 ignored");
-            ExitCode::FAILURE
-        }
-    }
+    tests::campaign::tell(parse().and_then(run))
 }
 
 /// All that is wrong; none if nothing was to be done.

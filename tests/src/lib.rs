@@ -6,6 +6,7 @@
 //! temporary directory and is waited for by a condition with a deadline.
 
 pub mod acts;
+pub mod campaign;
 pub mod demo;
 pub mod fleet;
 pub mod frames;
