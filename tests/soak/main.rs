@@ -31,6 +31,13 @@ const SLICE_SECONDS: u64 = 3;
 const SLICES: (u64, u64) = (8, 60);
 /// Growth of memory after the first quarter that is no leak, bytes: a page here and there.
 const GROWTH_BYTES_MAX: u64 = 512 * 1024;
+/// Tables and pools are filled, and their memory touched, after so long. Before that only the
+/// bound of memory holds.
+const FILLED_SECONDS: u64 = 300;
+/// The budget: the product's.
+const BUDGET_BYTES: u64 = 8 << 20;
+/// What the agent takes beside budget and code at most, bytes.
+const SPARE_BYTES: u64 = 2 << 20;
 const DEADLINE: Duration = Duration::from_secs(600);
 
 fn parse() -> Result<u64> {
@@ -78,7 +85,7 @@ fn run(seconds: u64) -> Result<Option<Vec<String>>> {
     let mut collector = fleet.start_collector("127.0.0.1:0")?;
     let mut settings = fleet.agent_settings("agent", collector.address);
     // What the product has.
-    settings.budget_bytes = 8 << 20;
+    settings.budget_bytes = BUDGET_BYTES;
     settings.ring_bytes = None;
     let mut agent = fleet.start_agent(&settings)?;
     let slices = (seconds / SLICE_SECONDS).clamp(SLICES.0, SLICES.1);
@@ -102,7 +109,8 @@ fn run(seconds: u64) -> Result<Option<Vec<String>>> {
     }
     agent.program.stop()?;
     collector.program.stop()?;
-    let mut faults = growth(&samples);
+    let code_bytes = std::fs::metadata(machine.agent())?.len();
+    let mut faults = growth(&samples, seconds, BUDGET_BYTES + code_bytes + SPARE_BYTES);
     let (_, ledger) = fleet.ledger()?;
     faults.extend(of_kind(&ledger, "GAP").map(|gap| format!("a gap: {gap}")));
     for books in of_kind(&ledger, "BOOKS") {
@@ -174,8 +182,9 @@ fn resident_bytes(pid: u32) -> Result<u64> {
     Ok(number.parse::<u64>()? * 1024)
 }
 
-/// What has grown after the first quarter of the time, in which tables and pools fill.
-fn growth(samples: &[Sample]) -> Vec<String> {
+/// What has grown after the first quarter of the time, in which tables and pools fill, or beyond
+/// the bound.
+fn growth(samples: &[Sample], seconds: u64, bound_bytes: u64) -> Vec<String> {
     let (early, late) = samples.split_at(samples.len() / 4);
     let Some(settled) = early.last() else { return vec!["too short a time".to_string()] };
     let resident = late.iter().map(|sample| sample.resident_bytes).max().unwrap_or(0);
@@ -188,7 +197,8 @@ fn growth(samples: &[Sample]) -> Vec<String> {
         settled.resident_bytes, settled.descriptors
     );
     let mut faults = Vec::new();
-    if resident > settled.resident_bytes + GROWTH_BYTES_MAX {
+    let grew = resident > settled.resident_bytes + GROWTH_BYTES_MAX;
+    if resident > bound_bytes || (grew && seconds >= FILLED_SECONDS) {
         faults.push(format!("memory grew: {samples:#?}"));
     }
     // A connection more or less.
