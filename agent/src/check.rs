@@ -186,7 +186,7 @@ pub fn memory(config: &Config) -> (Option<Division>, Vec<Finding>) {
             let mut findings = vec![Finding::good(
                 subject,
                 format!(
-                    "{} of {budget} bytes: a ring of {ring_bytes} bytes, {flow_entries} flows,                      {processes_max} processes, {text_bytes} bytes of texts",
+                    "{} of {budget} bytes: a ring of {ring_bytes} bytes, {flow_entries} flows, {processes_max} processes, {text_bytes} bytes of texts",
                     division.bytes()
                 ),
             )];
