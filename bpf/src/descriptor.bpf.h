@@ -37,7 +37,11 @@ inline_always __u32 begin(struct bpf_raw_tracepoint_args *ctx, struct ending *en
 		tally->filtered++;
 		return 0;
 	}
-	if ((event->mode & S_IFMT) == S_IFSOCK) {
+	if ((event->mode & S_IFMT) != S_IFSOCK) {
+		/* Entering a namespace is a matter of the process. */
+		if (ending->call != CALL_SETNS && is_shed(STEP_PROCESSES, tally))
+			return 0;
+	} else {
 		sock = file_sock(file);
 		event->family = sock_family(sock);
 		if (event->family != AF_UNIX && event->family != AF_INET &&

@@ -101,7 +101,13 @@ struct tally {
 	__u64 lost_ring;       /* no room in the ring */
 	__u64 lost_map;	       /* no room in a map, and no room in the ring to say it there */
 	__u64 lost_unreadable; /* the object could not be read */
+	__u64 lost_shed;       /* left out by the step of the ladder that the agent has set */
 };
+
+/* The steps of the ladder on which the kernel side does less. What a step leaves out is counted. */
+#define STEP_SHARES 2	 /* each session has its share of the ring at any time, and no more */
+#define STEP_FLOWS 4	 /* no events of files */
+#define STEP_PROCESSES 5 /* no files: processes and the network only */
 
 /* How a system call's arguments are laid out: what the table of calls maps numbers to. */
 enum call {
@@ -236,7 +242,7 @@ struct event_header {
 	__u32 tid;
 	__u16 kind; /* enum event_kind */
 	__u16 flags;
-	__u32 zero;
+	__u32 session; /* names the process's session while it lasts; 0: not known */
 };
 
 /* A thread or process was created. The header is about the creator. */

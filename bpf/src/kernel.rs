@@ -238,9 +238,9 @@ plain! {
         peers_max: u32, args_bytes_max: u32, wake_bytes: u32, env_bytes_max: u32, share_bytes: u32,
     }
     /// What became of the operations of one kind in the kernel.
-    struct Tally ("tally", 48) {
+    struct Tally ("tally", 56) {
         observed: u64, filtered: u64, own: u64, lost_ring: u64, lost_map: u64,
-        lost_unreadable: u64,
+        lost_unreadable: u64, lost_shed: u64,
     }
     /// Calls and bytes.
     struct Volume ("volume", 32) { read_ops: u64, write_ops: u64, read_bytes: u64, write_bytes: u64, }
@@ -255,7 +255,7 @@ plain! {
     }
     /// What every event begins with.
     struct Header ("event_header", 32) {
-        time_ns: u64, start_ns: u64, tgid: u32, tid: u32, kind: u16, flags: u16, zero: u32,
+        time_ns: u64, start_ns: u64, tgid: u32, tid: u32, kind: u16, flags: u16, session: u32,
     }
     struct Fork ("event_fork", 64) {
         header: Header, child_start_ns: u64, parent_start_ns: u64, child_tgid: u32,

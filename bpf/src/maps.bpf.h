@@ -119,6 +119,9 @@ const volatile struct settings settings = {
 /* The agent's process id in the initial pid namespace; see `learn_own`. */
 __u32 own_tgid = 0;
 
+/* Which step of the ladder the agent is on; a map of its own, which the agent writes. */
+SEC(".data.step") __u32 ladder_step = 0;
+
 /*
  * Waking the agent for each event costs more than the event. It looks into the ring by itself
  * several times a second, and is woken only when the ring fills faster than that.
@@ -146,24 +149,31 @@ struct {
 	__type(value, struct share);
 } shares SEC(".maps");
 
+/* Names the session of a task: by the address of its struct pid, of which 32 bits do. */
+inline_always __u64 session_of(__u64 task)
+{
+	return READ(struct signal_struct, READ(struct task_struct, task, signal),
+		    pids[PIDTYPE_SID]);
+}
+
 /*
  * Whether the current process may put an event into the ring. Its last
  * quarter is kept for those who say little: a flood fills the others, and of the last one only
  * its share, so that what a quiet program does beside it is told in full. Sessions, because a
  * flood of short programs is one session, and a service another. Ends of flows pass: there is one
- * for each that was told.
+ * for each that was told. From a step of the ladder on a share is all that a session has of the
+ * whole ring.
  */
 inline_always __u32 ring_admits(void)
 {
-	__u64 task, session;
 	struct share *share;
+	__u64 session;
 	__u32 window;
 
-	if (bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) < settings.share_bytes)
+	if (ladder_step < STEP_SHARES &&
+	    bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) < settings.share_bytes)
 		return 1;
-	task = bpf_get_current_task();
-	session = READ(struct signal_struct, READ(struct task_struct, task, signal),
-		       pids[PIDTYPE_SID]);
+	session = session_of(bpf_get_current_task());
 	window = bpf_ktime_get_ns() >> SHARE_WINDOW_LOG;
 	share = bpf_map_lookup_elem(&shares, &session);
 	if (!share) {
@@ -213,7 +223,7 @@ inline_always void fill_header(struct event_header *header, __u64 task, __u16 ki
 	header->tid = ids;
 	header->kind = kind;
 	header->flags = compat ? EVENT_COMPAT : 0;
-	header->zero = 0;
+	header->session = session_of(task) >> 4;
 }
 
 inline_always struct tally *tally_of(__u32 operation)
@@ -234,6 +244,15 @@ inline_always __u32 is_own(__u32 tgid, struct tally *tally)
 	if (tgid != own_tgid)
 		return 0;
 	tally->own++;
+	return 1;
+}
+
+/* Counts the operation as left out by the ladder; returns whether `step` is reached. */
+inline_always __u32 is_shed(__u32 step, struct tally *tally)
+{
+	if (ladder_step < step)
+		return 0;
+	tally->lost_shed++;
 	return 1;
 }
 

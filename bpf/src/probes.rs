@@ -149,6 +149,7 @@ pub struct Probes {
     missing: Vec<(Hook, String)>,
     flows: HashView<FlowKey, Flow>,
     tallies: PerCpuView<Tally>,
+    step: MapHandle,
     types: Types,
     /// Whether the kernel can look up and delete in one step (5.14 on).
     take_is_atomic: Cell<bool>,
@@ -229,12 +230,13 @@ impl Probes {
             .map_err(refused("counting the processors"))?
             .ok_or(Error::Incomplete("tallies of this layout"))?;
         let mut probes = Probes {
-            object,
             links: RefCell::default(),
             attached: Vec::new(),
             missing: Vec::new(),
             flows,
             tallies,
+            step: map_handle(&object, ".data.step")?,
+            object,
             types,
             take_is_atomic: Cell::new(true),
         };
@@ -435,6 +437,17 @@ impl Probes {
             .map_err(|error| refused("reading the flows")(error.into()))
     }
 
+    /// Sets the step of the ladder (`STEP_*` of `event.h`): from which on the kernel side leaves
+    /// things out, and counts them.
+    ///
+    /// # Errors
+    /// If the kernel does not let the map be written, as [`can_read`](Probes::can_read).
+    pub fn set_step(&self, step: u32) -> Result<(), Error> {
+        self.step
+            .update(&0_u32.to_ne_bytes(), &step.to_ne_bytes(), MapFlags::ANY)
+            .map_err(refused("setting the step of the ladder"))
+    }
+
     /// What became of the operations of one kind in the kernel, over all CPUs.
     pub fn tally(&self, operation: Operation) -> Tally {
         let mut sum = Tally {
@@ -444,6 +457,7 @@ impl Probes {
             lost_ring: 0,
             lost_map: 0,
             lost_unreadable: 0,
+            lost_shed: 0,
         };
         self.tallies.each(operation as u32, |tally| {
             sum.observed = sum.observed.wrapping_add(tally.observed);
@@ -452,6 +466,7 @@ impl Probes {
             sum.lost_ring = sum.lost_ring.wrapping_add(tally.lost_ring);
             sum.lost_map = sum.lost_map.wrapping_add(tally.lost_map);
             sum.lost_unreadable = sum.lost_unreadable.wrapping_add(tally.lost_unreadable);
+            sum.lost_shed = sum.lost_shed.wrapping_add(tally.lost_shed);
         });
         sum
     }

@@ -100,6 +100,13 @@ inline_always __u32 is_telling(struct ending *ending)
 	       ending->ret == -ETXTBSY;
 }
 
+/* Whether a call is told as an event of a file and nothing else, other than a mount. */
+inline_always __u32 is_file_event(__u8 call)
+{
+	return (call >= CALL_CHMOD && call < CALL_MOUNT) ||
+	       (call >= CALL_MKDIR && call < CALL_SENDFILE);
+}
+
 /* void trace_sys_exit(struct pt_regs *regs, long ret) */
 SEC("raw_tp/sys_exit")
 int sys_exit(struct bpf_raw_tracepoint_args *ctx)
@@ -135,6 +142,8 @@ int sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	if (is_own(ending.tgid, tally))
 		return 0;
 	if (ending.call >= CALL_CLONE) {
+		if (is_file_event(ending.call) && is_shed(STEP_FLOWS, tally))
+			return 0;
 		bpf_tail_call(ctx, &programs, program_of(ending.call));
 		tally->lost_unreadable++;
 		return 0;
@@ -145,12 +154,16 @@ int sys_exit(struct bpf_raw_tracepoint_args *ctx)
 				tally->filtered++;
 				return 0;
 			}
+			if (ending.call != CALL_ACCEPT && is_shed(STEP_FLOWS, tally))
+				return 0;
 			bpf_tail_call(ctx, &programs,
 				      ending.call == CALL_ACCEPT ? PROGRAM_SOCKET :
 								   PROGRAM_ATTRIBUTE);
 			tally->lost_unreadable++;
 			return 0;
 		}
+		if (ending.call != CALL_ACCEPT && is_shed(STEP_PROCESSES, tally))
+			return 0;
 		bpf_tail_call(ctx, &programs, PROGRAM_FLOW_START);
 		tally->lost_unreadable++;
 		return 0;
