@@ -11,7 +11,7 @@ mod lane;
 
 use codec::{
     CLASSES, Capabilities, Class, Clock, Farewell, FormerRun, GenerationStart, Header,
-    Interruption, Ledger, Record, StreamKey, Term, Tombstones,
+    Interruption, Ledger, Record, Step, StepChange, Steps, StreamKey, Term, Tombstones,
 };
 
 use crate::tombstones::Graveyard;
@@ -97,6 +97,10 @@ pub struct Batch {
     /// Frames that the device dropped, in this run or before it.
     dropped: Graveyard,
     dropped_told: bool,
+    /// The step of the ladder that holds, once one was taken.
+    step: Option<StepChange>,
+    /// Changes that no frame has told.
+    steps: Steps,
     sink: Box<dyn Sink>,
 }
 
@@ -133,6 +137,8 @@ impl Batch {
             books_told: Books::default(),
             dropped: Graveyard::default(),
             dropped_told: true,
+            step: None,
+            steps: Steps::new(),
             sink,
         }
     }
@@ -174,6 +180,17 @@ impl Batch {
     pub fn tell_dropped(&mut self, dropped: &Graveyard) {
         self.dropped.extend(dropped.stones());
         self.dropped_told &= dropped.is_empty();
+    }
+
+    /// Tells that a step of the ladder is taken, in a frame of its own if there is none to finish.
+    pub fn tell_step(&mut self, change: StepChange) {
+        self.step = Some(change);
+        if self.steps.push(change).is_err() {
+            // The frame that has them makes room.
+            self.finish(Class::Urgent);
+            let _ = self.steps.push(change);
+        }
+        self.finish(Class::Urgent);
     }
 
     /// Tells how the boot clock maps to wall time now.
@@ -234,7 +251,9 @@ impl Batch {
             if is_urgent { self.books.changes(&self.books_told) } else { Ledger::default() };
         let lane = &mut self.lanes[class as usize];
         let has_dropped = is_urgent && !self.dropped_told;
-        if lane.pending() == 0 && ledger.is_empty() && farewell.is_none() && !has_dropped {
+        let has_steps = is_urgent && !self.steps.is_empty();
+        let has_news = farewell.is_some() || has_dropped || has_steps;
+        if lane.pending() == 0 && ledger.is_empty() && !has_news {
             return;
         }
         let identity = &self.identity;
@@ -243,6 +262,15 @@ impl Batch {
         let first = !lane.generation_started;
         // In every urgent generation, since a frame can be lost; receivers know it by its run.
         let tells_of_runs = first && is_urgent;
+        let mut steps = Steps::new();
+        if is_urgent {
+            let is_told = |change: &StepChange| self.steps.contains(change);
+            let holds = self.step.filter(|change| change.step != Step::Everything);
+            // Where the new ones take all the room, the one that holds is among them.
+            let again = holds.filter(|change| tells_of_runs && !is_told(change));
+            steps.extend(again.into_iter().chain(self.steps.iter().copied()));
+            self.steps.clear();
+        }
         let header = Header {
             key: StreamKey { run_tag, class: class as u8, sequence: lane.sequence },
             generation: lane.generation,
@@ -269,6 +297,7 @@ impl Batch {
                 Tombstones::new()
             },
             seal: if first { lane.seal } else { None },
+            steps,
         };
         lane.clock_told = Some(self.clock);
         let Some(frame) = lane.finish(&header) else { return };

@@ -12,6 +12,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use codec::Step;
+
 /// Largest configuration file, bytes: more is a mistake.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
 
@@ -32,6 +34,8 @@ pub struct Config {
     pub kernel: Kernel,
     /// `[memory]`
     pub memory: Memory,
+    /// `[ladder]`
+    pub ladder: Ladder,
     /// `[privacy]`
     pub privacy: Privacy,
     /// `[status]`
@@ -147,6 +151,21 @@ pub struct Memory {
     pub text_bytes: Option<usize>,
 }
 
+/// When detail is given up under strain, and how much.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ladder {
+    /// The last step that may be taken.
+    pub last_step: Step,
+    /// Share of the ring in use, percent, ...
+    pub ring_percent: u32,
+    /// ... of one processor that the agent uses, percent, ...
+    pub processor_percent: u32,
+    /// ... and of the spool in use, percent, at which steps are taken.
+    pub spool_percent: u32,
+    /// A step is taken back after so long a calm, s.
+    pub hold_s: u32,
+}
+
 /// What of a program's words is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Privacy {
@@ -195,6 +214,13 @@ impl Default for Config {
             },
             kernel: Kernel { ring_bytes: None, flow_entries: None, btf: None },
             memory: Memory { budget_bytes: 8 << 20, processes_max: None, text_bytes: None },
+            ladder: Ladder {
+                last_step: Step::Processes,
+                ring_percent: 50,
+                processor_percent: 50,
+                spool_percent: 50,
+                hold_s: 30,
+            },
             privacy: Privacy { redact: true, redact_names: Vec::new(), environment: Vec::new() },
             status: Status { file: "/run/sysflow/status.json".into() },
         }
@@ -213,7 +239,7 @@ pub struct Bound {
 }
 
 /// The range of every number in the file.
-pub const BOUNDS: [Bound; 17] = [
+pub const BOUNDS: [Bound; 21] = [
     Bound { key: "collector.upload_interval_s", min: 1, max: 86_400 },
     // Up to what a collector takes by default.
     Bound { key: "collector.upload_bytes_max", min: 16_384, max: 4 << 20 },
@@ -236,6 +262,11 @@ pub const BOUNDS: [Bound; 17] = [
     Bound { key: "memory.budget_bytes", min: 1 << 20, max: 1 << 30 },
     Bound { key: "memory.processes_max", min: 64, max: 1 << 20 },
     Bound { key: "memory.text_bytes", min: 64 << 10, max: 256 << 20 },
+    Bound { key: "ladder.ring_percent", min: 1, max: 100 },
+    // Of one processor; 100 times as many as there are is never reached.
+    Bound { key: "ladder.processor_percent", min: 1, max: 6400 },
+    Bound { key: "ladder.spool_percent", min: 1, max: 99 },
+    Bound { key: "ladder.hold_s", min: 1, max: 86_400 },
 ];
 
 /// What is wrong with a configuration file. Displays one line for each problem, all of them.

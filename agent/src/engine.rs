@@ -11,12 +11,13 @@ mod flows;
 mod object;
 mod processes;
 mod records;
+mod summaries;
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::RandomState;
+use std::hash::{BuildHasher as _, RandomState};
 
 use bpf::{Event, FlowKey, Header, SocketState};
-use codec::{CLASSES, Class, EndReason, FileId, Oid, Operation, Term, op};
+use codec::{CLASSES, Class, EndReason, FileId, Oid, Operation, Step, Subject, Term, op};
 
 use crate::batch::Batch;
 use crate::entity::{Process, Processes};
@@ -25,6 +26,7 @@ use crate::privacy::Privacy;
 use crate::table::{Table, hash_map_bytes};
 use events::Arguments;
 pub use processes::container_id;
+use summaries::{Meters, SUMMARIES_MAX, Scope, Sum};
 
 /// Attempts to connect that are remembered until their flow begins: it is in the ring right behind.
 const REFUSED_MAX: usize = 64;
@@ -119,6 +121,8 @@ impl Bounds {
         BUFFERS * BUFFER_BYTES
             + CLASSES * hash_map_bytes::<u64, u32>(CONTAINERS_MAX)
             + REFUSED_MAX * size_of::<SocketState>()
+            + Meters::BYTES
+            + Table::<(Scope, Subject), Sum>::memory_bytes(SUMMARIES_MAX)
     }
 }
 
@@ -163,6 +167,12 @@ pub struct Engine {
     keys: Vec<(u64, FlowKey)>,
     /// Room for lists of processes.
     oids: Vec<Oid>,
+    /// Of the ladder.
+    step: Step,
+    meters: Meters,
+    /// Whether the session of the event at hand is told in summaries.
+    floods: bool,
+    summaries: Table<(Scope, Subject), Sum>,
 }
 
 /// The containers that one generation of a class has.
@@ -218,12 +228,18 @@ impl Engine {
             },
             keys: Vec::with_capacity(bounds.flows_max),
             oids: Vec::with_capacity(bounds.processes_max),
+            step: Step::Everything,
+            meters: Meters::new(),
+            floods: false,
+            summaries: Table::new(SUMMARIES_MAX),
         }
     }
 
     /// Takes in one event.
     pub fn observe(&mut self, event: &Event<'_>, counters: &dyn Counters) {
         self.batch.between();
+        let header = event.header();
+        self.meter(header.session, header.time_ns);
         match event {
             Event::Fork(fork) => self.fork(fork),
             Event::Exec(started) => self.exec(started),
@@ -231,7 +247,11 @@ impl Engine {
             Event::Clone(clone) => {
                 let Some(oid) = self.subject(&clone.header, Operation::Clone) else { return };
                 if clone.thread == 0 {
-                    self.process_event(oid, &clone.header, Operation::Clone, &[], clone.ret);
+                    let exe = self.exe_hash(oid);
+                    let (header, kind) = (&clone.header, Operation::Clone);
+                    if !self.fold_event(header, oid, kind, Subject::Processes, exe) {
+                        self.process_event(oid, header, kind, &[], clone.ret);
+                    }
                 } else {
                     self.count(Operation::Clone, Term::Aggregated, 1);
                     if clone.ret < 0 {
@@ -244,7 +264,11 @@ impl Engine {
                 let mut args = Arguments::begin(&mut self.buffers.args);
                 args.text(path);
                 let args = args.end();
-                self.process_event(oid, &failed.header, Operation::Exec, &args, failed.ret);
+                let exe = self.hasher.hash_one(path);
+                let (header, kind) = (&failed.header, Operation::Exec);
+                if !self.fold_event(header, oid, kind, Subject::Processes, exe) {
+                    self.process_event(oid, header, kind, &args, failed.ret);
+                }
                 self.buffers.args = args;
             }
             Event::Setuid(setuid) => {
@@ -334,6 +358,7 @@ impl Engine {
         self.keys = due;
         let since_ns = now_ns.saturating_sub(active_ns);
         self.export_all_threads(since_ns, now_ns, EndReason::ActiveTimeout);
+        self.export_summaries(since_ns, now_ns, EndReason::ActiveTimeout);
     }
 
     /// Exports everything at the end of the run.
@@ -345,6 +370,7 @@ impl Engine {
         }
         self.keys = open;
         self.export_all_threads(u64::MAX, now_ns, EndReason::ForcedEnd);
+        self.export_summaries(u64::MAX, now_ns, EndReason::ForcedEnd);
         self.batch.close(now_ns);
     }
 
@@ -370,7 +396,8 @@ impl Engine {
             .min();
         // What a flow without news has done since the last sweep is not known.
         let unknown = (!self.flows.is_empty()).then_some(swept_ns);
-        [flows, unknown, self.processes.threads_since(), self.batch.pending_since_ns()]
+        let (threads, summaries) = (self.processes.threads_since(), self.summaries_since_ns());
+        [flows, unknown, threads, summaries, self.batch.pending_since_ns()]
             .into_iter()
             .flatten()
             .fold(now_ns, u64::min)

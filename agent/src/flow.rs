@@ -62,6 +62,10 @@ pub struct Flow {
     pub seen: Totals,
     /// Totals exported.
     pub exported: Totals,
+    /// The session of its process, as the kernel side names it; 0 if it is not known.
+    pub session: u32,
+    /// Whether the session flooded when it began: it is told in a summary.
+    pub floods: bool,
     /// Whether its map entry was taken before its start was heard of: no event tells its end.
     pub is_taken: bool,
 }

@@ -36,7 +36,10 @@ fn main() -> ExitCode {
         Command::SpoolList { config, json } => spool_list(&config, json),
         Command::SpoolPurge { config } => spool_purge(&config),
         Command::Capture { duration, out } => {
-            let captured = Settings::new(&Config::default())
+            // Whoever captures wants to see all.
+            let mut config = Config::default();
+            config.ladder.last_step = codec::Step::Everything;
+            let captured = Settings::new(&config)
                 .and_then(|settings| pipeline::capture(&settings, duration, &out));
             finish(captured)
         }

@@ -5,6 +5,7 @@ mod capture;
 mod delivery;
 mod path;
 mod settings;
+mod strain;
 
 pub use capture::capture;
 pub use delivery::{purge, run};
@@ -20,13 +21,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bpf::{Hook, Probes};
-use codec::{CLASSES, Capabilities, Class, Clock, DropReason, Term, hook};
+use codec::{CLASSES, Capabilities, Class, Clock, DropReason, Step, StepChange, Term, hook};
 use rustix::time::{ClockId, clock_gettime};
 use smol::Timer;
 
 use crate::batch::{Batch, Books, Identity, Sink};
 use crate::confinement::{self, Needs};
 use crate::engine::Engine;
+use crate::ladder::Measures;
 use crate::procfs::{self, UserFiles};
 use crate::run_state::Before;
 use crate::spool::SpoolError;
@@ -165,6 +167,10 @@ trait Outlet: Sink {
     fn losses(&mut self) -> Losses {
         Losses::default()
     }
+    /// Adds what strains the outlet.
+    fn measure(&self, _measures: &mut Measures) {}
+    /// Which step of the ladder holds from now on.
+    fn stepped(&mut self, _step: Step) {}
     /// Once for every age of urgent frames.
     fn tick(&mut self, _books: &Books) {}
     /// Once for every look into the ring, at least ten times a second while all is well.
@@ -262,6 +268,7 @@ fn watch(
     let started = Instant::now();
     let (mut swept, mut told) = (started, started);
     let mut framed = [started; CLASSES];
+    let mut strain = strain::Watch::new(settings, started);
     let [urgent_age_max, volume_age_max] = settings.frame_ages_max;
     let wake = smol::Async::new(path.ring.descriptor()).map_err(|e| Error::System("ring", e))?;
     smol::block_on(smol::LocalExecutor::new().run(async {
@@ -274,9 +281,15 @@ fn watch(
                 outlet.borrow_mut().stopping();
             }
             let drained_ns = boot_ns();
+            strain.note_ring(path.ring.waiting_bytes());
             path.drain();
             let now = Instant::now();
             outlet.borrow_mut().alive(now);
+            let measure = |measures: &mut Measures| outlet.borrow().measure(measures);
+            if let Some(change) = strain.look(now, drained_ns, measure) {
+                step(&change, &probes, &path);
+                outlet.borrow_mut().stepped(change.step);
+            }
             let sweeping = stopping || now.duration_since(swept) >= SWEEP;
             if sweeping {
                 swept = now;
@@ -351,6 +364,25 @@ fn watch(
             .await;
         }
     }))
+}
+
+/// Takes a step of the ladder: kernel side, engine and log hear of it, and the collector.
+fn step(change: &StepChange, probes: &Probes, path: &EventPath) {
+    let StepChange { at_ns, step, strain, percent } = *change;
+    if let Err(error) = probes.set_step(step as u32) {
+        log::error!("{error}: the probes do not follow");
+    }
+    {
+        let mut engine = path.engine.borrow_mut();
+        engine.set_step(step, at_ns);
+        engine.batch.tell_step(*change);
+    }
+    let (name, strain) = (step.name(), strain.name());
+    if step == Step::Everything {
+        log::info!("ladder: {name} is told again");
+    } else {
+        log::warn!("ladder: step {name:?} holds ({strain} at {percent} % of its limit)");
+    }
 }
 
 /// A flag that SIGTERM and SIGINT set.

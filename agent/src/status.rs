@@ -46,6 +46,8 @@ pub struct Status {
     pub hooks_attached: Vec<String>,
     /// Hooks that this kernel refused: what they show is not seen.
     pub hooks_missing: Vec<String>,
+    /// The step of the ladder that holds: how much detail is given up.
+    pub step: String,
     /// Totals of the ledger by term, in operations or, for losses of the spool, records.
     pub ledger: BTreeMap<String, u64>,
     /// The queue on disk.
@@ -172,6 +174,7 @@ impl Status {
             line("hooks missing", list(&self.hooks_missing));
         }
         line("privileges", list(&self.privileges));
+        line("ladder", self.step.clone());
         for (term, total) in &self.ledger {
             line(term, total.to_string());
         }

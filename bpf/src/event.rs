@@ -148,6 +148,27 @@ pub enum Event<'a> {
 }
 
 impl<'a> Event<'a> {
+    /// What every event begins with.
+    pub fn header(&self) -> &Header {
+        match self {
+            Event::Fork(event) => &event.header,
+            Event::Exec(started) => &started.exec.header,
+            Event::Exit(event) => &event.header,
+            Event::Clone(event) => &event.header,
+            Event::ExecFailed { failed, .. } => &failed.header,
+            Event::Setuid(event) => &event.header,
+            Event::FlowStart { start, .. } => &start.header,
+            Event::FlowEnd(event) => &event.header,
+            Event::Path { path, .. } => &path.header,
+            Event::SocketState(event) => &event.header,
+            Event::ClosedRange(event) => &event.header,
+            Event::IoUring(event) => &event.header,
+            Event::Attribute { attribute, .. } => &attribute.path.header,
+            Event::Privilege { privilege, .. } => &privilege.header,
+            Event::Socket { socket, .. } => &socket.header,
+        }
+    }
+
     /// Decodes one ring record.
     pub fn decode(bytes: &'a [u8]) -> Option<Event<'a>> {
         let (header, _) = Header::read(bytes)?;

@@ -7,7 +7,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
 use libbpf_rs::{
-    Iter, Link, MapCore, MapFlags, MapHandle, Object, PrintLevel, RingBuffer, RingBufferBuilder,
+    AsRawLibbpf as _, Iter, Link, MapCore, MapFlags, MapHandle, Object, PrintLevel, RingBuffer,
+    RingBufferBuilder, libbpf_sys,
 };
 
 use crate::error::{Error, log_line, refused};
@@ -484,6 +485,18 @@ impl fmt::Debug for Ring<'_> {
 }
 
 impl Ring<'_> {
+    /// Bytes that wait in the ring.
+    pub fn waiting_bytes(&self) -> usize {
+        // SAFETY: the manager is alive, and its first ring, if there is one, lives as long.
+        unsafe {
+            let manager = self.ring.as_libbpf_object();
+            match libbpf_sys::ring_buffer__ring(manager.as_ptr(), 0) {
+                ring if ring.is_null() => 0,
+                ring => libbpf_sys::ring__avail_data_size(ring) as usize,
+            }
+        }
+    }
+
     /// Passes everything in the ring to the observer.
     pub fn drain(&self) {
         self.ring.consume_raw();

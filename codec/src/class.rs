@@ -3,7 +3,7 @@
 //! Each class of a run is a stream of its own, with its own sequence, generations and entities.
 //! Urgent frames are finished, sent and kept before those of volumes.
 
-use crate::record::Record;
+use crate::record::{Record, Subject, Summary};
 
 /// Number of classes.
 pub const CLASSES: usize = 2;
@@ -36,6 +36,14 @@ impl Class {
         Class::ALL.into_iter().find(|class| *class as u8 == number)
     }
 
+    /// The class that summaries of a subject travel in: that of what they stand for.
+    pub fn of_subject(subject: Subject) -> Class {
+        match subject {
+            Subject::Files => Class::Volume,
+            Subject::Network | Subject::Processes => Class::Urgent,
+        }
+    }
+
     /// The class that a record travels in; none for an entity, which travels in each class whose
     /// records refer to it.
     pub fn of(record: &Record<'_>) -> Option<Class> {
@@ -48,6 +56,7 @@ impl Class {
             Record::FileEvent(_) | Record::FileFlow(_) | Record::ProcessFlow(_) => {
                 Some(Class::Volume)
             }
+            Record::Summary(Summary { subject, .. }) => Some(Class::of_subject(*subject)),
         }
     }
 }

@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use crate::record::Record;
 use crate::stream::{
     Capabilities, Clock, Counter, Farewell, FormerRun, GenerationStart, Header, Interruption,
-    LEDGER_COUNTERS_MAX, Ledger, Seal, StreamKey, TOMBSTONES_MAX, Tombstone, Tombstones,
+    LEDGER_COUNTERS_MAX, Ledger, STEPS_MAX, Seal, StepChange, Steps, StreamKey, TOMBSTONES_MAX,
+    Tombstone, Tombstones,
 };
 
 /// Largest frame, bytes: a receiver may refuse more without looking.
@@ -24,11 +25,17 @@ const VERSION: u8 = 0;
 const PREFIX_BYTES: usize = 8;
 const CHECKSUM_BYTES: usize = 4;
 /// Largest header, bytes. The ledger is the largest part: its counters have at most 13 bytes.
-const HEADER_BYTES_MAX: usize = 9 * 1024;
+const HEADER_BYTES_MAX: usize = 9 * 1024 + 512;
 /// Largest tombstone, bytes.
 const TOMBSTONE_BYTES_MAX: usize = 8 + 1 + 1 + 4 * 10;
+/// Largest change of step, bytes.
+const STEP_BYTES_MAX: usize = 10 + 1 + 1 + 5;
 const _: () = assert!(
-    LEDGER_COUNTERS_MAX * 13 + TOMBSTONES_MAX * TOMBSTONE_BYTES_MAX + 1024 <= HEADER_BYTES_MAX
+    LEDGER_COUNTERS_MAX * 13
+        + TOMBSTONES_MAX * TOMBSTONE_BYTES_MAX
+        + STEPS_MAX * STEP_BYTES_MAX
+        + 1024
+        <= HEADER_BYTES_MAX
 );
 
 const EXTENSION_END: u8 = 0;
@@ -41,6 +48,7 @@ const EXTENSION_FAREWELL: u8 = 6;
 const EXTENSION_FORMER: u8 = 7;
 const EXTENSION_TOMBSTONES: u8 = 8;
 const EXTENSION_SEAL: u8 = 9;
+const EXTENSION_STEPS: u8 = 10;
 
 /// Why bytes are not a frame. As many answers as a receiver has choices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -231,6 +239,9 @@ impl<'b> FrameWriter<'b> {
         if let Some(seal) = &header.seal {
             cursor.extension(EXTENSION_SEAL, seal)?;
         }
+        if !header.steps.is_empty() {
+            cursor.extension(EXTENSION_STEPS, &header.steps)?;
+        }
         cursor.value(&EXTENSION_END)?;
         let header_bytes = cursor.at;
         let start = body_start - header_bytes - PREFIX_BYTES;
@@ -412,6 +423,7 @@ fn decode_header(bytes: &[u8]) -> Result<(Header<'_>, &[u8]), DecodeError> {
         former: None,
         tombstones: Tombstones::new(),
         seal: None,
+        steps: Steps::new(),
     };
     loop {
         let (tag, after) = rest.split_first().ok_or(BAD)?;
@@ -444,6 +456,9 @@ fn decode_header(bytes: &[u8]) -> Result<(Header<'_>, &[u8]), DecodeError> {
             EXTENSION_FORMER => header.former = Some(whole::<FormerRun>(value, "former run")?),
             EXTENSION_TOMBSTONES => {
                 header.tombstones = whole::<Vec<Tombstone, TOMBSTONES_MAX>>(value, "tombstones")?;
+            }
+            EXTENSION_STEPS => {
+                header.steps = whole::<Vec<StepChange, STEPS_MAX>>(value, "steps of the ladder")?;
             }
             EXTENSION_SEAL => header.seal = Some(whole::<Seal>(value, "seal")?),
             // A later agent may say more: that is no reason to refuse what is understood.

@@ -485,6 +485,58 @@ pub struct ProcessFlow {
     pub end: EndReason,
 }
 
+/// What a [`Summary`] is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[repr(u8)]
+pub enum Subject {
+    /// Flows on files, and events of files.
+    Files,
+    /// Flows of the network.
+    Network,
+    /// Processes that came, began programs and went.
+    Processes,
+}
+
+impl Subject {
+    /// The name that reports print.
+    pub fn name(self) -> &'static str {
+        match self {
+            Subject::Files => "files",
+            Subject::Network => "network",
+            Subject::Processes => "processes",
+        }
+    }
+}
+
+/// What many records would have told, over an interval, on a step of the ladder: see
+/// [`Step`](crate::Step).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Who; of a session the process of it that was the first here.
+    pub process: Oid,
+    /// First operation, boot clock, ns.
+    pub time_ns: u64,
+    /// End of this record's interval, boot clock, ns.
+    pub end_ns: u64,
+    /// What it is about.
+    pub subject: Subject,
+    /// Whether it is about all processes of a session, not one.
+    pub session: bool,
+    /// Bits of [`op`].
+    pub ops: u64,
+    /// Records that are not told: flows and events.
+    pub records: u64,
+    /// About how many different objects they had: files by path, peers by address and port,
+    /// programs by path. The standard error is 9 %.
+    pub objects: u64,
+    /// About how many different processes they were of.
+    pub processes: u64,
+    /// What was read and written.
+    pub volume: Volume,
+    /// Why the record ends here.
+    pub end: EndReason,
+}
+
 /// A Kubernetes pod. Carried for completeness of the format; the agent does not ask
 /// Kubernetes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -549,6 +601,8 @@ pub enum Record<'a> {
     /// A Kubernetes event.
     #[serde(borrow)]
     K8sEvent(K8sEvent<'a>),
+    /// A summary, which SysFlow does not have.
+    Summary(Summary),
 }
 
 impl Record<'_> {
@@ -566,6 +620,7 @@ impl Record<'_> {
             Record::ProcessFlow(r) => r.end_ns,
             Record::Pod(r) => r.time_ns,
             Record::K8sEvent(r) => r.time_ns,
+            Record::Summary(r) => r.end_ns,
         })
     }
 
@@ -576,6 +631,7 @@ impl Record<'_> {
             Record::NetworkFlow(r) => Some(r.time_ns),
             Record::FileFlow(r) => Some(r.time_ns),
             Record::ProcessFlow(r) => Some(r.time_ns),
+            Record::Summary(r) => Some(r.time_ns),
             other => other.time_ns(),
         }
     }

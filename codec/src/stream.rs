@@ -51,6 +51,9 @@ pub struct Header<'a> {
     pub tombstones: Tombstones,
     /// In the first frame of a generation: what the one before it was.
     pub seal: Option<Seal>,
+    /// Steps of the ladder that were taken: new ones, and in the first frame of an urgent
+    /// generation the one that holds, unless it is [`Step::Everything`].
+    pub steps: Steps,
 }
 
 /// Who speaks: sent once for each generation.
@@ -179,6 +182,100 @@ pub const TOMBSTONES_MAX: usize = 12;
 /// The tombstones of one frame. What a later frame of the run says in a range that begins alike
 /// takes the place of what an earlier one said.
 pub type Tombstones = Vec<Tombstone, TOMBSTONES_MAX>;
+
+/// How much detail the agent gives up under strain, step by step. Each includes those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[repr(u8)]
+pub enum Step {
+    /// Everything is told.
+    Everything,
+    /// Sessions that flood are told in summaries; the others in full.
+    Summaries,
+    /// A session has its share of the ring, and no more; what it does beyond is counted as lost.
+    Shares,
+    /// Files that are only read are told in one summary for each process.
+    Totals,
+    /// Events of files are left out, and counted; flows go on.
+    Flows,
+    /// Files are left out, and counted: what remains are processes and the network.
+    Processes,
+}
+
+impl Step {
+    /// All steps, from full detail down.
+    pub const ALL: [Step; 6] = [
+        Step::Everything,
+        Step::Summaries,
+        Step::Shares,
+        Step::Totals,
+        Step::Flows,
+        Step::Processes,
+    ];
+
+    /// The name that reports print and configurations have.
+    pub fn name(self) -> &'static str {
+        match self {
+            Step::Everything => "everything",
+            Step::Summaries => "summaries",
+            Step::Shares => "shares",
+            Step::Totals => "totals",
+            Step::Flows => "flows",
+            Step::Processes => "processes",
+        }
+    }
+}
+
+/// What an agent gives up detail for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[repr(u8)]
+pub enum Strain {
+    /// The ring fills up.
+    Ring,
+    /// The agent uses more of the processor than it may.
+    Processor,
+    /// The spool fills up.
+    Spool,
+    /// The bytes that the link may carry in a day are spent ahead of time.
+    Link,
+    /// The bytes that may be written to flash in a day are spent ahead of time.
+    Flash,
+}
+
+impl Strain {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Strain; 5] =
+        [Strain::Ring, Strain::Processor, Strain::Spool, Strain::Link, Strain::Flash];
+
+    /// The name that reports print.
+    pub fn name(self) -> &'static str {
+        match self {
+            Strain::Ring => "ring",
+            Strain::Processor => "processor",
+            Strain::Spool => "spool",
+            Strain::Link => "link",
+            Strain::Flash => "flash",
+        }
+    }
+}
+
+/// A step of the ladder is taken, down or up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepChange {
+    /// From when on, boot clock, ns.
+    pub at_ns: u64,
+    /// What holds from then on.
+    pub step: Step,
+    /// The greatest strain then.
+    pub strain: Strain,
+    /// How great it was, in percent of what it may be.
+    pub percent: u32,
+}
+
+/// Most changes of one frame: the agent takes its time for each.
+pub const STEPS_MAX: usize = 8;
+
+/// The changes of one frame, oldest first.
+pub type Steps = Vec<StepChange, STEPS_MAX>;
 
 /// Hooks by number, for [`Capabilities`].
 pub mod hook {
@@ -373,11 +470,13 @@ pub enum Term {
     LostRefused,
     /// Lost: an operator purged the spool; told by the run after (unit: records).
     LostPurged,
+    /// Lost: left out on a step of the ladder.
+    LostShed,
 }
 
 impl Term {
     /// All terms, in the order of their numbers.
-    pub const ALL: [Term; 14] = [
+    pub const ALL: [Term; 15] = [
         Term::Observed,
         Term::Stored,
         Term::Aggregated,
@@ -392,6 +491,7 @@ impl Term {
         Term::LostSpoolError,
         Term::LostRefused,
         Term::LostPurged,
+        Term::LostShed,
     ];
 
     /// The name that reports print.
@@ -411,6 +511,7 @@ impl Term {
             Term::LostSpoolError => "lost_spool_error",
             Term::LostRefused => "lost_refused",
             Term::LostPurged => "lost_purged",
+            Term::LostShed => "lost_shed",
         }
     }
 

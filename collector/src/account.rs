@@ -14,6 +14,7 @@ use crate::capture::Origin;
 use crate::chain::{self, Chain, Checked};
 use crate::convert::Unresolved;
 use crate::gap::{Gap, Graves, run_tag};
+use crate::ladder::Ladder;
 use crate::layout;
 
 pub(crate) type CounterName = (Option<Operation>, Term);
@@ -34,6 +35,8 @@ pub(crate) struct Run {
     pub(crate) farewell: Option<u64>,
     /// The last frame's sequence of each class.
     last: BTreeMap<u8, u64>,
+    /// How much detail it gave up, and when.
+    pub(crate) ladder: Ladder,
     /// The seals of each class.
     chains: BTreeMap<u8, Chain>,
     /// The latest totals of each class.
@@ -90,6 +93,7 @@ impl Account {
         let last = run.last.entry(origin.class).or_default();
         *last = header.key.sequence.max(*last);
         run.records += u64::from(header.records);
+        run.ladder.note(&header.steps);
         run.farewell = run.farewell.or(header.farewell.map(|farewell| farewell.at_ns));
         let totals = run.totals.entry(origin.class).or_default();
         for Counter { operation, term, total } in &header.ledger {
@@ -233,6 +237,7 @@ impl Run {
             "frames": self.frames,
             "records": self.records,
             "counters": self.counters(),
+            "ladder": self.ladder.json(self.farewell),
         })
     }
 
@@ -251,6 +256,7 @@ impl Run {
                 .collect();
             lines.push(format!("  {operation:<12} lost {lost}: {}", terms.join(", ")));
         }
+        lines.extend(self.ladder.lines(self.farewell));
         lines
     }
 }

@@ -155,6 +155,7 @@ mod tests {
             former: None,
             tombstones: Default::default(),
             seal,
+            steps: Default::default(),
         };
         let mut buffer = vec![0; 16 * 1024];
         FrameWriter::new(&mut buffer).unwrap().finish(&header).unwrap().to_vec()

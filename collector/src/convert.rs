@@ -14,7 +14,7 @@ use sha1::{Digest, Sha1};
 use crate::sysflow::{
     CONTAINER_TYPE_CUSTOM, CONTAINER_TYPES, Container, Endpoints, File, FileEvent, FileFlow,
     FileRef, Foid, Inode, K8S_ACTIONS, K8S_COMPONENTS, K8sEvent, NetworkEvent, NetworkFlow, Oid,
-    Pod, Process, ProcessEvent, ProcessFlow, Record, Volume,
+    Pod, Process, ProcessEvent, ProcessFlow, Record, Summary, Volume,
 };
 
 /// Most containers, processes and file numbers of one generation together. An agent begins a
@@ -256,6 +256,19 @@ impl Stream {
                 action: r.action.min(K8S_ACTIONS.len() as u8 - 1),
                 ts: self.wall(r.time_ns),
                 message: text(r.message),
+            }),
+            codec::Record::Summary(r) => Record::Summary(Summary {
+                process: self.subject(r.process),
+                ts: self.wall(r.time_ns),
+                end_ts: self.wall(r.end_ns),
+                subject: r.subject,
+                session: r.session,
+                ops: r.ops,
+                records: r.records,
+                objects: r.objects,
+                processes: r.processes,
+                volume: volume(r.volume),
+                end: r.end,
             }),
         })
     }

@@ -195,6 +195,7 @@ impl<'a> Statement<'a> {
         for (term, total) in &self.records_lost {
             lines.push(format!("  lost: {total} records, {}", term.name()));
         }
+        lines.extend(run.ladder.lines(run.farewell));
         let Checked { whole, incomplete } = run.checked();
         lines.push(format!(
             "  chain: {whole} generations are as they were sealed, {incomplete} cannot be checked"
@@ -244,6 +245,7 @@ impl<'a> Statement<'a> {
             "operations": lines,
             "records_lost": records_lost,
             "chain": { "whole": run.checked().whole, "incomplete": run.checked().incomplete },
+            "ladder": run.ladder.json(run.farewell),
             "faults": self.verdict().err().unwrap_or_default(),
         })
     }
@@ -305,6 +307,7 @@ mod tests {
             former: None,
             tombstones: Default::default(),
             seal: None,
+            steps: Default::default(),
         }
     }
 

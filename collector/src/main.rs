@@ -17,6 +17,7 @@ mod convert;
 mod frame_files;
 mod gap;
 mod health;
+mod ladder;
 mod layout;
 mod ledger;
 mod logger;

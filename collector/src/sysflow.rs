@@ -311,6 +311,24 @@ pub(crate) struct K8sEvent {
     pub(crate) message: String,
 }
 
+/// What many records would have told: an extension, which SysFlow does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Summary {
+    pub(crate) process: Oid,
+    pub(crate) ts: i64,
+    pub(crate) end_ts: i64,
+    pub(crate) subject: codec::Subject,
+    /// Whether it is of a whole session.
+    pub(crate) session: bool,
+    pub(crate) ops: u64,
+    pub(crate) records: u64,
+    /// Estimates.
+    pub(crate) objects: u64,
+    pub(crate) processes: u64,
+    pub(crate) volume: Volume,
+    pub(crate) end: codec::EndReason,
+}
+
 /// One SysFlow item. The order is that of SysFlow's union.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Record {
@@ -326,6 +344,7 @@ pub(crate) enum Record {
     ProcessFlow(ProcessFlow),
     Pod(Pod),
     K8sEvent(K8sEvent),
+    Summary(Summary),
 }
 
 /// Why schema version 5 cannot say a record.
@@ -339,12 +358,19 @@ pub(crate) enum Unsaid {
     NetworkEvent,
     /// The record that names its file is missing.
     UnresolvedFile,
+    /// A summary of records that were not told.
+    Summary,
 }
 
 impl Unsaid {
     /// All reasons.
-    pub(crate) const ALL: [Unsaid; 4] =
-        [Unsaid::Ipv6, Unsaid::ExtensionOperation, Unsaid::NetworkEvent, Unsaid::UnresolvedFile];
+    pub(crate) const ALL: [Unsaid; 5] = [
+        Unsaid::Ipv6,
+        Unsaid::ExtensionOperation,
+        Unsaid::NetworkEvent,
+        Unsaid::UnresolvedFile,
+        Unsaid::Summary,
+    ];
 
     /// The name that reports print.
     pub(crate) fn name(self) -> &'static str {
@@ -353,6 +379,7 @@ impl Unsaid {
             Unsaid::ExtensionOperation => "extension_operation",
             Unsaid::NetworkEvent => "network_event",
             Unsaid::UnresolvedFile => "unresolved_file",
+            Unsaid::Summary => "summary",
         }
     }
 }
@@ -383,6 +410,7 @@ impl Record {
             Record::ProcessEvent(event) => event.ops,
             Record::ProcessFlow(flow) => flow.ops,
             Record::NetworkEvent(_) => return Some(Unsaid::NetworkEvent),
+            Record::Summary(_) => return Some(Unsaid::Summary),
             Record::Header(_)
             | Record::Container(_)
             | Record::Process(_)

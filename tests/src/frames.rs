@@ -156,6 +156,7 @@ fn kind(record: &Record<'_>) -> &'static str {
         Record::FileEvent(_) => "FileEvent",
         Record::NetworkEvent(_) => "NetworkEvent",
         Record::ProcessFlow(_) => "ProcessFlow",
+        Record::Summary(_) => "Summary",
         Record::Pod(_) => "Pod",
         Record::K8sEvent(_) => "K8sEvent",
     }
@@ -220,6 +221,7 @@ pub fn sample(agent_id: &str, run_id: [u8; 16], sequence: u64) -> Result<Vec<u8>
         former: None,
         tombstones: Default::default(),
         seal: None,
+        steps: Default::default(),
     };
     Ok(writer.finish(&header)?.to_vec())
 }

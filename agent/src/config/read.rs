@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::path::PathBuf;
 
+use codec::Step;
 use toml::de::{DeTable, DeValue};
 
 use super::{BOUNDS, Config, Problem, SpoolSync, is_agent_id};
@@ -43,8 +44,18 @@ pub(super) fn config(text: &str) -> Result<Config, Vec<Problem>> {
     reader.finish()
 }
 
-const SECTIONS: [&str; 9] =
-    ["agent", "collector", "spool", "flows", "frames", "kernel", "memory", "privacy", "status"];
+const SECTIONS: [&str; 10] = [
+    "agent",
+    "collector",
+    "spool",
+    "flows",
+    "frames",
+    "kernel",
+    "memory",
+    "ladder",
+    "privacy",
+    "status",
+];
 
 struct Item<'a> {
     /// `section.key`
@@ -107,6 +118,16 @@ impl Reader<'_> {
             "memory.budget_bytes" => self.number(item, &mut config.memory.budget_bytes),
             "memory.processes_max" => self.optional(item, &mut config.memory.processes_max),
             "memory.text_bytes" => self.optional(item, &mut config.memory.text_bytes),
+            "ladder.last_step" => {
+                let steps = Step::ALL.map(|step| (step.name(), step));
+                self.choice(item, &steps, &mut config.ladder.last_step);
+            }
+            "ladder.ring_percent" => self.number(item, &mut config.ladder.ring_percent),
+            "ladder.processor_percent" => {
+                self.number(item, &mut config.ladder.processor_percent);
+            }
+            "ladder.spool_percent" => self.number(item, &mut config.ladder.spool_percent),
+            "ladder.hold_s" => self.number(item, &mut config.ladder.hold_s),
             "privacy.redact" => match item.value {
                 DeValue::Boolean(value) => config.privacy.redact = *value,
                 _ => self.wrong_type(item, "true or false"),

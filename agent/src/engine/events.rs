@@ -6,8 +6,8 @@ use std::io::Write as _;
 
 use bpf::{Attribute, Named, Privilege, Socket, Walked};
 use codec::{
-    CLASSES, Class, FileEvent, FileId, NetworkEvent, ObjectState, Oid, Operation, Record, Term,
-    file,
+    CLASSES, Class, FileEvent, FileId, NetworkEvent, ObjectState, Oid, Operation, Record, Subject,
+    Term, file,
 };
 
 use super::records::{FileWords, bit};
@@ -32,6 +32,12 @@ impl Engine {
         let kind = Operation::ALL[operation as usize];
         let header = &event.path.header;
         let Some(oid) = self.subject(header, kind) else { return };
+        if !matches!(kind, Operation::Mount | Operation::Umount) {
+            let object = self.name_hash(name);
+            if self.fold_event(header, oid, kind, Subject::Files, object) {
+                return;
+            }
+        }
         let [first, second] = event.values;
         let mut args = Arguments::begin(&mut self.buffers.args);
         match kind {

@@ -2,10 +2,12 @@
 
 use bpf::{ClosedRange, FlowEnd, FlowKey, FlowStart, Walked, flow as kernel_flow};
 use codec::{
-    Class, EndReason, FileFlow, NetworkFlow, ObjectState, Operation, Record, Term, file, op,
+    Class, EndReason, FileFlow, NetworkFlow, ObjectState, Operation, Record, Subject, Term, file,
+    op,
 };
 
 use super::records::FileWords;
+use super::summaries::Part;
 use super::{Counters, EARLY_MAX, Engine, Last, Taken, object};
 use crate::flow::{Flow, Object, Totals, open_flags};
 
@@ -82,6 +84,8 @@ impl Engine {
             active_ns: now_ns,
             seen: Totals::default(),
             exported: Totals::default(),
+            session: start.header.session,
+            floods: self.floods,
             is_taken: false,
         };
         let is_it = |(key, flow_ns, _): &(FlowKey, u64, Last)| {
@@ -330,16 +334,24 @@ impl Engine {
             None => return,
         };
         let since_ns = std::mem::replace(&mut flow.since_ns, now_ns);
+        let subject = match flow.object {
+            Object::File { .. } => Subject::Files,
+            Object::Network { .. } => Subject::Network,
+        };
+        if let Some(scope) = self.scope_of(flow, ops) {
+            let object = self.object_hash(&flow.object);
+            let (process, volume) = (flow.process, done.volume);
+            self.fold(scope, &Part { subject, process, object, ops, volume, since_ns, now_ns });
+            self.count_told(subject, &done);
+            return;
+        }
         if self.processes.get(flow.process).is_none() {
             // It had to make room. Where there is none, the record has its identity alone.
             self.know(flow.process, now_ns);
         }
-        let class = match flow.object {
-            Object::File { .. } => Class::Volume,
-            Object::Network { .. } => Class::Urgent,
-        };
+        let class = Class::of_subject(subject);
         self.write_processes(class, flow.process, now_ns, ObjectState::Reup);
-        let (reading, writing, record) = match &flow.object {
+        let record = match &flow.object {
             Object::File { kind, path, device, inode, flags } => {
                 let container = self.container_of(class, flow.process);
                 let mut words = std::mem::take(&mut self.buffers.paths);
@@ -353,26 +365,20 @@ impl Engine {
                     ObjectState::Reup,
                 );
                 self.buffers.paths = words;
-                (
-                    Operation::Read,
-                    Operation::Write,
-                    Record::FileFlow(FileFlow {
-                        process: flow.process,
-                        time_ns: since_ns,
-                        tid: flow.tid,
-                        ops,
-                        open_flags: flow.open_flags,
-                        end_ns: now_ns,
-                        file,
-                        fd: key.fd,
-                        volume: done.volume,
-                        end,
-                    }),
-                )
+                Record::FileFlow(FileFlow {
+                    process: flow.process,
+                    time_ns: since_ns,
+                    tid: flow.tid,
+                    ops,
+                    open_flags: flow.open_flags,
+                    end_ns: now_ns,
+                    file,
+                    fd: key.fd,
+                    volume: done.volume,
+                    end,
+                })
             }
-            Object::Network { source, destination, protocol, flags } => (
-                Operation::Receive,
-                Operation::Send,
+            Object::Network { source, destination, protocol, flags } => {
                 Record::NetworkFlow(NetworkFlow {
                     process: flow.process,
                     time_ns: since_ns,
@@ -389,14 +395,23 @@ impl Engine {
                     end,
                     error: flow.error,
                     flags: *flags,
-                }),
-            ),
+                })
+            }
+        };
+        self.count_told(subject, &done);
+        self.write(&record, Operation::Close);
+    }
+
+    /// Counts what is told of a flow.
+    fn count_told(&mut self, subject: Subject, done: &Totals) {
+        let (reading, writing) = match subject {
+            Subject::Network => (Operation::Receive, Operation::Send),
+            Subject::Files | Subject::Processes => (Operation::Read, Operation::Write),
         };
         self.count(reading, Term::Aggregated, done.volume.read_ops);
         self.count(writing, Term::Aggregated, done.volume.write_ops);
         self.count(Operation::Shutdown, Term::Aggregated, done.shutdowns.into());
         self.count(Operation::Mmap, Term::Aggregated, done.mmaps.into());
-        self.write(&record, Operation::Close);
     }
 }
 

@@ -2,7 +2,8 @@
 
 use bpf::{Header, Named, Started, Walked, path};
 use codec::{
-    CLASSES, Class, EndReason, ObjectState, Oid, Operation, ProcessFlow, Record, Term, op, process,
+    CLASSES, Class, EndReason, ObjectState, Oid, Operation, ProcessFlow, Record, Subject, Term, op,
+    process,
 };
 
 use super::{Counters, Engine};
@@ -41,6 +42,10 @@ impl Engine {
             }
         }
         let header = Header { tid: fork.child_tid, ..fork.header };
+        let exe = self.exe_hash(oid);
+        if self.fold_event(&header, creator, Operation::Clone, Subject::Processes, exe) {
+            return;
+        }
         self.write_processes(Class::Urgent, oid, header.time_ns, ObjectState::Created);
         self.process_event(oid, &header, Operation::Clone, &[], 0);
     }
@@ -107,6 +112,10 @@ impl Engine {
         }
         self.processes.set_words(oid, words);
         (self.buffers.paths, self.buffers.masked) = (paths, masked);
+        let exe = self.exe_hash(oid);
+        if self.fold_event(&exec.header, oid, Operation::Exec, Subject::Processes, exe) {
+            return;
+        }
         self.write_processes(Class::Urgent, oid, exec.header.time_ns, state);
         self.process_event(oid, &exec.header, Operation::Exec, &[], 0);
     }
@@ -138,7 +147,11 @@ impl Engine {
             self.keys = open;
         }
         self.export_threads(oid, now_ns, EndReason::EndDetected);
-        self.process_event(oid, &exit.header, Operation::Exit, &[], exit.status);
+        self.export_process_summary(oid, now_ns);
+        let exe = self.exe_hash(oid);
+        if !self.fold_event(&exit.header, oid, Operation::Exit, Subject::Processes, exe) {
+            self.process_event(oid, &exit.header, Operation::Exit, &[], exit.status);
+        }
         self.processes.end(oid, now_ns);
     }
 

@@ -6,7 +6,7 @@ use std::hash::BuildHasher;
 use bpf::{Header, Named};
 use codec::{
     Class, Container, File, FileEvent, FileId, ObjectState, Oid, Operation, ProcessEvent, Record,
-    Term, file, op,
+    Subject, Term, file, op,
 };
 
 use super::{CONTAINERS_MAX, Engine};
@@ -27,6 +27,10 @@ impl Engine {
         let kind = Operation::ALL[operation as usize];
         let ops = bit(kind);
         let Some(oid) = self.subject(header, kind) else { return };
+        let object = self.name_hash(first);
+        if self.fold_event(header, oid, kind, Subject::Files, object) {
+            return;
+        }
         self.write_processes(Class::Volume, oid, header.time_ns, ObjectState::Reup);
         let container = self.container_of(Class::Volume, oid);
         let restype = if ops & (op::MKDIR | op::RMDIR) != 0 { b'd' } else { b'?' };

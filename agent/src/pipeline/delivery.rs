@@ -7,14 +7,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bpf::Probes;
-use codec::{CLASSES, Class, Frame, Term};
+use codec::{CLASSES, Class, Frame, Step, Strain, Term};
 
+use super::strain::percent;
 use super::{
     Error, Former, Losses, Outlet, Settings, boot_id, boot_ns, drop_privileges, identity, watch,
 };
 use crate::batch::{Books, Identity, Kept, Sink};
 use crate::config::{Config, SpoolSync};
 use crate::confinement::Needs;
+use crate::ladder::Measures;
 use crate::logger::RateLimit;
 use crate::run_state::RunState;
 use crate::spool::{self, Appended, Purged, Reader, Spool, SpoolError, Sync, Writer};
@@ -234,6 +236,16 @@ impl Outlet for Delivery {
         }
     }
 
+    fn measure(&self, measures: &mut Measures) {
+        let depth = self.writer.depth();
+        let full = percent(depth.waiting_bytes, self.config.spool.bytes_max);
+        measures.note(Strain::Spool, full);
+    }
+
+    fn stepped(&mut self, step: Step) {
+        self.status.step = step.name().into();
+    }
+
     fn alive(&mut self, now: Instant) {
         self.supervisor.alive(now);
     }
@@ -316,6 +328,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
         agent_id: identity.agent_id.clone(),
         run_id: hexadecimal(&identity.run_id),
         boot_id: hexadecimal(&identity.boot_id),
+        step: Step::Everything.name().into(),
         ..Status::default()
     };
     let budget = DayBudget::open(folder, config.collector.bytes_per_day, boot_id, boot_ns())

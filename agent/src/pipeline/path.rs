@@ -108,6 +108,7 @@ pub(super) fn tell_tallies(engine: &mut Engine, probes: &Probes) {
             (Term::LostRing, tally.lost_ring),
             (Term::LostMap, tally.lost_map),
             (Term::LostUnreadable, tally.lost_unreadable),
+            (Term::LostShed, tally.lost_shed),
         ] {
             engine.batch.books.set(operation, term, total);
         }

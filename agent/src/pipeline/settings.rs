@@ -9,6 +9,7 @@ use crate::batch::Limits;
 use crate::budget::{self, Division};
 use crate::config::Config;
 use crate::engine::{self, Timeouts};
+use crate::ladder;
 use crate::privacy::Privacy;
 
 /// Peers of one unconnected datagram socket that are told apart.
@@ -31,6 +32,8 @@ pub struct Settings {
     pub limits: Limits,
     /// By class, the age at which a frame is finished.
     pub frame_ages_max: [Duration; CLASSES],
+    /// When steps of the ladder are taken.
+    pub ladder: ladder::Limits,
     /// What is masked in arguments.
     pub privacy: Privacy,
 }
@@ -79,6 +82,13 @@ impl Settings {
             },
             frame_ages_max: [config.frames.age_max_s, config.frames.volume_age_max_s]
                 .map(|age_s| Duration::from_secs(age_s.into())),
+            ladder: ladder::Limits {
+                step_max: config.ladder.last_step,
+                ring_percent: config.ladder.ring_percent,
+                processor_percent: config.ladder.processor_percent,
+                spool_percent: config.ladder.spool_percent,
+                hold_ns: u64::from(config.ladder.hold_s) * 1_000_000_000,
+            },
             privacy: Privacy::new(
                 config.privacy.redact,
                 &config.privacy.redact_names,

@@ -182,5 +182,6 @@ pub(crate) fn header() -> Header<'static> {
         former: None,
         tombstones: Default::default(),
         seal: None,
+        steps: Default::default(),
     }
 }

@@ -8,8 +8,9 @@ use codec::op;
 use crate::sysflow::{Endpoints, Oid, Pod, Record, Volume};
 
 /// Appends `record`. Bits of `ops` beyond version 5 are masked; an address that is not IPv4
-/// and a file that is not known become zeros.
-pub(crate) fn encode(out: &mut Vec<u8>, record: &Record) {
+/// and a file that is not known become zeros. `false`, and nothing is appended, where the schema
+/// has no such record.
+pub(crate) fn encode(out: &mut Vec<u8>, record: &Record) -> bool {
     match record {
         Record::Header(r) => {
             put_long(out, 0);
@@ -111,7 +112,9 @@ pub(crate) fn encode(out: &mut Vec<u8>, record: &Record) {
             put_long(out, r.ts);
             put_text(out, &r.message);
         }
+        Record::Summary(_) => return false,
     }
+    true
 }
 
 fn encode_pod(out: &mut Vec<u8>, pod: &Pod) {

@@ -229,7 +229,7 @@ fn every_kind_survives_a_file_and_blocks_are_cut_at_80_kb() {
     let read: Vec<Record> = Reader::new(file.as_slice()).unwrap().map(Result::unwrap).collect();
     assert!(read == all);
     let mut raw = Vec::new();
-    all.iter().for_each(|record| encode(&mut raw, record));
+    assert!(all.iter().all(|record| encode(&mut raw, record)));
     let blocks = file.windows(16).filter(|window| *window == SYNC).count() - 1;
     assert_eq!(blocks, raw.len() / BLOCK_BYTES + 1);
 }

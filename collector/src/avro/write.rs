@@ -49,8 +49,9 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// Those of the output.
     pub(crate) fn push(&mut self, record: &Record) -> io::Result<()> {
-        encode(&mut self.block, record);
-        self.records += 1;
+        if encode(&mut self.block, record) {
+            self.records += 1;
+        }
         if self.block.len() >= BLOCK_BYTES { self.flush_block() } else { Ok(()) }
     }
 

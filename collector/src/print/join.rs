@@ -55,7 +55,8 @@ impl Joiner {
             | Record::FileEvent(_)
             | Record::NetworkEvent(_)
             | Record::ProcessFlow(_)
-            | Record::K8sEvent(_) => {}
+            | Record::K8sEvent(_)
+            | Record::Summary(_) => {}
         }
     }
 
@@ -68,6 +69,7 @@ impl Joiner {
             Record::FileEvent(r) => (Some(r.process), Some(r.file), r.new_file),
             Record::NetworkEvent(r) => (Some(r.process), None, None),
             Record::ProcessFlow(r) => (Some(r.process), None, None),
+            Record::Summary(r) => (Some(r.process), None, None),
             Record::K8sEvent(_) => (None, None, None),
             Record::Header(_)
             | Record::Container(_)

@@ -202,6 +202,15 @@ fn put_extensions(out: &mut Object, row: &Row<'_>, origin: Option<&Origin>) {
         let namespace = process.map(|p| p.mount_namespace).filter(|number| *number != 0);
         out.put(&format!("{whose}.mount_namespace"), namespace);
     }
+    let summary = match row.record {
+        Record::Summary(summary) => Some(summary),
+        _ => None,
+    };
+    out.put("summary.subject", summary.map(|s| s.subject.name()));
+    out.put("summary.session", summary.map(|s| s.session));
+    out.put("summary.records", summary.map(|s| s.records));
+    out.put("summary.objects", summary.map(|s| s.objects));
+    out.put("summary.processes", summary.map(|s| s.processes));
     out.put("container.full_id", row.container.map(|c| c.full_id.as_str()));
     out.put("stream.boot", origin.map(|o| o.boot.as_str()));
     out.put("stream.run", origin.map(|o| o.run.as_str()));
@@ -272,6 +281,7 @@ fn record_kind(record: &Record) -> &'static str {
         Record::ProcessFlow(_) => "ProcessFlow",
         Record::Pod(_) => "Pod",
         Record::K8sEvent(_) => "K8sEvent",
+        Record::Summary(_) => "Summary",
     }
 }
 

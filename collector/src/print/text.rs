@@ -23,6 +23,7 @@ pub(super) fn kind(record: &Record) -> &'static str {
         Record::ProcessFlow(_) => "PF",
         Record::Pod(_) => "POD",
         Record::K8sEvent(_) => "KE",
+        Record::Summary(_) => "SUM",
     }
 }
 
@@ -36,6 +37,7 @@ pub(super) fn ts(record: &Record) -> i64 {
         Record::NetworkEvent(r) => r.ts,
         Record::ProcessFlow(r) => r.ts,
         Record::K8sEvent(r) => r.ts,
+        Record::Summary(r) => r.ts,
         Record::Process(r) => r.ts,
         Record::File(r) => r.ts,
         Record::Pod(r) => r.ts,
@@ -64,6 +66,7 @@ pub(super) fn ops(record: &Record) -> Option<u64> {
         Record::FileEvent(r) => Some(r.ops),
         Record::NetworkEvent(r) => Some(r.ops),
         Record::ProcessFlow(r) => Some(r.ops),
+        Record::Summary(r) => Some(r.ops),
         _ => None,
     }
 }
@@ -74,6 +77,7 @@ pub(super) fn end(record: &Record) -> Option<(i64, Option<codec::EndReason>)> {
         Record::NetworkFlow(NetworkFlow { end_ts, end, .. })
         | Record::FileFlow(FileFlow { end_ts, end, .. })
         | Record::ProcessFlow(ProcessFlow { end_ts, end, .. }) => Some((*end_ts, *end)),
+        Record::Summary(r) => Some((r.end_ts, Some(r.end))),
         _ => None,
     }
 }
@@ -83,6 +87,7 @@ pub(super) fn volume(record: &Record) -> Option<Volume> {
     match record {
         Record::NetworkFlow(r) => Some(r.volume),
         Record::FileFlow(r) => Some(r.volume),
+        Record::Summary(r) => Some(r.volume),
         _ => None,
     }
 }
@@ -161,6 +166,14 @@ pub(super) fn resource(row: &Row<'_>) -> String {
             bracketed(ends.destination),
             ends.destination_port
         );
+    }
+    if let Record::Summary(summary) = row.record {
+        let whose = match summary.session {
+            true => format!("session, {} processes", summary.processes),
+            false => "process".to_owned(),
+        };
+        let subject = summary.subject.name();
+        return format!("{} records, {} {subject} ({whose})", summary.records, summary.objects);
     }
     let mut text = row.file.map(|file| file.path.clone()).unwrap_or_default();
     if let Some(new) = row.new_file {

@@ -51,6 +51,7 @@ impl Run {
             former: None,
             tombstones: Default::default(),
             seal: None,
+            steps: Default::default(),
         }
     }
 
@@ -70,6 +71,7 @@ impl Run {
             former: None,
             tombstones: Default::default(),
             seal: None,
+            steps: Default::default(),
             ..self.header(generation, sequence)
         }
     }
