@@ -9,89 +9,24 @@
     reason = "a test may stop at what it does not expect"
 )]
 
+mod stage;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::rc::Rc;
 
-use agent::batch::{Batch, Identity, Limits};
-use agent::engine::{Bounds, Counters, Engine, Last, Taken, Timeouts, Users};
+use agent::batch::Limits;
+use agent::engine::{Bounds, Counters, Engine, Last, Taken};
 use agent::entity::{Process, START_TICK_NS};
 use agent::flow::Totals;
-use agent::privacy::Privacy;
 use bpf::{Event, FlowKey, Header};
-use codec::{
-    Capabilities, Class, Clock, FileId, Frame, Oid, Operation, Record, Term, Volume,
-    process as process_flag,
-};
+use codec::{Class, FileId, Frame, Oid, Operation, Record, Term, Volume, process as process_flag};
+use stage::{NoMaps, ROOMY, WIDE, events, replay_behind, replay_events};
 
-const SCENE: &[u8] = include_bytes!("replay/scene.events");
 const RECORDS: &str = include_str!("replay/scene.records");
-
-/// The recorded ends of the flows carry all counters, so that no map is asked.
-struct NoMaps;
-
-impl Counters for NoMaps {
-    fn take(&self, _: &FlowKey, _: u64) -> Taken {
-        Taken::Flow(Last::default())
-    }
-}
-
-fn events() -> impl Iterator<Item = Event<'static>> {
-    let mut rest = SCENE;
-    std::iter::from_fn(move || {
-        let (length, after) = rest.split_first_chunk()?;
-        let (event, after) = after.split_at(u32::from_le_bytes(*length) as usize);
-        rest = after;
-        Some(Event::decode(event).expect("a recorded event"))
-    })
-}
 
 fn replay(limits: Limits) -> Vec<Vec<u8>> {
     replay_events(limits, ROOMY, events()).0
-}
-
-/// The frames that events become, and the engine after them.
-fn replay_events(
-    limits: Limits,
-    bounds: Bounds,
-    events: impl Iterator<Item = Event<'static>>,
-) -> (Vec<Vec<u8>>, Engine) {
-    replay_behind(|_| (), limits, bounds, events, &NoMaps)
-}
-
-/// The same in an engine that knows processes from a first look at the system.
-fn replay_behind(
-    first_look: impl FnOnce(&mut Engine),
-    limits: Limits,
-    bounds: Bounds,
-    events: impl Iterator<Item = Event<'static>>,
-    counters: &dyn Counters,
-) -> (Vec<Vec<u8>>, Engine) {
-    let identity = Identity {
-        agent_id: "replay".into(),
-        boot_id: [1; 16],
-        run_id: [2; 16],
-        kernel: "6.18".into(),
-        machine: "x86_64".into(),
-    };
-    let capabilities = Capabilities { attached: 31, missing: 0, jit: true };
-    let clock = Clock { offset_ns: 0, uncertainty_ns: 0, synchronized: false };
-    let frames = Rc::new(RefCell::new(Vec::new()));
-    let sink = Box::new(Rc::clone(&frames));
-    let batch = Batch::new(identity, limits, capabilities, clock, None, None, sink);
-    let timeouts = Timeouts { idle_ns: 60_000_000_000, active_ns: 30_000_000_000 };
-    let mut engine = Engine::new(bounds, timeouts, Users::default(), Privacy::default(), batch);
-    first_look(&mut engine);
-    let mut last_ns = 0;
-    for event in events {
-        if let Event::Exit(exit) = &event {
-            last_ns = exit.header.time_ns;
-        }
-        engine.observe(&event, counters);
-    }
-    engine.close(last_ns);
-    (frames.take(), engine)
 }
 
 /// Even if every frame but the last is lost, the totals are known.
@@ -108,10 +43,6 @@ fn the_last_frame_has_the_whole_ledger() {
     }
     assert_eq!(last, totals);
 }
-
-const ROOMY: Bounds =
-    Bounds { flows_max: 256, processes_max: 256, files_max: 1024, text_bytes: 1 << 20 };
-const WIDE: Limits = Limits { frame_bytes_max: 128 * 1024, generation_records_max: 100_000 };
 
 /// One line a record, class by class, with process ids and times counted from the scene's first.
 fn told(frames: &[Vec<u8>]) -> String {

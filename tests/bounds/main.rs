@@ -14,14 +14,13 @@
 mod group;
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tests::Result;
-use tests::acts::{Act, Actor, Item, by_number, items};
+use tests::acts::{self, Actor};
 use tests::fleet::{Agent, AgentSettings, Fleet};
 use tests::machine::{Machine, Need, skip};
 use tests::program::Program;
@@ -147,7 +146,9 @@ fn run(plan: Plan) -> Result<Option<Vec<String>>> {
     }
     deliver(&fleet, &mut agent, &address.to_string())?;
     faults.extend(books(&fleet)?);
-    faults.extend(acts_missing(&machine, &fleet, &actor.folder, &acts)?);
+    let (whole, missing) = acts::missing(&machine, &fleet, &actor.folder, &acts)?;
+    println!("{whole} of {} quiet acts are whole", acts.len());
+    faults.extend(missing);
     Ok(Some(faults))
 }
 
@@ -272,55 +273,5 @@ fn books(fleet: &Fleet<'_>) -> Result<Vec<String>> {
     if closed != 1 {
         faults.push(format!("{closed} runs with closed books, expected one"));
     }
-    Ok(faults)
-}
-
-/// What the records lack of acts in `folder`.
-fn acts_missing(
-    machine: &Machine,
-    fleet: &Fleet<'_>,
-    folder: &Path,
-    acts: &[Act],
-) -> Result<Vec<String>> {
-    let mut print = Command::new(machine.collector())
-        .args(["print", "--json"])
-        .arg(fleet.store())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let output = print.stdout.take().ok_or("no output of print")?;
-    // Of millions of records only these are kept.
-    let name = folder.to_string_lossy();
-    let (mut kept, mut records) = (String::new(), 0_u64);
-    for line in BufReader::new(output).lines() {
-        let line = line?;
-        records += 1;
-        if line.contains(name.as_ref()) {
-            kept.push_str(&line);
-            kept.push('\n');
-        }
-    }
-    if !print.wait()?.success() {
-        return Err("print --json failed".into());
-    }
-    let kept = tests::records::parse(&kept)?;
-    let of_acts = by_number(&kept, folder);
-    let mut faults = Vec::new();
-    let mut whole = 0;
-    for act in acts {
-        let found = of_acts.get(&act.mark.number).map_or(&[][..], Vec::as_slice);
-        let wrong: Vec<String> = items(act, folder, found)
-            .into_iter()
-            .filter_map(|item| match item {
-                Item::Right => None,
-                Item::Missing(what) => Some(format!("{what} is missing")),
-                Item::Wrong(what) => Some(what),
-            })
-            .collect();
-        whole += usize::from(wrong.is_empty());
-        if !wrong.is_empty() {
-            faults.push(format!("act {}: {}", act.mark.number, wrong.join(", ")));
-        }
-    }
-    println!("{records} lines of records; {whole} of {} quiet acts are whole", acts.len());
     Ok(faults)
 }

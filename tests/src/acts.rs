@@ -2,6 +2,7 @@
 //! notes when each began and ended; afterwards each is looked up in the records.
 
 use std::collections::HashMap;
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -12,6 +13,8 @@ use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 
 use crate::Result;
+use crate::fleet::Fleet;
+use crate::machine::Machine;
 use crate::mark::Mark;
 use crate::records::{number, text, volume};
 
@@ -205,4 +208,54 @@ pub fn by_number<'r>(records: &'r [Value], folder: &Path) -> HashMap<u32, Vec<&'
         }
     }
     by_number
+}
+
+/// What the records in a fleet's store lack of acts in `folder`: how many acts are whole, and a line
+/// for each that is not.
+///
+/// # Errors
+/// If `print` fails.
+pub fn missing(
+    machine: &Machine,
+    fleet: &Fleet<'_>,
+    folder: &Path,
+    acts: &[Act],
+) -> Result<(usize, Vec<String>)> {
+    let mut print = Command::new(machine.collector())
+        .args(["print", "--json"])
+        .arg(fleet.store())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let output = print.stdout.take().ok_or("no output of print")?;
+    // Of millions of records only these are kept.
+    let name = folder.to_string_lossy();
+    let mut kept = String::new();
+    for line in BufReader::new(output).lines() {
+        let line = line?;
+        if line.contains(name.as_ref()) {
+            kept.push_str(&line);
+            kept.push('\n');
+        }
+    }
+    if !print.wait()?.success() {
+        return Err("print --json failed".into());
+    }
+    let kept = crate::records::parse(&kept)?;
+    let of_acts = by_number(&kept, folder);
+    let mut faults = Vec::new();
+    for act in acts {
+        let found = of_acts.get(&act.mark.number).map_or(&[][..], Vec::as_slice);
+        let wrong: Vec<String> = items(act, folder, found)
+            .into_iter()
+            .filter_map(|item| match item {
+                Item::Right => None,
+                Item::Missing(what) => Some(format!("{what} is missing")),
+                Item::Wrong(what) => Some(what),
+            })
+            .collect();
+        if !wrong.is_empty() {
+            faults.push(format!("act {}: {}", act.mark.number, wrong.join(", ")));
+        }
+    }
+    Ok((acts.len() - faults.len(), faults))
 }

@@ -125,6 +125,7 @@ impl<'m> Fleet<'m> {
             status: self.path(&format!("{name}/status.json")),
             environment: Vec::new(),
             wrapper: Vec::new(),
+            ladder: "last_step = \"everything\"\n".to_string(),
             sections: String::new(),
         }
     }
@@ -303,6 +304,8 @@ pub struct AgentSettings {
     /// A command line that runs the agent, up to and with the agent's own path; empty: the agent
     /// is run as it is.
     pub wrapper: Vec<OsString>,
+    /// The section `[ladder]`, as text; by default no step is taken, so that all is told.
+    pub ladder: String,
     /// More sections of the configuration file, as text.
     pub sections: String,
 }
@@ -322,7 +325,7 @@ impl AgentSettings {
              generation_records_max = {}\n\n\
              [kernel]\n{}{}\n\
              [memory]\nbudget_bytes = {}\n\n\
-             [status]\nfile = {:?}\n\n{}",
+             [status]\nfile = {:?}\n\n[ladder]\n{}\n{}",
             self.url,
             self.ca,
             self.certificate,
@@ -340,6 +343,7 @@ impl AgentSettings {
             chosen("flow_entries", self.flow_entries),
             self.budget_bytes,
             self.status,
+            self.ladder,
             self.sections,
         )
     }

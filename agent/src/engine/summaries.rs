@@ -17,7 +17,7 @@ use crate::names;
 use crate::sketch::Sketch;
 
 /// Events of a session in one second from which on it floods.
-const FLOOD_EVENTS: u32 = 400;
+const FLOOD_EVENTS: u32 = 200;
 const SECOND_NS: u64 = 1_000_000_000;
 /// Places of sessions that are metered.
 const METERS: usize = 1024;

@@ -1,0 +1,176 @@
+//! The ladder, live: an agent that may use one hundredth of a processor is strained by any load. A
+//! flood becomes a summary while what a quiet program does is told in full; on the last steps what
+//! is left out is counted; and after a calm everything is told again.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+use tests::Result;
+use tests::acts::{self, Actor};
+use tests::fleet::{Agent, AgentSettings, Fleet};
+use tests::machine::{Machine, Need};
+use tests::records::{number, of_kind, text};
+
+/// Opens, short programs and connections of the floods.
+const COUNTS: [(&str, u64); 3] = [("opens", 4_000), ("ports", 3_000), ("forks", 400)];
+/// So far an estimate may be wrong: five standard errors, percent.
+const ERROR_PERCENT: u64 = 46;
+
+fn flood(fleet: &Fleet<'_>, kind: &str, count: u64) -> Result {
+    let folder = fleet.path(&format!("flood-{kind}"));
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder)?;
+    }
+    std::fs::create_dir(&folder)?;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_workload-adversary"));
+    command.args(["--kind", kind, "--count", &count.to_string(), "--dir"]).arg(&folder);
+    let output = command.output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!("{kind}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr)).into())
+}
+
+/// Floods until the agent is on a step.
+fn strain(fleet: &Fleet<'_>, agent: &mut Agent, step: &str) -> Result {
+    for _ in 0..1_000 {
+        if agent.status()?["step"] == step {
+            return Ok(());
+        }
+        flood(fleet, "opens", 2_000)?;
+    }
+    Err(format!("step {step:?} is not taken: {}", agent.program.log()?).into())
+}
+
+fn settings(fleet: &Fleet<'_>, last_step: &str, address: std::net::SocketAddr) -> AgentSettings {
+    AgentSettings {
+        ladder: format!("last_step = {last_step:?}\nprocessor_percent = 1\nhold_s = 3\n"),
+        ..fleet.agent_settings("agent", address)
+    }
+}
+
+fn is_at(step: &'static str) -> impl Fn(&Value) -> bool {
+    move |status| status["step"] == step
+}
+
+/// The books of the one run, closed and balanced.
+fn books(fleet: &Fleet<'_>) -> Result<Value> {
+    let (code, lines) = fleet.ledger()?;
+    let books: Vec<&Value> = of_kind(&lines, "BOOKS").collect();
+    let [books] = books[..] else { return Err(format!("{lines:?}").into()) };
+    assert_eq!(
+        (code, text(books, "ending"), &books["faults"]),
+        (Some(0), "closed", &Value::from([(); 0]))
+    );
+    Ok(books.clone())
+}
+
+/// The steps that the books tell, and that they follow each other.
+fn steps(books: &Value) -> Result<Vec<String>> {
+    let stays = books["ladder"].as_array().ok_or("no ladder")?;
+    let ends: Vec<(i64, i64)> = stays
+        .iter()
+        .map(|s| (number(s, "from_ns").unwrap_or(0), number(s, "to_ns").unwrap_or(0)))
+        .collect();
+    assert!(ends.iter().all(|(from, to)| from < to), "{stays:?}");
+    assert!(ends.windows(2).all(|pair| pair[0].1 <= pair[1].0), "{stays:?}");
+    Ok(stays.iter().map(|stay| text(stay, "step").to_string()).collect())
+}
+
+#[test]
+fn a_flood_becomes_summaries_and_the_quiet_are_told_in_full() -> Result {
+    let test = "a_flood_becomes_summaries_and_the_quiet_are_told_in_full";
+    let Some(machine) = Machine::claim(test, &[Need::Agent])? else { return Ok(()) };
+    let fleet = Fleet::new(&machine)?;
+    let mut collector = fleet.start_collector("127.0.0.1:0")?;
+    let mut agent = fleet.start_agent(&settings(&fleet, "summaries", collector.address))?;
+    strain(&fleet, &mut agent, "summaries")?;
+    let mut actor = Actor::start(env!("CARGO_BIN_EXE_workload-mark"), fleet.path("acts"))?;
+    for (kind, count) in COUNTS {
+        actor.order(5);
+        flood(&fleet, kind, count)?;
+    }
+    let quiet = actor.finish()?;
+    agent.wait_until("all is told again", is_at("everything"))?;
+    agent.program.stop()?;
+    collector.program.stop()?;
+
+    let books = books(&fleet)?;
+    assert_eq!(steps(&books)?, ["summaries"]);
+    assert_eq!(text(&books["ladder"][0], "strain"), "processor");
+    let (whole, missing) = acts::missing(&machine, &fleet, &actor.folder, &quiet)?;
+    assert_eq!((whole, missing), (15, Vec::new()));
+    let records = fleet.print(&fleet.store())?;
+    let summaries: Vec<&Value> =
+        records.iter().filter(|record| text(record, "record.kind") == "Summary").collect();
+    let sum = |subject: &str, key: &str| -> u64 {
+        let of_subject = summaries.iter().filter(|s| text(s, "summary.subject") == subject);
+        of_subject.map(|s| s[key].as_u64().unwrap_or(0)).sum()
+    };
+    let near = |told: u64, count: u64| told.abs_diff(count) * 100 <= count * ERROR_PERCENT;
+    for ((kind, count), subject) in COUNTS.into_iter().zip(["files", "network", "processes"]) {
+        let (told, objects) = (sum(subject, "summary.records"), sum(subject, "summary.objects"));
+        println!("{count} {kind}: {told} records in summaries, of {objects} objects");
+        // The last are a flood where the machine starts some thirty programs a second.
+        assert!(told >= count / 2, "{kind}: {told} of {count} are in summaries");
+        assert!(kind == "forks" || near(objects, count), "{kind}: {objects} of {count} objects");
+    }
+    assert!(summaries.iter().all(|s| s["summary.session"] == true && s["proc.exe"] != ""));
+    // Hardly any of it is told by itself.
+    let name = fleet.path("flood-opens").to_string_lossy().into_owned();
+    let alone = records.iter().filter(|r| text(r, "file.path").starts_with(&name)).count() as u64;
+    let observed = books["operations"]["open"]["observed"].as_u64().unwrap_or(0);
+    println!("{alone} opens of the flood by themselves, {observed} opens observed");
+    Ok(())
+}
+
+/// The acts of `script`, in a session of its own.
+fn act(script: &str, folder: &Path) -> Result {
+    std::fs::create_dir_all(folder)?;
+    let path = format!("{}/workloads/{script}.py", env!("CARGO_MANIFEST_DIR"));
+    let output = Command::new("/usr/bin/python3").arg("-I").arg(path).arg(folder).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() { Ok(()) } else { Err(format!("{script}: {said}").into()) }
+}
+
+#[test]
+fn what_the_last_steps_leave_out_is_counted_and_calm_brings_it_back() -> Result {
+    let test = "what_the_last_steps_leave_out_is_counted_and_calm_brings_it_back";
+    let Some(machine) = Machine::claim(test, &[Need::Agent])? else { return Ok(()) };
+    let fleet = Fleet::new(&machine)?;
+    let mut collector = fleet.start_collector("127.0.0.1:0")?;
+    let mut agent = fleet.start_agent(&settings(&fleet, "processes", collector.address))?;
+    strain(&fleet, &mut agent, "processes")?;
+    let hidden = fleet.path("hidden");
+    act("acts", &hidden)?;
+    agent.wait_until("all is told again", is_at("everything"))?;
+    let seen = fleet.path("seen");
+    act("acts", &seen)?;
+    agent.program.stop()?;
+    collector.program.stop()?;
+
+    let books = books(&fleet)?;
+    let all = ["summaries", "shares", "totals", "flows", "processes"];
+    let back = all.iter().rev().skip(1);
+    assert_eq!(steps(&books)?, all.iter().chain(back).copied().collect::<Vec<_>>());
+    for kind in ["open", "mkdir", "unlink", "rename"] {
+        let shed = books["operations"][kind]["lost_shed"].as_u64().unwrap_or(0);
+        assert!(shed > 0, "{kind}: {books}");
+    }
+    let records = fleet.print(&fleet.store())?;
+    let told = |folder: &Path, kind: &str| {
+        let name = folder.to_string_lossy();
+        let of_kind = records.iter().filter(|r| text(r, "type") == kind);
+        of_kind.filter(|r| text(r, "file.path").starts_with(name.as_ref())).count()
+    };
+    for kind in ["FF", "FE"] {
+        assert_eq!(told(&hidden, kind), 0, "{kind}");
+        assert!(told(&seen, kind) > 0, "{kind}");
+    }
+    // Processes are told on every step.
+    let name = hidden.to_string_lossy();
+    let ran = records.iter().filter(|r| text(r, "proc.args").contains(name.as_ref()));
+    assert!(ran.filter(|r| text(r, "opflags") == "EXEC").count() > 0);
+    Ok(())
+}
