@@ -3,7 +3,8 @@
 //! Each class of a run is a stream of its own, with its own sequence, generations and entities.
 //! Urgent frames are finished, sent and kept before those of volumes.
 
-use crate::record::{Record, Subject, Summary};
+use crate::record::Record;
+use crate::summary::{Subject, Summary};
 
 /// Number of classes.
 pub const CLASSES: usize = 2;

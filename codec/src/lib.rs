@@ -12,6 +12,7 @@ mod class;
 mod frame;
 mod record;
 mod stream;
+mod summary;
 
 pub use class::{CLASSES, Class};
 pub use frame::{
@@ -19,11 +20,12 @@ pub use frame::{
 };
 pub use record::{
     Address, Container, EndReason, File, FileEvent, FileFlow, FileId, K8sEvent, NetworkEvent,
-    NetworkFlow, ObjectState, Oid, Pod, Process, ProcessEvent, ProcessFlow, Record, Subject,
-    Summary, Volume, file, network, op, open_flag, process,
+    NetworkFlow, ObjectState, Oid, Pod, Process, ProcessEvent, ProcessFlow, Record, Volume, file,
+    network, op, open_flag, process,
 };
 pub use stream::{
     Capabilities, Clock, Counter, DropReason, Farewell, FormerRun, GenerationStart, Header,
     Interruption, LEDGER_COUNTERS_MAX, Ledger, Operation, STEPS_MAX, Seal, Step, StepChange, Steps,
     Strain, StreamKey, TOMBSTONES_MAX, Term, Tombstone, Tombstones, hook,
 };
+pub use summary::{Subject, Summary};

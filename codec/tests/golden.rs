@@ -4,7 +4,10 @@
 
 mod sample;
 
-use codec::{CLASSES, Class, FRAME_BYTES_MAX, Frame, FrameWriter, Record};
+use codec::{
+    CLASSES, Class, EndReason, FRAME_BYTES_MAX, Frame, FrameWriter, Oid, Record, Step, StepChange,
+    Strain, Subject, Summary, Volume,
+};
 
 const VERSION_0: &[u8] = include_bytes!("golden/version-0.frame");
 
@@ -55,4 +58,40 @@ fn the_table_of_classes_stays() {
     );
     let numbers: Vec<_> = (0..=u8::MAX).filter_map(Class::of_number).collect();
     assert_eq!((numbers.as_slice(), numbers.len()), (&Class::ALL[..], CLASSES));
+}
+
+/// What the sample does not have.
+#[test]
+fn summaries_and_steps_come_back() {
+    let oid = Oid { start_ns: u64::MAX, pid: u32::MAX };
+    for subject in [Subject::Files, Subject::Network, Subject::Processes] {
+        let mut header = sample::header();
+        let steps = Step::ALL.into_iter().zip(Strain::ALL.into_iter().cycle());
+        header.steps.extend(steps.map(|(step, strain)| StepChange {
+            at_ns: u64::MAX,
+            step,
+            strain,
+            percent: u32::MAX,
+        }));
+        let summary = Record::Summary(Summary {
+            process: oid,
+            time_ns: 1,
+            end_ns: u64::MAX,
+            subject,
+            session: true,
+            ops: u64::MAX,
+            records: u64::MAX,
+            objects: u64::MAX,
+            processes: u64::MAX,
+            volume: Volume { read_ops: 1, write_ops: 2, read_bytes: 3, write_bytes: u64::MAX },
+            end: EndReason::LackOfResources,
+        });
+        let mut buffer = vec![0; FRAME_BYTES_MAX];
+        let mut writer = FrameWriter::new(&mut buffer).unwrap();
+        writer.push(&summary).unwrap();
+        let frame = writer.finish(&header).unwrap();
+        let (decoded, _) = Frame::decode(frame).unwrap();
+        assert_eq!(decoded.header.steps, header.steps);
+        assert_eq!(decoded.records().collect::<Vec<_>>(), [Ok(summary)]);
+    }
 }
