@@ -22,12 +22,12 @@ const DAY_LIMITS: [u32; STEPS] = [110, 125, 150, 200, 300];
 pub struct Limits {
     /// The last step that may be taken.
     pub step_max: Step,
-    /// Share of the ring in use, percent.
+    /// Share of the ring in use at which the first step is taken, percent; for each further one half
+    /// of what is left.
     pub ring_percent: u32,
     /// Share of one processor that the agent uses, percent.
     pub processor_percent: u32,
-    /// Share of the spool in use from which on steps are taken, the last when it is nearly full,
-    /// percent.
+    /// Share of the spool in use, in the same way, percent.
     pub spool_percent: u32,
     /// How long all must be calm before a step is taken back, ns.
     pub hold_ns: u64,
@@ -47,6 +47,11 @@ impl Measures {
     fn get(&self, strain: Strain) -> u32 {
         self.0[strain as usize]
     }
+}
+
+/// Each further step is taken where half of the room is left that was left at the one before.
+fn filling(first_percent: u32, index: usize) -> u32 {
+    100 - (100_u32.saturating_sub(first_percent) >> index)
 }
 
 /// The ladder.
@@ -73,12 +78,9 @@ impl Ladder {
     fn limit(&self, strain: Strain, index: usize) -> u32 {
         let index = index.min(STEPS - 1);
         match strain {
-            Strain::Ring => self.limits.ring_percent,
+            Strain::Ring => filling(self.limits.ring_percent, index),
+            Strain::Spool => filling(self.limits.spool_percent, index),
             Strain::Processor => self.limits.processor_percent,
-            Strain::Spool => {
-                let first = self.limits.spool_percent;
-                first + 100_u32.saturating_sub(first) * index as u32 / STEPS as u32
-            }
             Strain::Link | Strain::Flash => DAY_LIMITS[index],
         }
     }
@@ -178,10 +180,10 @@ mod tests {
         for (percent, step) in [
             (49, Step::Everything),
             (50, Step::Summaries),
-            (60, Step::Shares),
-            (70, Step::Totals),
-            (80, Step::Flows),
-            (90, Step::Processes),
+            (75, Step::Shares),
+            (88, Step::Totals),
+            (94, Step::Flows),
+            (97, Step::Processes),
         ] {
             let mut ladder = Ladder::new(LIMITS);
             steps(&mut ladder, 0..100, &measures(&[(Strain::Spool, percent)]));

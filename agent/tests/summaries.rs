@@ -16,7 +16,7 @@ use stage::{NoMaps, ROOMY, WIDE, events, replay_behind};
 /// The session of all of the scene.
 const SESSION: u32 = 7;
 /// From here on it has made more events in its second than a session that does not flood.
-const FLOODING: usize = 201;
+const FLOODING: usize = 801;
 
 /// What was told, summed up.
 #[derive(Debug, Default, PartialEq, Eq)]

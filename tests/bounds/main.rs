@@ -24,7 +24,7 @@ use tests::acts::{self, Actor};
 use tests::fleet::{Agent, AgentSettings, Fleet};
 use tests::machine::{Machine, Need, skip};
 use tests::program::Program;
-use tests::records::{of_kind, text};
+use tests::records::{number, of_kind, text};
 use tests::wait::wait_for;
 
 use group::{Group, Usage};
@@ -42,6 +42,8 @@ const BUDGET_BYTES: u64 = 8 << 20;
 const SPARE_BYTES: u64 = 2 << 20;
 /// A quiet program acts so often.
 const ACT_INTERVAL: Duration = Duration::from_millis(100);
+/// Memory is looked at so often: whoever looks all the time is busy, too.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a program, or the delivery of all, may take.
 const DEADLINE: Duration = Duration::from_secs(3600);
 
@@ -95,6 +97,7 @@ fn run(plan: Plan) -> Result<Option<Vec<String>>> {
     let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     let settings = AgentSettings {
         budget_bytes,
+        ladder: String::new(),
         ring_bytes: None,
         spool_bytes_max: 2 << 30,
         wrapper: [group.launcher(), vec![machine.agent().into()]].concat(),
@@ -172,13 +175,17 @@ impl Adversary<'_> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_workload-adversary"));
         command.args(["--kind", self.kind, "--count", &self.count.to_string(), "--dir"]);
         let mut program = Program::start(self.kind, command.arg(self.folder), &fleet.path("logs"))?;
-        let (start, mut acted) = (Instant::now(), Instant::now());
+        let start = Instant::now();
+        let (mut looked, mut acted) = (start, start);
         let mut ordered = actor.order(1);
         let mut peak = Usage::default();
         let what = format!("the end of {}", self.kind);
         wait_for(&what, DEADLINE, || {
-            let usage = group.usage()?;
-            peak = if usage.bytes() > peak.bytes() { usage } else { peak };
+            if looked.elapsed() >= LOOK_INTERVAL {
+                looked = Instant::now();
+                let usage = group.usage()?;
+                peak = if usage.bytes() > peak.bytes() { usage } else { peak };
+            }
             if !agent.program.is_running()? {
                 return Err(format!("the agent has ended: {}", agent.program.log()?).into());
             }
@@ -267,6 +274,12 @@ fn books(fleet: &Fleet<'_>) -> Result<Vec<String>> {
     let mut closed = 0;
     for books in of_kind(&lines, "BOOKS") {
         closed += usize::from(text(books, "ending") == "closed");
+        for stay in books["ladder"].as_array().into_iter().flatten() {
+            let ns = |key| number(stay, key).unwrap_or(0);
+            let seconds = (ns("to_ns") - ns("from_ns")) as f64 / 1e9;
+            let (step, strain) = (text(stay, "step"), text(stay, "strain"));
+            println!("ladder: {step} for {seconds:.1} s ({strain}, {} %)", ns("percent"));
+        }
         let found = books["faults"].as_array().into_iter().flatten();
         faults.extend(found.map(|fault| format!("the books do not balance: {fault}")));
     }

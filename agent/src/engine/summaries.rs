@@ -16,8 +16,10 @@ use crate::flow::{Flow, Object};
 use crate::names;
 use crate::sketch::Sketch;
 
-/// Events of a session in one second from which on it floods.
-const FLOOD_EVENTS: u32 = 200;
+/// A session floods that makes more events than this in one second, ...
+const FLOOD_EVENTS: u32 = 800;
+/// ... and more than one in so many of all events.
+const FLOOD_PART: u32 = 8;
 const SECOND_NS: u64 = 1_000_000_000;
 /// Places of sessions that are metered.
 const METERS: usize = 1024;
@@ -27,7 +29,11 @@ pub(super) const SUMMARIES_MAX: usize = 64;
 /// How busy sessions are: a place for each by its digest, which goes to whoever comes first. Two
 /// in one place: the second is not metered for as long as the first is busy.
 #[derive(Debug)]
-pub(super) struct Meters(Box<[Meter]>);
+pub(super) struct Meters {
+    places: Box<[Meter]>,
+    /// All sessions together.
+    all: Meter,
+}
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Meter {
@@ -40,32 +46,42 @@ struct Meter {
     before: u32,
 }
 
+impl Meter {
+    /// Counts an event; returns the events of this second or of the one before, whichever are more.
+    fn count(&mut self, second: u32) -> u32 {
+        let past = second.saturating_sub(self.second);
+        if past > 0 {
+            self.before = if past == 1 { self.events } else { 0 };
+            (self.second, self.events) = (second, 0);
+        }
+        self.events += 1;
+        self.events.max(self.before)
+    }
+}
+
 impl Meters {
     pub(super) const BYTES: usize = METERS * size_of::<Meter>();
 
     pub(super) fn new() -> Meters {
-        Meters(vec![Meter::default(); METERS].into())
+        Meters { places: vec![Meter::default(); METERS].into(), all: Meter::default() }
     }
 
     /// Counts an event of a session; returns whether it floods.
     pub(super) fn count(&mut self, session: u32, now_ns: u64) -> bool {
         let second = (now_ns / SECOND_NS) as u32;
-        let Some(meter) = self.0.get_mut(session as usize % METERS) else { return false };
+        let all = self.all.count(second);
+        let Some(meter) = self.places.get_mut(session as usize % METERS) else { return false };
         if session == 0 {
             return false;
         }
-        let past = second.saturating_sub(meter.second);
         if meter.session != session {
-            if past < 2 && meter.events > 0 {
+            if second.saturating_sub(meter.second) < 2 && meter.events > 0 {
                 return false;
             }
             *meter = Meter { session, second, ..Meter::default() };
-        } else if past > 0 {
-            let before = if past == 1 { meter.events } else { 0 };
-            *meter = Meter { session, second, events: 0, before };
         }
-        meter.events += 1;
-        meter.events.max(meter.before) > FLOOD_EVENTS
+        let events = meter.count(second);
+        events > FLOOD_EVENTS && events > all / FLOOD_PART
     }
 }
 
@@ -317,6 +333,10 @@ mod tests {
             assert!(!meters.count(other, at(11, event)));
         }
         assert!(meters.count(other, at(11, 999)));
+        // Among many that do as much nobody floods.
+        let mut meters = Meters::new();
+        let busy = |event: u64| u32::try_from(1 + event % 20).unwrap();
+        assert!((0..20_000).all(|event| !meters.count(busy(event), at(5, event))));
         // Those that are not known are never one.
         assert!((0..2000).all(|_| !meters.count(0, at(5, 0))));
     }
