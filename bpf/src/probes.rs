@@ -244,6 +244,7 @@ impl Probes {
         probes.fill_calls()?;
         probes.learn_own()?;
         probes.attach()?;
+        give_back();
         Ok(probes)
     }
 
@@ -507,6 +508,19 @@ impl Ring<'_> {
         // SAFETY: the descriptor belongs to the ring buffer manager, which lives as long as
         // the borrow.
         unsafe { std::os::fd::BorrowedFd::borrow_raw(self.ring.epoll_fd()) }
+    }
+}
+
+/// Gives memory that loading took back to the system: the kernel's types are megabytes, and glibc
+/// keeps what was freed for as long as it thinks that it will be asked for again.
+fn give_back() {
+    #[cfg(target_env = "gnu")]
+    {
+        unsafe extern "C" {
+            fn malloc_trim(pad: usize) -> std::ffi::c_int;
+        }
+        // SAFETY: glibc's own function; it takes no pointer and keeps the heap as it is.
+        unsafe { malloc_trim(0) };
     }
 }
 
