@@ -78,6 +78,9 @@ pub struct Spool {
     pub directory: PathBuf,
     /// Largest size of all segments together, bytes.
     pub bytes_max: u64,
+    /// Share of its file system that is kept free, percent: where others fill that up, the quota
+    /// shrinks.
+    pub free_percent: u8,
     /// When frames are written and made durable.
     pub sync: SpoolSync,
     /// How long frames may be not durable, s, unless `sync` is `"frame"`.
@@ -201,6 +204,7 @@ impl Default for Config {
             spool: Spool {
                 directory: "/var/lib/sysflow/spool".into(),
                 bytes_max: 16 << 20,
+                free_percent: 5,
                 sync: SpoolSync::Interval,
                 sync_interval_s: 10,
                 memory_bytes: 512 * 1024,
@@ -239,13 +243,14 @@ pub struct Bound {
 }
 
 /// The range of every number in the file.
-pub const BOUNDS: [Bound; 21] = [
+pub const BOUNDS: [Bound; 22] = [
     Bound { key: "collector.upload_interval_s", min: 1, max: 86_400 },
     // Up to what a collector takes by default.
     Bound { key: "collector.upload_bytes_max", min: 16_384, max: 4 << 20 },
     Bound { key: "collector.bytes_per_day", min: 0, max: 1 << 40 },
     // The spool is read through once at each start.
     Bound { key: "spool.bytes_max", min: 1 << 20, max: 4 << 30 },
+    Bound { key: "spool.free_percent", min: 0, max: 90 },
     Bound { key: "spool.sync_interval_s", min: 1, max: 86_400 },
     Bound { key: "spool.memory_bytes", min: 64 << 10, max: 256 << 20 },
     Bound { key: "flows.idle_timeout_s", min: 1, max: 86_400 },

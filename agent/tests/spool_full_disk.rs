@@ -21,16 +21,16 @@ const LIMITS: Limits = Limits { bytes_max: 1 << 20, sync: Sync::EachFrame };
 /// One test at a time: each starts programs.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// A disk of 256 KiB.
+/// A disk of a few KiB.
 struct Disk(TempDir, #[allow(dead_code)] MutexGuard<'static, ()>);
 
 impl Disk {
     /// None, after saying so, where it cannot be mounted.
-    fn mount() -> Option<Disk> {
+    fn mount(kib: u32) -> Option<Disk> {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let directory = tempfile::tempdir().unwrap();
         let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"])
+            .args(["-t", "tmpfs", "-o", &format!("size={kib}k"), "tmpfs"])
             .arg(directory.path())
             .status();
         if !mounted.is_ok_and(|status| status.success()) {
@@ -53,7 +53,7 @@ impl Drop for Disk {
 /// Less than the quota of the model fits onto the disk: both bite.
 #[test]
 fn the_model_holds_on_a_full_disk() {
-    let Some(disk) = Disk::mount() else { return };
+    let Some(disk) = Disk::mount(256) else { return };
     std::fs::write(disk.0.path().join("ballast"), vec![0; 160 << 10]).unwrap();
     let mut runner = TestRunner::deterministic();
     let mut failures = 0;
@@ -74,7 +74,7 @@ fn the_model_holds_on_a_full_disk() {
 
 #[test]
 fn a_full_disk_refuses_whole_frames_and_recovers() {
-    let Some(disk) = Disk::mount() else { return };
+    let Some(disk) = Disk::mount(256) else { return };
     let spool = disk.0.path().join("spool");
     {
         let (mut writer, mut reader, _) = Spool::open(&spool, LIMITS).unwrap();
@@ -108,4 +108,39 @@ fn a_full_disk_refuses_whole_frames_and_recovers() {
         assert_eq!(sent[0].key.sequence, spooled[spooled.len() - left - 1]);
         assert_eq!(recovery.frames, left as u64 + 1);
     }
+}
+
+/// The disk is never full, nothing is refused, and what others take the spool gives up, but for a
+/// mebibyte; what it drops is counted.
+#[test]
+fn a_share_of_the_disk_is_kept_free() {
+    const KIB: u64 = 1024;
+    const FRAMES_A_GENERATION: u64 = 10;
+    let Some(disk) = Disk::mount(8 * 1024) else { return };
+    let spool = disk.0.path().join("spool");
+    let limits = Limits { bytes_max: 64 << 20, sync: Sync::EachFrame };
+    let (mut writer, _reader, _) = Spool::open(&spool, limits).unwrap();
+    writer.keep_free(50);
+    let (mut appended, mut kept_out) = (0, 0);
+    let mut fill = |writer: &mut agent::spool::Writer| {
+        for _ in 0..600 {
+            let generation = u32::try_from(appended / FRAMES_A_GENERATION).unwrap();
+            let starts = appended % FRAMES_A_GENERATION == 0;
+            let frame = sample::frame_of(1, (generation, starts), appended, 1, 20_000);
+            kept_out += writer.append(&frame).unwrap().dropped_frames;
+            appended += 1;
+        }
+        let depth = writer.depth();
+        assert_eq!(depth.frames + kept_out, appended);
+        depth.bytes
+    };
+    let alone = fill(&mut writer);
+    assert!((3500 * KIB..=4096 * KIB).contains(&alone), "{alone}");
+    std::fs::write(disk.0.path().join("ballast"), vec![0; 2 << 20]).unwrap();
+    let beside = fill(&mut writer);
+    assert!((1500 * KIB..=2048 * KIB).contains(&beside), "{beside}");
+    std::fs::write(disk.0.path().join("more"), vec![0; 4 << 20]).unwrap();
+    let least = fill(&mut writer);
+    assert!((700 * KIB..=1024 * KIB).contains(&least), "{least}");
+    assert_eq!(writer.bytes_max(), 1 << 20);
 }

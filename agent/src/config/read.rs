@@ -90,6 +90,7 @@ impl Reader<'_> {
             "collector.bytes_per_day" => self.number(item, &mut config.collector.bytes_per_day),
             "spool.directory" => self.path(item, &mut config.spool.directory),
             "spool.bytes_max" => self.number(item, &mut config.spool.bytes_max),
+            "spool.free_percent" => self.number(item, &mut config.spool.free_percent),
             "spool.sync" => self.choice(item, &SpoolSync::ALL, &mut config.spool.sync),
             "spool.sync_interval_s" => self.number(item, &mut config.spool.sync_interval_s),
             "spool.memory_bytes" => self.number(item, &mut config.spool.memory_bytes),

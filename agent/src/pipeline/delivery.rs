@@ -238,7 +238,7 @@ impl Outlet for Delivery {
 
     fn measure(&self, measures: &mut Measures) {
         let depth = self.writer.depth();
-        let full = percent(depth.waiting_bytes, self.config.spool.bytes_max);
+        let full = percent(depth.waiting_bytes, self.writer.bytes_max());
         measures.note(Strain::Spool, full);
     }
 
@@ -300,8 +300,9 @@ pub fn run(config: &Config) -> Result<(), Error> {
     let until = untold.as_ref().map_or(0, Untold::until);
     spool::complete_purge(&config.spool.directory, until).map_err(Error::Spool)?;
     let untold = untold.filter(|untold| !untold.is_told());
-    let (writer, reader, recovery) =
+    let (mut writer, reader, recovery) =
         Spool::open(&config.spool.directory, limits).map_err(Error::Spool)?;
+    writer.keep_free(config.spool.free_percent);
     if recovery.cut_bytes + recovery.damaged_bytes > 0 {
         log::warn!(
             "spool: {} bytes of an unfinished frame cut, {} damaged bytes skipped",

@@ -5,6 +5,7 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::sync::Arc;
 
 use codec::{CLASSES, DropReason, Frame, StreamKey, Tombstone};
+use rustix::fs::statvfs;
 
 use super::{Depth, Generation, SEGMENTS_MAX, Segment, Shared, SpoolError, Sync, failed};
 use crate::tombstones::Graveyard;
@@ -12,6 +13,9 @@ use crate::tombstones::Graveyard;
 /// The quota takes a generation as a whole: none should grow beyond this part of it. Smaller ones
 /// would say names and processes again all the time.
 const GENERATIONS_MIN: u64 = 4;
+
+/// The quota does not shrink below this, bytes, however full the file system is.
+const QUOTA_BYTES_MIN: u64 = 1 << 20;
 
 /// Appends frames. Owned by the event thread.
 #[derive(Debug)]
@@ -30,6 +34,8 @@ pub struct Writer {
     written_bytes: u64,
     /// Dropped for the quota and not yet told.
     dropped: Dropped,
+    /// Of the file system kept free, percent.
+    free_percent: u8,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -83,7 +89,28 @@ impl Writer {
             next,
             written_bytes: 0,
             dropped: Dropped::default(),
+            free_percent: 0,
         }
+    }
+
+    /// Keeps so much of the file system free from now on, percent: where others fill it up, the
+    /// quota shrinks, but not below a mebibyte.
+    pub fn keep_free(&mut self, percent: u8) {
+        self.free_percent = percent;
+    }
+
+    /// The quota as the file system is now, where segments have `used` bytes.
+    fn quota(&self, used: u64) -> u64 {
+        let bytes_max = self.shared.limits.bytes_max;
+        if self.free_percent == 0 {
+            return bytes_max;
+        }
+        // Where it does not tell, writing will.
+        let Ok(space) = statvfs(&self.shared.directory) else { return bytes_max };
+        let reserve =
+            space.f_blocks.saturating_mul(space.f_frsize) / 100 * u64::from(self.free_percent);
+        let free = space.f_bavail.saturating_mul(space.f_frsize);
+        (used + free).saturating_sub(reserve).clamp(QUOTA_BYTES_MIN.min(bytes_max), bytes_max)
     }
 
     /// Appends one frame. Whole generations make room for it where the quota asks for it, none of
@@ -209,6 +236,12 @@ impl Writer {
         self.written_bytes
     }
 
+    /// The quota as the file system is now, bytes.
+    pub fn bytes_max(&self) -> u64 {
+        let used = self.shared.state().bytes();
+        self.quota(used)
+    }
+
     /// What waits in the spool.
     pub fn depth(&self) -> Depth {
         self.shared.depth()
@@ -220,7 +253,8 @@ impl Writer {
         loop {
             let victim = {
                 let state = self.shared.state();
-                let is_full = state.bytes() + bytes as u64 > self.shared.limits.bytes_max;
+                let used = state.bytes();
+                let is_full = used + bytes as u64 > self.quota(used);
                 if !is_full && state.segments.len() < SEGMENTS_MAX {
                     return Ok(true);
                 }
