@@ -9,7 +9,7 @@ use tests::machine::skip;
 use crate::checks::{Check, root, tools};
 
 /// What the checks read, besides the layer.
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "Cargo.lock",
     "LICENSE",
     "agent/sysflow-agent.bash",
@@ -17,6 +17,7 @@ const FILES: [&str; 8] = [
     "bpf/LICENSE-BSD-2-Clause",
     "bpf/LICENSE-GPL-2.0-only",
     "collector/sysflow-collector.service",
+    "cross/guard/rustup",
     "yocto/kas.yml",
 ];
 const LAYER: &str = "yocto/meta-sysflow";

@@ -16,13 +16,16 @@ use crate::workspace::{self, Workspace, root, say};
 use crate::zig;
 
 /// How C is compiled: small, and without the tables by which exceptions would pass through it.
-const C_FLAGS: [&str; 5] = [
+pub const C_FLAGS: [&str; 5] = [
     "-Os",
     "-ffunction-sections",
     "-fdata-sections",
     "-fno-asynchronous-unwind-tables",
     "-fno-unwind-tables",
 ];
+
+/// What Rust leaves out: the same tables.
+pub const NO_TABLES: &str = "-Cforce-unwind-tables=no";
 
 /// A binary that was built.
 #[derive(Debug)]
@@ -45,15 +48,28 @@ pub struct Built {
 pub fn run(triple: &str) -> Result {
     let target = targets::find(triple)?;
     let built = agent(&target)?;
-    println!("{}", built.path.display());
-    let (bytes, most) = (grouped(built.bytes), grouped(target.bytes_max));
+    judge(&target, &built.path)
+}
+
+/// Prints the size of an agent that was built for `target` beside the budget.
+///
+/// # Errors
+/// If it is larger than that.
+pub fn judge(target: &Target, agent: &Path) -> Result {
+    let size = size(agent)?;
+    println!("{}", agent.display());
+    let (triple, bytes, most) = (&target.triple, grouped(size), grouped(target.bytes_max));
     println!("{triple}: {bytes} bytes, stripped; budget {most}");
-    if built.bytes > target.bytes_max {
+    if size > target.bytes_max {
         return Err(
             format!("the agent for {triple} has {bytes} bytes, its budget is {most}").into()
         );
     }
     Ok(())
+}
+
+fn size(file: &Path) -> Result<u64> {
+    Ok(std::fs::metadata(file).map_err(|e| format!("{}: {e}", file.display()))?.len())
 }
 
 /// Builds the agent for a target.
@@ -64,7 +80,7 @@ pub fn agent(target: &Target) -> Result<Built> {
     let features = ["--features", "bpf/vendored"];
     let (folder, messages) = cargo(target, &[&["-p", "agent"], features.as_slice()].concat())?;
     let path = folder.join("sysflow-agent");
-    let bytes = std::fs::metadata(&path).map_err(|e| format!("{}: {e}", path.display()))?.len();
+    let bytes = size(&path)?;
     let probes = messages
         .iter()
         .filter_map(output_of_script)
@@ -110,13 +126,13 @@ fn cargo(target: &Target, what: &[&str]) -> Result<(PathBuf, Vec<serde_json::Val
     c_flags.extend(C_FLAGS.map(str::to_string));
     c_flags.extend(target.c_flags.iter().cloned());
     rust_flags.extend(target.rust_flags.iter().cloned());
-    rust_flags.push("-Cforce-unwind-tables=no".to_string());
+    rust_flags.push(NO_TABLES.to_string());
     rust_flags.extend(standard_library::flags(&library).iter().map(|flag| flag.to_string()));
     match &target.tools {
         Tools::Zig => {
             zig::apply(&mut command)?;
             musl(&mut command);
-            c_flags.push(format!("-I{}", root().join("cross/musl").display()));
+            c_flags.push(format!("-I{}", root().join("cross/image").display()));
             if library != StandardLibrary::Installed {
                 // A library built here has no start-up objects of its own: zig has them.
                 rust_flags.push("-Clink-self-contained=no".to_string());

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use lexopt::{Arg, ValueExt};
 use xtask::Result;
 use xtask::campaign::{self, Campaign};
-use xtask::{btf, build, check, crates, deb, demo, pki, reproduce, setup, suite, vm};
+use xtask::{btf, build, check, crates, cross, deb, demo, image, pki, reproduce, setup, suite, vm};
 
 const HELP: &str = "\
 cargo xtask VERB
@@ -18,6 +18,12 @@ cargo xtask VERB
   build TARGET
           the agent for a device: TARGET is one of cross/targets.toml. Fails if it is larger than
           its budget
+  cross TARGET [--mirror URL]
+          the same as an image builder gets it, by `cross build` in the image for it; for ARM
+  image [--mirror URL]
+          the container image in which `cross` builds (Cross.toml), of Debian's packages from this
+          mirror or from where this machine has its own; by docker or podman
+          (CROSS_CONTAINER_ENGINE)
   deb TARGET
           the agent as a Debian package for a static target, and a list (CycloneDX) of what it is
           made of, into target/packages/
@@ -25,10 +31,11 @@ cargo xtask VERB
           of a kernel's types those that the agent for TARGET needs, as a BTF file for
           /usr/lib/sysflow/btf/<kernel release>.btf: KERNEL is a vmlinux, a kernel image or a
           BTF file
-  vm [NAME]...
+  vm [--agent FILE] [NAME]...
           boot kernels of tests/kernels.toml (all, or those named) with the agent that was
           built for them, and compare what it records with what workloads did; where the table
           says so, suites of tests/e2e run in the guest too. Names of suites choose those alone
+            --agent FILE  an agent that was built otherwise, for all of the kernels named
   faults [--runs N] [--seed S]
           agent and collector under randomised faults (kills, cuts, full and failing disks, rotten
           bits, clocks, certificates): N runs (20), each drawn from its own seed, from S (1) on
@@ -65,7 +72,9 @@ enum Verb {
     Build(String),
     Deb(String),
     Btf(String, PathBuf, PathBuf),
-    Vm(Vec<String>),
+    Cross(String, Option<String>),
+    Image(Option<String>),
+    Vm(Option<PathBuf>, Vec<String>),
     Campaign(Campaign),
     Reproduce(Vec<String>),
     Crates,
@@ -93,7 +102,12 @@ fn parse() -> Result<Verb> {
             word(&mut parser, "btf: KERNEL")?.into(),
             word(&mut parser, "btf: OUT")?.into(),
         ),
-        "vm" => Verb::Vm(words(&mut parser)?),
+        "cross" => {
+            let target = word(&mut parser, "cross: TARGET")?.string()?;
+            return Ok(Verb::Cross(target, parse_mirror(&mut parser)?));
+        }
+        "image" => return Ok(Verb::Image(parse_mirror(&mut parser)?)),
+        "vm" => return parse_vm(&mut parser),
         "faults" => return parse_campaign(&mut parser, "faults", &["runs", "seed"]),
         "bounds" => return parse_campaign(&mut parser, "bounds", &["count", "budget"]),
         "soak" => return parse_campaign(&mut parser, "soak", &["seconds"]),
@@ -132,6 +146,30 @@ fn words(parser: &mut lexopt::Parser) -> Result<Vec<String>> {
         }
     }
     Ok(words)
+}
+
+/// The rest of a line that may name a mirror.
+fn parse_mirror(parser: &mut lexopt::Parser) -> Result<Option<String>> {
+    let mut mirror = None;
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("mirror") => mirror = Some(parser.value()?.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(mirror)
+}
+
+fn parse_vm(parser: &mut lexopt::Parser) -> Result<Verb> {
+    let (mut agent, mut names) = (None, Vec::new());
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("agent") => agent = Some(parser.value()?.into()),
+            Arg::Value(name) => names.push(name.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(Verb::Vm(agent, names))
 }
 
 /// The rest of the line of a campaign that takes these options.
@@ -185,7 +223,9 @@ fn run(verb: Verb) -> Result {
         Verb::Build(target) => build::run(&target),
         Verb::Deb(target) => deb::run(&target),
         Verb::Btf(target, kernel, out) => btf::run(&target, &kernel, &out),
-        Verb::Vm(names) => vm::run(&names),
+        Verb::Cross(target, mirror) => cross::run(&target, mirror.as_deref()),
+        Verb::Image(mirror) => image::run(mirror.as_deref()),
+        Verb::Vm(agent, names) => vm::run(agent.as_deref(), &names),
         Verb::Campaign(campaign) => campaign::run(&campaign),
         Verb::Reproduce(targets) => reproduce::run(&targets),
         Verb::Crates => crates::run(),

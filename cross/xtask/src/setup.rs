@@ -42,7 +42,8 @@ struct Package {
     why: &'static str,
 }
 
-const PACKAGES: [Package; 12] = [
+/// What compiles for this machine and for devices.
+const COMPILERS: [Package; 6] = [
     Package {
         name: "clang",
         sign: Sign::Program("clang"),
@@ -57,6 +58,10 @@ const PACKAGES: [Package; 12] = [
     Package { name: "make", sign: Sign::Program("make"), why: "builds libbpf" },
     Package { name: "pkg-config", sign: Sign::Program("pkg-config"), why: "finds libelf and zlib" },
     Package { name: "libc6-dev", sign: Sign::Header("stdlib.h"), why: "the C library's headers" },
+];
+
+/// What else building and testing on this machine needs.
+const PACKAGES: [Package; 6] = [
     Package { name: "libelf-dev", sign: Sign::Header("libelf.h"), why: "libbpf reads ELF" },
     Package { name: "zlib1g-dev", sign: Sign::Header("zlib.h"), why: "libelf needs it" },
     Package {
@@ -134,6 +139,20 @@ const LAYER: [Package; 3] = [
     },
 ];
 
+/// What builds and runs an image for `cross`, where no engine of containers is; runc is the
+/// runtime that gets on with any layout of control groups.
+const CONTAINERS: [Package; 2] = [
+    Package { name: "podman", sign: Sign::Program("podman"), why: "runs containers" },
+    Package { name: "runc", sign: Sign::Program("runc"), why: "runs containers" },
+];
+
+/// What makes a bare Debian for such an image.
+const BOOTSTRAP: [Package; 1] = [Package {
+    name: "mmdebstrap",
+    sign: Sign::Program("mmdebstrap"),
+    why: "makes the Debian that the image begins with",
+}];
+
 /// What makes type information smaller.
 const BTF: [Package; 1] =
     [Package { name: "bpftool", sign: Sign::Program("bpftool"), why: "minimises BTF" }];
@@ -152,6 +171,7 @@ fn environment() -> PathBuf {
 /// # Errors
 /// If something is missing and cannot be installed: names it and the command that does it.
 pub fn run() -> Result {
+    install_packages(&COMPILERS)?;
     install_packages(&PACKAGES)?;
     install_sysprint()
 }
@@ -161,6 +181,7 @@ pub fn run() -> Result {
 /// # Errors
 /// As [`run`].
 pub fn cross(target: &Target) -> Result {
+    install_packages(&COMPILERS)?;
     install_packages(&PACKAGES)?;
     install_packages(&VENDORED)?;
     let Tools::Gcc(gcc) = &target.tools else { return Ok(()) };
@@ -175,6 +196,27 @@ pub fn cross(target: &Target) -> Result {
     } else {
         Err(format!("{gcc} cannot compile `#include <stdlib.h>`").into())
     }
+}
+
+/// The packages with which the agent is built for devices, whatever the target.
+pub fn for_devices() -> Vec<&'static str> {
+    COMPILERS.iter().chain(&VENDORED).map(|package| package.name).collect()
+}
+
+/// Installs an engine of containers.
+///
+/// # Errors
+/// As [`run`].
+pub fn podman() -> Result {
+    install_packages(&CONTAINERS)
+}
+
+/// Installs what makes a bare Debian.
+///
+/// # Errors
+/// As [`run`].
+pub fn bootstrap() -> Result {
+    install_packages(&BOOTSTRAP)
 }
 
 /// Installs what guests need.

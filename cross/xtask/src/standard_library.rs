@@ -113,10 +113,20 @@ fn rustc() -> Command {
     command
 }
 
+/// Cargo's flags for a build with this library.
+pub fn arguments(library: &StandardLibrary) -> &'static [&'static str] {
+    match library {
+        StandardLibrary::Installed => &[],
+        StandardLibrary::Source(_) => {
+            &["-Zbuild-std=std,panic_abort", "-Zbuild-std-features=optimize_for_size"]
+        }
+    }
+}
+
 /// Cargo's flags and variables for a build with this library.
 pub fn apply(library: &StandardLibrary, command: &mut Command) {
+    command.args(arguments(library));
     if let StandardLibrary::Source(folder) = library {
-        command.args(["-Zbuild-std=std,panic_abort", "-Zbuild-std-features=optimize_for_size"]);
         command.env("RUSTC_BOOTSTRAP", "1").env("__CARGO_TESTS_ONLY_SRC_ROOT", folder);
     }
 }

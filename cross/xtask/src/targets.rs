@@ -54,6 +54,11 @@ impl Target {
         self.triple.replace('-', "_")
     }
 
+    /// Whether it is one of the gateways' own, for which `Cross.toml` says how `cross` builds.
+    pub fn is_arm(&self) -> bool {
+        ["arm64", "armhf"].contains(&self.debian.as_str())
+    }
+
     /// Whether its programs bring their C library along.
     pub fn is_static(&self) -> bool {
         self.tools == Tools::Zig

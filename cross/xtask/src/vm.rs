@@ -28,11 +28,12 @@ const WORKLOADS: [&str; 4] =
 const SUITES_ALWAYS: [&str; 1] = ["scenarios"];
 
 /// Boots the guests with these names, or all of them, and runs their tests. Names of suites
-/// among them choose those; the guests' other tests are left out then.
+/// among them choose those; the guests' other tests are left out then. `agent` is one that was
+/// built otherwise, to be tested in the place of this tool's own.
 ///
 /// # Errors
 /// If a name is unknown, a guest cannot be laid out, or a test fails.
-pub fn run(names: &[String]) -> Result {
+pub fn run(agent: Option<&Path>, names: &[String]) -> Result {
     let mut kernels = kernels::all()?;
     let is_suite = |name: &&String| userland::SUITES.contains(&name.as_str());
     let (suites, names): (Vec<&String>, Vec<&String>) = names.iter().partition(is_suite);
@@ -56,7 +57,7 @@ pub fn run(names: &[String]) -> Result {
         }
     }
     setup::run()?;
-    let guests = prepare(&kernels, what)?;
+    let guests = prepare(&kernels, what, Programs::with(agent)?)?;
     suite::build_collector()?;
     let mut command = Workspace::Device.cargo("test");
     command.args(["--quiet", "--locked", "-p", "tests", "--test", "guests"]);
@@ -75,7 +76,7 @@ pub fn prepare_always() -> Result<std::ffi::OsString> {
     for kernel in kernels.values_mut() {
         kernel.suites.retain(|suite| SUITES_ALWAYS.contains(&suite.as_str()));
     }
-    prepare(&kernels, What::All)
+    prepare(&kernels, What::All, Programs::default())
 }
 
 /// What is done with a guest.
@@ -87,9 +88,12 @@ enum What {
     SuitesAlone,
 }
 
-fn prepare(kernels: &BTreeMap<String, Kernel>, what: What) -> Result<std::ffi::OsString> {
+fn prepare(
+    kernels: &BTreeMap<String, Kernel>,
+    what: What,
+    mut programs: Programs,
+) -> Result<std::ffi::OsString> {
     setup::guests()?;
-    let mut programs = Programs::default();
     let mut folders = Vec::new();
     for (name, kernel) in kernels {
         say(&format!("laying out the guest {name}"));
@@ -102,11 +106,31 @@ fn prepare(kernels: &BTreeMap<String, Kernel>, what: What) -> Result<std::ffi::O
 /// What was built already, by Debian's name of the architecture.
 #[derive(Default)]
 struct Programs {
+    /// An agent that was not built here.
+    given: Option<PathBuf>,
     agents: BTreeMap<String, Built>,
     workloads: BTreeMap<String, PathBuf>,
 }
 
 impl Programs {
+    fn with(agent: Option<&Path>) -> Result<Programs> {
+        let given = agent.map(|file| {
+            file.canonicalize().map_err(|e| format!("the agent {}: {e}", file.display()))
+        });
+        Ok(Programs { given: given.transpose()?, ..Programs::default() })
+    }
+
+    /// The agent that guests run.
+    fn agent_of_guests(&mut self, architecture: &str) -> Result<PathBuf> {
+        let Some(given) = &self.given else { return Ok(self.agent(architecture)?.path.clone()) };
+        let is_for = machine(given)?;
+        if is_for != architecture {
+            let given = given.display();
+            return Err(format!("{given} is for {is_for}, the kernel is {architecture}").into());
+        }
+        Ok(given.clone())
+    }
+
     fn agent(&mut self, architecture: &str) -> Result<&Built> {
         if !self.agents.contains_key(architecture) {
             let built = build::agent(&targets::of_debian(architecture)?)?;
@@ -130,9 +154,9 @@ fn lay_out(name: &str, kernel: &Kernel, what: What, programs: &mut Programs) -> 
     if folder.exists() {
         std::fs::remove_dir_all(&folder)?;
     }
-    let agent = programs.agent(&kernel.architecture)?;
-    let types = types(kernel, &files, agent, &folder)?;
-    let guest = Guest { kernel, files: &files, agent: agent.path.clone(), types };
+    let agent = programs.agent_of_guests(&kernel.architecture)?;
+    let types = types(kernel, &files, programs, &folder)?;
+    let guest = Guest { kernel, files: &files, agent, types };
     if what == What::All {
         guest.lay_out_tests(&folder.join("root"), programs)?;
     }
@@ -156,7 +180,12 @@ fn lay_out(name: &str, kernel: &Kernel, what: What, programs: &mut Programs) -> 
 }
 
 /// The file with the kernel's types, if the guest is to have one, in `folder`.
-fn types(kernel: &Kernel, files: &Files, agent: &Built, folder: &Path) -> Result<Option<PathBuf>> {
+fn types(
+    kernel: &Kernel,
+    files: &Files,
+    programs: &mut Programs,
+    folder: &Path,
+) -> Result<Option<PathBuf>> {
     if kernel.types == Types::Kernel {
         return Ok(None);
     }
@@ -167,7 +196,7 @@ fn types(kernel: &Kernel, files: &Files, agent: &Built, folder: &Path) -> Result
     }
     std::fs::create_dir_all(folder)?;
     let made = folder.join(&name);
-    btf::minimise(&agent.probes, &files.image, &made)?;
+    btf::minimise(&programs.agent(&kernel.architecture)?.probes, &files.image, &made)?;
     Ok(Some(made))
 }
 
@@ -233,7 +262,42 @@ impl Guest<'_> {
     }
 }
 
+/// Debian's name of the architecture that a program is for.
+fn machine(program: &Path) -> Result<&'static str> {
+    let bytes = std::fs::read(program).map_err(|e| format!("{}: {e}", program.display()))?;
+    // The head of ELF, little-endian: mark, then at 18 the number of the machine.
+    match (bytes.get(..4), bytes.get(18..20)) {
+        (Some(b"\x7fELF"), Some([183, 0])) => Ok("arm64"),
+        (Some(b"\x7fELF"), Some([40, 0])) => Ok("armhf"),
+        (Some(b"\x7fELF"), Some([62, 0])) => Ok("amd64"),
+        _ => Err(format!("{} is no program for a guest", program.display()).into()),
+    }
+}
+
 fn copy(from: &Path, to: &Path) -> Result {
     std::fs::copy(from, to).map_err(|e| format!("copy {}: {e}", from.display()))?;
     Ok(std::fs::set_permissions(to, std::fs::Permissions::from_mode(0o755))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_for_another_machine_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("agent");
+        let mut head = b"\x7fELF\x02\x01\x01".to_vec();
+        head.resize(18, 0);
+        head.extend([183, 0]);
+        std::fs::write(&file, &head).unwrap();
+        let mut programs = Programs::with(Some(&file)).unwrap();
+        assert_eq!(programs.agent_of_guests("arm64").unwrap(), file.canonicalize().unwrap());
+        let refused = programs.agent_of_guests("armhf").unwrap_err().to_string();
+        assert!(refused.contains("is for arm64, the kernel is armhf"), "{refused}");
+        std::fs::write(&file, "#!/bin/sh\n").unwrap();
+        let refused = programs.agent_of_guests("arm64").unwrap_err().to_string();
+        assert!(refused.contains("no program for a guest"), "{refused}");
+        assert!(Programs::with(Some(&folder.path().join("none"))).is_err());
+    }
 }
