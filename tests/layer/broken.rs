@@ -9,14 +9,17 @@ use tests::machine::skip;
 use crate::checks::{Check, root, tools};
 
 /// What the checks read, besides the layer.
-const FILES: [&str; 8] = [
+const FILES: [&str; 11] = [
     "Cargo.lock",
     "LICENSE",
     "agent/sysflow-agent.bash",
     "agent/sysflow-agent.service",
     "bpf/LICENSE-BSD-2-Clause",
     "bpf/LICENSE-GPL-2.0-only",
+    "collector/sysflow-collector.bash",
     "collector/sysflow-collector.service",
+    "cross/debian",
+    "tests/packages/boot.sh",
     "yocto/kas.yml",
 ];
 const LAYER: &str = "yocto/meta-sysflow";

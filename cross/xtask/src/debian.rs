@@ -159,7 +159,10 @@ fn unpack(file: &Path, folder: &Path, patterns: &[&str]) -> Result {
 
 /// The mirror that this machine takes Debian from. Before its first `apt-get update` apt does
 /// not know whose packages a source has; then the first one is taken.
-fn mirror() -> Result<String> {
+///
+/// # Errors
+/// If apt has none.
+pub fn mirror() -> Result<String> {
     let output = Command::new("apt-get")
         .args(["indextargets", "--format", "$(REPO_URI) $(ORIGIN)/$(LABEL)"])
         .arg("Created-By: Packages")

@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use lexopt::{Arg, ValueExt};
 use xtask::Result;
 use xtask::campaign::{self, Campaign};
-use xtask::{btf, build, check, crates, deb, demo, pki, reproduce, setup, suite, vm};
+use xtask::{
+    btf, build, check, crates, deb, demo, pki, reproduce, sbom, setup, suite, targets, vm,
+};
 
 const HELP: &str = "\
 cargo xtask VERB
@@ -17,10 +19,11 @@ cargo xtask VERB
   check   formatting, lints, documentation, and the rules of the tree
   build TARGET
           the agent for a device: TARGET is one of cross/targets.toml. Fails if it is larger than
-          its budget
-  deb TARGET
-          the agent as a Debian package for a static target, and a list (CycloneDX) of what it is
-          made of, into target/packages/
+          its budget. Beside it lies a list (CycloneDX) of what it is made of
+  deb TARGET [PACKAGE]...
+          the agent, or the packages that are named (agent, collector), as Debian packages for a
+          static target, each with a list (CycloneDX) of what it is made of, into
+          target/packages/. DEBFULLNAME and DEBEMAIL name their maintainer
   btf TARGET KERNEL OUT
           of a kernel's types those that the agent for TARGET needs, as a BTF file for
           /usr/lib/sysflow/btf/<kernel release>.btf: KERNEL is a vmlinux, a kernel image or a
@@ -63,7 +66,7 @@ enum Verb {
     Test,
     Check,
     Build(String),
-    Deb(String),
+    Deb(String, Vec<deb::Package>),
     Btf(String, PathBuf, PathBuf),
     Vm(Vec<String>),
     Campaign(Campaign),
@@ -87,7 +90,13 @@ fn parse() -> Result<Verb> {
         "test" => Verb::Test,
         "check" => Verb::Check,
         "build" => Verb::Build(word(&mut parser, "build: TARGET")?.string()?),
-        "deb" => Verb::Deb(word(&mut parser, "deb: TARGET")?.string()?),
+        "deb" => {
+            let target = word(&mut parser, "deb: TARGET")?.string()?;
+            let packages = words(&mut parser)?;
+            let packages: Result<Vec<_>> =
+                packages.iter().map(|name| deb::Package::find(name)).collect();
+            Verb::Deb(target, packages?)
+        }
         "btf" => Verb::Btf(
             word(&mut parser, "btf: TARGET")?.string()?,
             word(&mut parser, "btf: KERNEL")?.into(),
@@ -182,8 +191,15 @@ fn run(verb: Verb) -> Result {
         Verb::Demo => demo::run(),
         Verb::Test => suite::run(),
         Verb::Check => check::run(),
-        Verb::Build(target) => build::run(&target),
-        Verb::Deb(target) => deb::run(&target),
+        Verb::Build(target) => {
+            build::run(&target)?;
+            println!("{}", sbom::beside_agent(&targets::find(&target)?)?.display());
+            Ok(())
+        }
+        Verb::Deb(target, packages) if packages.is_empty() => {
+            deb::run(&target, &[deb::Package::Agent]).map(|_| ())
+        }
+        Verb::Deb(target, packages) => deb::run(&target, &packages).map(|_| ()),
         Verb::Btf(target, kernel, out) => btf::run(&target, &kernel, &out),
         Verb::Vm(names) => vm::run(&names),
         Verb::Campaign(campaign) => campaign::run(&campaign),
