@@ -9,15 +9,18 @@ use tests::machine::skip;
 use crate::checks::{Check, root, tools};
 
 /// What the checks read, besides the layer.
-const FILES: [&str; 9] = [
+const FILES: [&str; 12] = [
     "Cargo.lock",
     "LICENSE",
     "agent/sysflow-agent.bash",
     "agent/sysflow-agent.service",
     "bpf/LICENSE-BSD-2-Clause",
     "bpf/LICENSE-GPL-2.0-only",
+    "collector/sysflow-collector.bash",
     "collector/sysflow-collector.service",
     "cross/guard/rustup",
+    "cross/debian",
+    "tests/packages/boot.sh",
     "yocto/kas.yml",
 ];
 const LAYER: &str = "yocto/meta-sysflow";

@@ -28,10 +28,15 @@ pub(crate) const UNITS: [(&str, &str); 2] = [
     ("collector/sysflow-collector.service", "/usr/bin/sysflow-collector"),
 ];
 /// Scripts, and the shell that runs them.
-const SCRIPTS: [(&str, &str); 4] = [
+const SCRIPTS: [(&str, &str); 9] = [
     ("yocto/meta-sysflow/recipes-sysflow/sysflow-agent/files/sysflow-agent.init", "sh"),
     ("yocto/meta-sysflow/recipes-sysflow/sysflow-agent/files/run-ptest", "sh"),
     ("agent/sysflow-agent.bash", "bash"),
+    ("collector/sysflow-collector.bash", "bash"),
+    ("cross/debian/postinst", "sh"),
+    ("cross/debian/prerm", "sh"),
+    ("cross/debian/postrm", "sh"),
+    ("tests/packages/boot.sh", "sh"),
     ("cross/guard/rustup", "sh"),
 ];
 

@@ -6,7 +6,10 @@ use std::process::ExitCode;
 use lexopt::{Arg, ValueExt};
 use xtask::Result;
 use xtask::campaign::{self, Campaign};
-use xtask::{btf, build, check, crates, cross, deb, demo, image, pki, reproduce, setup, suite, vm};
+use xtask::{
+    btf, build, check, crates, cross, deb, demo, image, pki, reproduce, sbom, setup, suite,
+    targets, vm,
+};
 
 const HELP: &str = "\
 cargo xtask VERB
@@ -17,16 +20,17 @@ cargo xtask VERB
   check   formatting, lints, documentation, and the rules of the tree
   build TARGET
           the agent for a device: TARGET is one of cross/targets.toml. Fails if it is larger than
-          its budget
+          its budget. Beside it lies a list (CycloneDX) of what it is made of
   cross TARGET [--mirror URL]
           the same as an image builder gets it, by `cross build` in the image for it; for ARM
   image [--mirror URL]
           the container image in which `cross` builds (Cross.toml), of Debian's packages from this
           mirror or from where this machine has its own; by docker or podman
           (CROSS_CONTAINER_ENGINE)
-  deb TARGET
-          the agent as a Debian package for a static target, and a list (CycloneDX) of what it is
-          made of, into target/packages/
+  deb TARGET [PACKAGE]...
+          the agent, or the packages that are named (agent, collector), as Debian packages for a
+          static target, each with a list (CycloneDX) of what it is made of, into
+          target/packages/. DEBFULLNAME and DEBEMAIL name their maintainer
   btf TARGET KERNEL OUT
           of a kernel's types those that the agent for TARGET needs, as a BTF file for
           /usr/lib/sysflow/btf/<kernel release>.btf: KERNEL is a vmlinux, a kernel image or a
@@ -70,7 +74,7 @@ enum Verb {
     Test,
     Check,
     Build(String),
-    Deb(String),
+    Deb(String, Vec<deb::Package>),
     Btf(String, PathBuf, PathBuf),
     Cross(String, Option<String>),
     Image(Option<String>),
@@ -96,7 +100,13 @@ fn parse() -> Result<Verb> {
         "test" => Verb::Test,
         "check" => Verb::Check,
         "build" => Verb::Build(word(&mut parser, "build: TARGET")?.string()?),
-        "deb" => Verb::Deb(word(&mut parser, "deb: TARGET")?.string()?),
+        "deb" => {
+            let target = word(&mut parser, "deb: TARGET")?.string()?;
+            let packages = words(&mut parser)?;
+            let packages: Result<Vec<_>> =
+                packages.iter().map(|name| deb::Package::find(name)).collect();
+            Verb::Deb(target, packages?)
+        }
         "btf" => Verb::Btf(
             word(&mut parser, "btf: TARGET")?.string()?,
             word(&mut parser, "btf: KERNEL")?.into(),
@@ -220,8 +230,15 @@ fn run(verb: Verb) -> Result {
         Verb::Demo => demo::run(),
         Verb::Test => suite::run(),
         Verb::Check => check::run(),
-        Verb::Build(target) => build::run(&target),
-        Verb::Deb(target) => deb::run(&target),
+        Verb::Build(target) => {
+            build::run(&target)?;
+            println!("{}", sbom::beside_agent(&targets::find(&target)?)?.display());
+            Ok(())
+        }
+        Verb::Deb(target, packages) if packages.is_empty() => {
+            deb::run(&target, &[deb::Package::Agent]).map(|_| ())
+        }
+        Verb::Deb(target, packages) => deb::run(&target, &packages).map(|_| ()),
         Verb::Btf(target, kernel, out) => btf::run(&target, &kernel, &out),
         Verb::Cross(target, mirror) => cross::run(&target, mirror.as_deref()),
         Verb::Image(mirror) => image::run(mirror.as_deref()),

@@ -1,4 +1,4 @@
-//! What a binary is made of, as a CycloneDX document: exactly the crates that cargo compiled for
+//! What a program is made of, as a CycloneDX document: exactly the crates that cargo compiled for
 //! its target, with the checksums of the lock file, the C libraries that are linked with them, and
 //! Rust's standard library. The crates that a standard library built here is made of have neither
 //! checksum nor licence: they are those of its own lock file, not of ours.
@@ -9,8 +9,9 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::Result;
-use crate::workspace::{Workspace, device_version, show};
+use crate::targets::Target;
+use crate::workspace::{Workspace, show};
+use crate::{Result, build};
 
 /// What `cargo metadata` says of a crate.
 struct Known {
@@ -20,20 +21,46 @@ struct Known {
 
 type Crate = (String, String);
 
-/// The document of the device's program `program`, linked of `crates`. `is_static` tells that libelf and
-/// zlib are in it, too. The time is that of `SOURCE_DATE_EPOCH`'s form, Unix seconds.
+/// Writes the list of an agent beside the program that was built for `target`, and returns its path.
+///
+/// # Errors
+/// If the agent does not build, or as [`document`].
+pub fn beside_agent(target: &Target) -> Result<PathBuf> {
+    let built = build::agent(target)?;
+    let time = time();
+    let document = document(
+        Workspace::Device,
+        "sysflow-agent",
+        &built.crates,
+        target.is_static(),
+        time.as_deref(),
+    )?;
+    let path = built.path.with_extension("cdx.json");
+    std::fs::write(&path, serde_json::to_string_pretty(&document)? + "\n")?;
+    Ok(path)
+}
+
+/// The time that what is made here bears: `SOURCE_DATE_EPOCH`, or that of the last commit.
+pub fn time() -> Option<String> {
+    std::env::var("SOURCE_DATE_EPOCH").ok().or_else(build::commit_time)
+}
+
+/// The document of a workspace's program `program`, linked of `crates`. `is_static` tells that
+/// libelf and zlib are in an agent, too. The time is that of `SOURCE_DATE_EPOCH`'s form, Unix
+/// seconds.
 ///
 /// # Errors
 /// If cargo does not tell of the crates, or a library is not as expected.
 pub fn document(
+    workspace: Workspace,
     program: &str,
     crates: &BTreeSet<Crate>,
     is_static: bool,
     time: Option<&str>,
 ) -> Result<Value> {
-    let known = metadata()?;
-    let checksums = checksums()?;
-    let version = device_version()?;
+    let known = metadata(workspace)?;
+    let checksums = checksums(workspace)?;
+    let version = workspace.version()?;
     let mut components = Vec::new();
     for id in crates {
         let (name, version) = id;
@@ -130,8 +157,8 @@ fn standard_library() -> Result<Value> {
     }))
 }
 
-fn metadata() -> Result<BTreeMap<Crate, Known>> {
-    let mut command = Workspace::Device.cargo("metadata");
+fn metadata(workspace: Workspace) -> Result<BTreeMap<Crate, Known>> {
+    let mut command = workspace.cargo("metadata");
     command.args(["--format-version", "1", "--locked"]).stderr(Stdio::inherit());
     let output = command.output().map_err(|e| format!("start {}: {e}", show(&command)))?;
     if !output.status.success() {
@@ -147,8 +174,8 @@ fn metadata() -> Result<BTreeMap<Crate, Known>> {
     Ok(packages.iter().filter_map(known).collect())
 }
 
-fn checksums() -> Result<BTreeMap<Crate, String>> {
-    let path = Workspace::Device.folder().join("Cargo.lock");
+fn checksums(workspace: Workspace) -> Result<BTreeMap<Crate, String>> {
+    let path = workspace.folder().join("Cargo.lock");
     let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
     let lock: toml::Table = toml::from_str(&text)?;
     let packages = lock.get("package").and_then(toml::Value::as_array);
@@ -163,17 +190,18 @@ fn checksums() -> Result<BTreeMap<Crate, String>> {
 mod tests {
     use super::*;
 
-    fn held(name: &str) -> Crate {
-        let all = checksums().unwrap();
+    fn held(workspace: Workspace, name: &str) -> Crate {
+        let all = checksums(workspace).unwrap();
         all.into_keys().find(|(found, _)| found == name).unwrap()
     }
 
     #[test]
     fn a_document_names_what_is_linked_and_nothing_else() {
-        let crates = BTreeSet::from([held("libbpf-sys"), held("log")]);
+        let crates = ["libbpf-sys", "log"].map(|name| held(Workspace::Device, name));
+        let crates = BTreeSet::from(crates);
         let of = |is_static| {
             let time = Some("1700000000");
-            document("sysflow-agent", &crates, is_static, time).unwrap()
+            document(Workspace::Device, "sysflow-agent", &crates, is_static, time).unwrap()
         };
         let names = |document: &Value| -> Vec<String> {
             let components = document["components"].as_array().unwrap();
@@ -195,9 +223,20 @@ mod tests {
     }
 
     #[test]
+    fn the_collectors_crates_are_those_of_its_own_lock_file() {
+        let hyper = held(Workspace::Collector, "hyper");
+        let crates = BTreeSet::from([hyper.clone()]);
+        let document =
+            document(Workspace::Collector, "sysflow-collector", &crates, true, None).unwrap();
+        assert_eq!(document["components"][0]["version"], hyper.1);
+        assert_eq!(document["components"][0]["hashes"][0]["alg"], "SHA-256");
+        assert_eq!(document["components"].as_array().unwrap().len(), 2);
+    }
+
+    #[test]
     fn a_crate_of_the_standard_library_has_no_checksum() {
         let crates = BTreeSet::from([("log".to_string(), "0.0.1".to_string())]);
-        let document = document("sysflow-agent", &crates, true, None).unwrap();
+        let document = document(Workspace::Device, "sysflow-agent", &crates, true, None).unwrap();
         let crate_of = &document["components"][0];
         assert_eq!((&crate_of["version"], &crate_of["hashes"]), (&json!("0.0.1"), &Value::Null));
         assert_eq!(document["dependencies"][0]["dependsOn"].as_array().unwrap().len(), 2);

@@ -153,6 +153,22 @@ const BOOTSTRAP: [Package; 1] = [Package {
     why: "makes the Debian that the image begins with",
 }];
 
+/// What packages are tried with.
+const PACKAGING: [Package; 4] = [
+    Package {
+        name: "debootstrap",
+        sign: Sign::Program("debootstrap"),
+        why: "makes a Debian to install our packages into, for tests",
+    },
+    Package {
+        name: "lintian",
+        sign: Sign::Program("lintian"),
+        why: "judges our packages as Debian does",
+    },
+    Package { name: "zsh", sign: Sign::Program("zsh"), why: "reads its completions" },
+    Package { name: "fish", sign: Sign::Program("fish"), why: "reads its completions" },
+];
+
 /// What makes type information smaller.
 const BTF: [Package; 1] =
     [Package { name: "bpftool", sign: Sign::Program("bpftool"), why: "minimises BTF" }];
@@ -242,6 +258,14 @@ pub fn btf() -> Result {
 pub fn layer() -> Result {
     install_packages(&LAYER)?;
     python_environment(&layer_tools(), &LAYER_TOOLS)
+}
+
+/// Installs what packages are tried with.
+///
+/// # Errors
+/// As [`run`].
+pub fn packaging() -> Result {
+    install_packages(&PACKAGING)
 }
 
 /// The Python environment that judges the layer, once [`layer`] has been called.

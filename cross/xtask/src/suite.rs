@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
 use crate::workspace::{self, Workspace, say, show};
-use crate::{Result, reproduce, setup, vm};
+use crate::{Result, packages, reproduce, setup, vm};
 
 /// How the agent is built for end-to-end tests: what ships, at a bearable build time.
 const AGENT_PROFILE: &str = "test-release";
@@ -112,6 +112,7 @@ pub fn run() -> Result {
     setup::web_servers()?;
     setup::layer()?;
     let guests = vm::prepare_always()?;
+    let prepared = packages::prepare()?;
     build_agent()?;
     build_collector()?;
     let mut sum = Counts::default();
@@ -123,6 +124,10 @@ pub fn run() -> Result {
         command.args(["--locked", "--workspace", "--no-fail-fast"]);
         environment(&mut command)?;
         command.env("SYSFLOW_GUESTS", &guests);
+        if let Some(prepared) = &prepared {
+            command.env("SYSFLOW_DEBIAN", &prepared.tree);
+            command.env("SYSFLOW_PACKAGES", &prepared.packages);
+        }
         let (counts, succeeded) = count(&mut command)?;
         sum.add(counts);
         if !succeeded && counts.failed == 0 {

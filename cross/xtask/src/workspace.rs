@@ -53,6 +53,28 @@ impl Workspace {
         self.target().join(folder).join(name)
     }
 
+    fn manifest(self) -> Result<toml::Table> {
+        let path = self.folder().join("Cargo.toml");
+        let text =
+            std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+        Ok(toml::from_str(&text).map_err(|e| format!("{}: {e}", path.display()))?)
+    }
+
+    /// The version of what it builds.
+    ///
+    /// # Errors
+    /// If the manifest does not say it.
+    pub fn version(self) -> Result<String> {
+        let manifest = self.manifest()?;
+        let package = match self {
+            Workspace::Device => manifest.get("workspace").and_then(|all| all.get("package")),
+            Workspace::Collector | Workspace::Tool => manifest.get("package"),
+        };
+        let version = package.and_then(|package| package.get("version")?.as_str());
+        let missing = || format!("{}: Cargo.toml tells no version", self.name());
+        Ok(version.ok_or_else(missing)?.to_string())
+    }
+
     /// A call of cargo in this workspace. What `cargo run` has set for this tool itself is
     /// taken away, and rustup never fetches a toolchain on its own.
     pub fn cargo(self, verb: &str) -> Command {
@@ -75,16 +97,29 @@ pub fn root() -> PathBuf {
     tool.ancestors().nth(2).unwrap_or(tool).to_path_buf()
 }
 
-/// The version of what runs on a device.
+/// Who keeps the packages, `NAME <ADDRESS>`: `workspace.package.authors` of Cargo.toml, unless
+/// Debian's DEBFULLNAME and DEBEMAIL, with which a distributor names itself, say otherwise.
 ///
 /// # Errors
-/// If the manifest of the device's workspace does not say it.
-pub fn device_version() -> Result<String> {
-    let text = std::fs::read_to_string(root().join("Cargo.toml"))?;
-    let manifest: toml::Table = toml::from_str(&text)?;
+/// If the manifest names nobody.
+pub fn maintainer() -> Result<String> {
+    let manifest = Workspace::Device.manifest()?;
     let package = manifest.get("workspace").and_then(|workspace| workspace.get("package"));
-    let version = package.and_then(|package| package.get("version")?.as_str());
-    Ok(version.ok_or("Cargo.toml: no workspace.package.version")?.to_string())
+    let first = package.and_then(|package| package.get("authors")?.as_array()?.first()?.as_str());
+    let own = first.ok_or("Cargo.toml: workspace.package.authors names nobody")?;
+    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    Ok(named(own, set("DEBFULLNAME"), set("DEBEMAIL")))
+}
+
+/// A maintainer, another name or address in place of its own. The address alone may be a whole
+/// `NAME <ADDRESS>`.
+fn named(own: &str, name: Option<String>, address: Option<String>) -> String {
+    let own_parts = own.trim_end_matches('>').split_once(" <").unwrap_or((own, ""));
+    let address = address.unwrap_or(own_parts.1.to_string());
+    if name.is_none() && address.contains('<') {
+        return address;
+    }
+    format!("{} <{address}>", name.unwrap_or(own_parts.0.to_string()))
 }
 
 /// Says what is done next.
@@ -110,4 +145,28 @@ pub fn show(command: &Command) -> String {
     }
     words.extend(command.get_args().map(|arg| arg.to_string_lossy().into_owned()));
     words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_distributor_names_itself() {
+        let own = "Makers <makers@a.example>";
+        let set = |text: &str| Some(text.to_string());
+        assert_eq!(named(own, None, None), own);
+        assert_eq!(named(own, set("Us"), set("us@b.example")), "Us <us@b.example>");
+        assert_eq!(named(own, None, set("us@b.example")), "Makers <us@b.example>");
+        assert_eq!(named(own, None, set("Us <us@b.example>")), "Us <us@b.example>");
+        assert_eq!(named(own, set("Us"), None), "Us <makers@a.example>");
+    }
+
+    #[test]
+    fn the_tree_tells_its_versions_and_its_maintainer() {
+        for workspace in Workspace::ALL {
+            assert!(workspace.version().unwrap().starts_with("0."), "{}", workspace.name());
+        }
+        assert!(maintainer().unwrap().contains('@'));
+    }
 }

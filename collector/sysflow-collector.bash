@@ -1,0 +1,30 @@
+# Completion of sysflow-collector for bash.
+_sysflow_collector() {
+	local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
+	local words paths=
+	case $previous in
+		--config|--sf)
+			mapfile -t COMPREPLY < <(compgen -f -- "$current")
+			return
+			;;
+	esac
+	case ${COMP_WORDS[1]} in
+		serve)
+			words="--config --help"
+			;;
+		print|ledger)
+			words="--json --help" paths=yes
+			;;
+		export)
+			words="--sf --help" paths=yes
+			;;
+		*)
+			words="serve print ledger export --help --version"
+			;;
+	esac
+	mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
+	if [[ -n $paths && $current != -* ]]; then
+		mapfile -t COMPREPLY < <(compgen -f -- "$current")
+	fi
+}
+complete -o filenames -F _sysflow_collector sysflow-collector
