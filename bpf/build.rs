@@ -13,6 +13,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "x86_64" => "x86",
         "aarch64" => "arm64",
         "arm" => "arm",
+        "riscv64" => "riscv",
         other => return Err(format!("the probes do not know the architecture {other}").into()),
     };
     let manifest = env::var("CARGO_MANIFEST_DIR")?;

@@ -138,9 +138,9 @@ impl Flow {
 /// SysFlow open flags from those of this architecture's kernel headers.
 pub fn open_flags(kernel: u32) -> u32 {
     use codec::open_flag as to;
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "riscv64"))]
     const DIRECT_DIRECTORY_LARGEFILE: (u32, u32, u32) = (0o40000, 0o200000, 0o100000);
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "riscv64")))]
     const DIRECT_DIRECTORY_LARGEFILE: (u32, u32, u32) = (0o200000, 0o40000, 0o400000);
     let (direct, directory, largefile) = DIRECT_DIRECTORY_LARGEFILE;
     let access = match kernel & 3 {

@@ -69,7 +69,9 @@ pub(crate) const COMPAT: &[Row] = table![
     357 Bpf LoadBpf, 429 MoveMount Mount, 452 FchmodAt Chmod,
 ];
 
-#[cfg(target_arch = "aarch64")]
+/// The table of newer architectures, which have no older calls. RISC-V has no renameat (38), and
+/// nothing else in its place.
+#[cfg(any(target_arch = "aarch64", target_arch = "riscv64"))]
 pub(crate) const NATIVE: &[Row] = table![
     34 MkdirAt Mkdir, 35 UnlinkAt Unlink, 36 SymlinkAt Symlink, 37 LinkAt Link,
     38 RenameAt Rename, 56 OpenAt Open, 265 OpenByHandle Open, 57 Close Close, 63 Read Read, 64 Write Write,
@@ -125,7 +127,7 @@ pub(crate) const COMPAT: &[Row] = ARM;
 #[cfg(target_arch = "arm")]
 pub(crate) const NATIVE: &[Row] = ARM;
 
-#[cfg(target_arch = "arm")]
+#[cfg(any(target_arch = "arm", target_arch = "riscv64"))]
 pub(crate) const COMPAT: &[Row] = &[];
 
 #[cfg(test)]

@@ -69,6 +69,13 @@
 
 #define ON_X86 bpf_core_field_exists(((struct pt_regs___x86 *)0)->orig_ax)
 #define ON_ARM64 bpf_core_field_exists(((struct pt_regs___arm64 *)0)->syscallno)
+/* Known when the probes are compiled, so that objects for other processors carry nothing of it. */
+#ifdef __TARGET_ARCH_riscv
+#define ON_RISCV 1
+#else
+#define ON_RISCV 0
+#endif
+#define ON_64_BITS (ON_RISCV || ON_X86 || ON_ARM64)
 
 /* Bytes of a kernel pointer. */
 #define POINTER_BYTES bpf_core_field_size(((struct fdtable *)0)->fd)
@@ -86,7 +93,10 @@ struct call_number {
  */
 inline_always void read_call_number(__u64 regs, struct call_number *call)
 {
-	if (ON_X86) {
+	if (ON_RISCV) {
+		call->number = READ(struct pt_regs___riscv, regs, a7);
+		call->first_argument = READ(struct pt_regs___riscv, regs, orig_a0);
+	} else if (ON_X86) {
 		bpf_probe_read_kernel(call, sizeof(*call),
 				      (void *)ADDRESS(struct pt_regs___x86, regs, di));
 	} else if (ON_ARM64) {
@@ -111,9 +121,12 @@ inline_always void read_call_number(__u64 regs, struct call_number *call)
 }
 
 /* Whether the task made this call with the numbers of a 32-bit program on a 64-bit kernel:
- * TS_COMPAT on x86 (also set for int 0x80 from a 64-bit program), TIF_32BIT on arm64. */
+ * TS_COMPAT on x86 (also set for int 0x80 from a 64-bit program), TIF_32BIT on arm64. Those of
+ * RISC-V are not told apart. */
 inline_always __u32 is_compat(__u64 task)
 {
+	if (ON_RISCV)
+		return 0;
 	if (ON_X86)
 		return !!(READ(struct task_struct, task, thread_info.status) & 2);
 	if (ON_ARM64)
@@ -123,11 +136,12 @@ inline_always __u32 is_compat(__u64 task)
 
 /*
  * Argument `index` (0..5) of the system call: the registers of x86-64 and of a 32-bit program
- * there, of arm64, and of arm32 (where the first one is kept apart, as on arm64). The index of
- * a relocated array member has to be a constant, so each case is written out.
+ * there, of arm64, of arm32 and of RISC-V (where the first one is kept apart, as on arm64). The
+ * index of a relocated array member has to be a constant, so each case is written out.
  */
-#define ARGUMENT(regs, compat, native, compat_register, arm64_member, arm_member)             \
-	(ON_X86 ? ((compat) ? (__u32)READ(struct pt_regs___x86, regs, compat_register) :      \
+#define ARGUMENT(regs, compat, native, compat_register, arm64_member, arm_member, riscv)      \
+	(ON_RISCV ? READ(struct pt_regs___riscv, regs, riscv) :                               \
+	 ON_X86 ? ((compat) ? (__u32)READ(struct pt_regs___x86, regs, compat_register) :      \
 			      READ(struct pt_regs___x86, regs, native)) :                     \
 	 ON_ARM64 ? READ(struct pt_regs___arm64, regs, arm64_member) :                        \
 		    READ(struct pt_regs___arm, regs, arm_member))
@@ -136,24 +150,24 @@ inline_always __u64 argument(__u64 regs, __u32 compat, int index)
 {
 	switch (index) {
 	case 0:
-		return ARGUMENT(regs, compat, di, bx, orig_x0, uregs[17]);
+		return ARGUMENT(regs, compat, di, bx, orig_x0, uregs[17], orig_a0);
 	case 1:
-		return ARGUMENT(regs, compat, si, cx, regs[1], uregs[1]);
+		return ARGUMENT(regs, compat, si, cx, regs[1], uregs[1], a1);
 	case 2:
-		return ARGUMENT(regs, compat, dx, dx, regs[2], uregs[2]);
+		return ARGUMENT(regs, compat, dx, dx, regs[2], uregs[2], a2);
 	case 3:
-		return ARGUMENT(regs, compat, r10, si, regs[3], uregs[3]);
+		return ARGUMENT(regs, compat, r10, si, regs[3], uregs[3], a3);
 	case 4:
-		return ARGUMENT(regs, compat, r8, di, regs[4], uregs[4]);
+		return ARGUMENT(regs, compat, r8, di, regs[4], uregs[4], a4);
 	default:
-		return ARGUMENT(regs, compat, r9, bp, regs[5], uregs[5]);
+		return ARGUMENT(regs, compat, r9, bp, regs[5], uregs[5], a5);
 	}
 }
 
 /* The result. A 32-bit task's, and all of a 32-bit kernel's, come zero-extended. */
 inline_always __s64 call_result(__u64 value, __u32 compat)
 {
-	if (compat || !(ON_X86 || ON_ARM64))
+	if (compat || !ON_64_BITS)
 		return (__s32)value;
 	return (__s64)value;
 }
@@ -161,7 +175,7 @@ inline_always __s64 call_result(__u64 value, __u32 compat)
 /* Bytes of a pointer in the task's own memory. */
 inline_always __u32 user_pointer_bytes(__u32 compat)
 {
-	return compat || !(ON_X86 || ON_ARM64) ? 4 : 8;
+	return compat || !ON_64_BITS ? 4 : 8;
 }
 
 /*

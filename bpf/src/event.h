@@ -475,6 +475,7 @@ struct own_view {
 #define MACHINE_X86 1
 #define MACHINE_ARM64 2
 #define MACHINE_ARM 3
+#define MACHINE_RISCV 4
 /* close_range has closed more descriptors than the kernel side goes through: their flows are
  * the agent's to end. */
 struct event_closed_range {

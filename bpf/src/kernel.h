@@ -115,6 +115,10 @@ struct pt_regs___arm {
 	unsigned long uregs[18];
 };
 
+struct pt_regs___riscv {
+	unsigned long a1, a2, a3, a4, a5, a7, orig_a0;
+};
+
 struct qstr {
 	const unsigned char *name;
 };

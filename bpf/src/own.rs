@@ -14,6 +14,8 @@ const MACHINE: u32 = if cfg!(target_arch = "x86_64") {
     1
 } else if cfg!(target_arch = "aarch64") {
     2
+} else if cfg!(target_arch = "riscv64") {
+    4
 } else {
     3
 };

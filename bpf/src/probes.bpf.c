@@ -96,7 +96,10 @@ int learn_own(struct bpf_raw_tracepoint_args *ctx)
 	own_tgid = bpf_get_current_pid_tgid() >> 32;
 	if (!view)
 		return 0;
-	view->machine = ON_X86 ? MACHINE_X86 : ON_ARM64 ? MACHINE_ARM64 : MACHINE_ARM;
+	view->machine = ON_RISCV ? MACHINE_RISCV :
+			ON_X86	 ? MACHINE_X86 :
+			ON_ARM64 ? MACHINE_ARM64 :
+				   MACHINE_ARM;
 	view->start_ns = process_start(task);
 	/* Zero if it is as the helper has it, whatever pid namespace the agent is in. */
 	view->tgid = (__u32)READ(struct task_struct, task, tgid) - own_tgid;

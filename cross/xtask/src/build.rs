@@ -59,7 +59,8 @@ pub fn judge(target: &Target, agent: &Path) -> Result {
     let size = size(agent)?;
     println!("{}", agent.display());
     let (triple, bytes, most) = (&target.triple, grouped(size), grouped(target.bytes_max));
-    println!("{triple}: {bytes} bytes, stripped; budget {most}");
+    let remark = if target.runs { "" } else { "; compiled, but never run" };
+    println!("{triple}: {bytes} bytes, stripped; budget {most}{remark}");
     if size > target.bytes_max {
         return Err(
             format!("the agent for {triple} has {bytes} bytes, its budget is {most}").into()
