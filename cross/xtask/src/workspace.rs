@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
+use std::time::Instant;
 
 use crate::Result;
 
@@ -122,9 +124,10 @@ fn named(own: &str, name: Option<String>, address: Option<String>) -> String {
     format!("{} <{address}>", name.unwrap_or(own_parts.0.to_string()))
 }
 
-/// Says what is done next.
+/// Says what is done next, and how many seconds after the first word.
 pub fn say(what: &str) {
-    println!("▸ {what}");
+    static BEGUN: LazyLock<Instant> = LazyLock::new(Instant::now);
+    println!("▸ {:>4} s  {what}", BEGUN.elapsed().as_secs());
 }
 
 /// Runs a command to its end.
