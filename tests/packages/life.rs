@@ -147,13 +147,24 @@ fn packages_from_installation_to_purge() -> Result {
         std::fs::copy(package, container.path("/packages").join(name))?;
         later(package, &container.path("/packages"))?;
     }
-    let before = system.paths()?;
+    let lived = life(&system);
+    Ok(lived.map_err(|error| {
+        let states =
+            "systemctl --no-pager status sysflow-agent sysflow-collector; journalctl --no-pager";
+        let said = system.container.try_sh(states).map(|(_, said)| said).unwrap_or_default();
+        println!("{error}\n{said}");
+        error
+    })?)
+}
 
-    install_without_certificates(&system)?;
-    serve_and_deliver(&system)?;
-    upgrade(&system)?;
-    remove(&system)?;
-    purge(&system, &before)?;
+/// All of it, in its order.
+fn life(system: &System<'_>) -> Result {
+    let before = system.paths()?;
+    install_without_certificates(system)?;
+    serve_and_deliver(system)?;
+    upgrade(system)?;
+    remove(system)?;
+    purge(system, &before)?;
 
     // And all of it again.
     system.sh("dpkg -i /packages/sysflow-*.deb")?;
@@ -162,8 +173,7 @@ fn packages_from_installation_to_purge() -> Result {
     system.sh("dpkg -i /packages/sysflow-*.deb")?;
     system.sh("systemctl enable --now sysflow-collector sysflow-agent")?;
     system.wait_until_active("sysflow-agent")?;
-    system.expect_delivery_of("after-the-purge")?;
-    Ok(())
+    system.expect_delivery_of("after-the-purge")
 }
 
 fn install_without_certificates(system: &System<'_>) -> Result {
