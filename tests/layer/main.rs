@@ -3,5 +3,6 @@
 
 mod broken;
 mod checks;
+mod compliance;
 mod kernel;
 mod scripts;
