@@ -7,6 +7,7 @@ pub mod budget;
 pub mod check;
 pub mod config;
 pub mod confinement;
+pub mod day_budget;
 pub mod engine;
 pub mod entity;
 pub mod flow;

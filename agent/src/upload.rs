@@ -20,12 +20,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::config;
+use crate::day_budget::DayBudget;
 use crate::spool::Reader;
 use crate::tls::Credentials;
 use crate::tls::clock::Clock;
 
 pub use answer::{Held, Outcome, Refusal, decide};
-pub use budget::{DayBudget, Standing};
+pub use budget::FILE as BUDGET_FILE;
 pub use client::Timeouts;
 pub use counters::{Counters, Snapshot};
 

@@ -13,10 +13,11 @@ use std::sync::{Arc, LazyLock, mpsc};
 use std::time::{Duration, Instant};
 
 use agent::config::{self, Config};
+use agent::day_budget::DayBudget;
 use agent::spool::{Limits, Spool, Sync, Writer};
 use agent::tls::clock::Clock;
 use agent::tls::{Credentials, Files};
-use agent::upload::{self, DayBudget, Settings, Snapshot, Timeouts, Upload};
+use agent::upload::{self, Settings, Snapshot, Timeouts, Upload};
 use fleet::Ca;
 use receiver::{Collector, PATIENCE, Reply, until};
 use rustls::version::{TLS12, TLS13};

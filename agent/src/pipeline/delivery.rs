@@ -16,6 +16,7 @@ use super::{
 use crate::batch::{Books, Identity, Kept, Sink};
 use crate::config::{Config, SpoolSync};
 use crate::confinement::Needs;
+use crate::day_budget::DayBudget;
 use crate::ladder::Measures;
 use crate::logger::RateLimit;
 use crate::run_state::RunState;
@@ -26,7 +27,7 @@ use crate::tls::clock::Clock;
 use crate::tls::{Credentials, Files};
 use crate::tombstones::Graveyard;
 use crate::untold::{self, Untold};
-use crate::upload::{self, DayBudget, Upload};
+use crate::upload::{self, Upload};
 
 /// How long the last delivery may take when the agent is told to stop. A service manager gives
 /// up after 90 s as a rule.
@@ -240,6 +241,9 @@ impl Outlet for Delivery {
         let depth = self.writer.depth();
         let full = percent(depth.waiting_bytes, self.writer.bytes_max());
         measures.note(Strain::Spool, full);
+        if let Some(upload) = &self.upload {
+            measures.note(Strain::Link, upload.counters().link_pressure_percent());
+        }
     }
 
     fn stepped(&mut self, step: Step) {
@@ -332,8 +336,9 @@ pub fn run(config: &Config) -> Result<(), Error> {
         step: Step::Everything.name().into(),
         ..Status::default()
     };
-    let budget = DayBudget::open(folder, config.collector.bytes_per_day, boot_id, boot_ns())
-        .map_err(super::file_error(folder))?;
+    let file = folder.join(upload::BUDGET_FILE);
+    let budget = DayBudget::open(&file, config.collector.bytes_per_day, boot_id, boot_ns())
+        .map_err(super::file_error(&file))?;
     let settings = upload::Settings {
         collector: config.collector.clone(),
         credentials,

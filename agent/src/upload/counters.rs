@@ -8,7 +8,7 @@ use codec::{CLASSES, Class};
 use serde::{Deserialize, Serialize};
 
 use super::answer::Refusal;
-use super::budget::Standing;
+use crate::day_budget::Standing;
 use crate::spool::Settled;
 
 /// Counters since the start of the thread. Each is read on its own.
@@ -77,6 +77,11 @@ impl Counters {
     /// grown, the event thread begins a new one.
     pub fn generations_lost(&self, class: Class) -> u64 {
         self.generations_lost[class as usize].load(Ordering::Relaxed)
+    }
+
+    /// What the link carried today, in percent of an even spending of its budget.
+    pub fn link_pressure_percent(&self) -> u32 {
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner).pressure_percent
     }
 
     /// All counters.

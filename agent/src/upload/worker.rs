@@ -12,10 +12,11 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::answer::{Held, Outcome, Refusal};
 use super::backoff::{self, Backoff};
-use super::budget::DayBudget;
+use super::budget;
 use super::client::Client;
 use super::{Report, Shared};
 use crate::config;
+use crate::day_budget::DayBudget;
 use crate::logger::RateLimit;
 use crate::spool::{Reader, Sent};
 
@@ -217,7 +218,7 @@ impl Worker {
         self.budget.look(boot_ns());
         self.shared.counters.link(self.client.traffic(), self.budget.standing());
         let quick = self.rate.map_or(VOLUME_BYTES_FIRST, |rate| rate.saturating_mul(VOLUME_TIME_S));
-        let [urgent, volume] = self.budget.body_bytes_max();
+        let [urgent, volume] = budget::body_bytes_max(&self.budget);
         [urgent.min(self.bytes_max), volume.min(self.bytes_max).min(quick.max(BODY_BYTES_MIN))]
     }
 
@@ -226,7 +227,7 @@ impl Worker {
     fn take(&mut self) -> Result<usize, String> {
         let mut frames_max = self.search.map_or(usize::MAX, |search| search.frames);
         let mut bytes_max = self.body_bytes_max();
-        let budget = self.budget.body_bytes_max();
+        let within = budget::body_bytes_max(&self.budget);
         loop {
             let batch = self.reader.batch_within(&mut self.buffer, bytes_max, frames_max);
             let sent = match batch {
@@ -254,7 +255,7 @@ impl Worker {
             if orphans > 0 {
                 let dropped = self.reader.discard(orphans);
                 self.shared.counters.refuse(Refusal::GenerationLost, dropped.records);
-            } else if let Some(held) = class.filter(|class| budget.get(*class) < Some(&length)) {
+            } else if let Some(held) = class.filter(|class| within.get(*class) < Some(&length)) {
                 // One frame can be larger than what it may be: it waits for the next day.
                 if let Some(bytes_max) = bytes_max.get_mut(held) {
                     *bytes_max = 0;
