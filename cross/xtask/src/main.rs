@@ -247,7 +247,10 @@ fn run(verb: Verb) -> Result {
         Verb::Reproduce(targets) => reproduce::run(&targets),
         Verb::Crates => crates::run(),
         Verb::Setup => {
-            setup::run().and_then(|()| setup::web_servers()).and_then(|()| setup::layer())
+            setup::run()?;
+            setup::web_servers()?;
+            setup::layer()?;
+            setup::packaging()
         }
         Verb::Pki(directory, options) => pki::make(&directory, &options),
         Verb::Help => {
