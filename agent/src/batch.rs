@@ -11,7 +11,7 @@ mod lane;
 
 use codec::{
     CLASSES, Capabilities, Class, Clock, Farewell, FormerRun, GenerationStart, Header,
-    Interruption, Ledger, Record, Step, StepChange, Steps, StreamKey, Term, Tombstones,
+    Interruption, Ledger, Record, StepChange, Steps, StreamKey, Term, Tombstones,
 };
 
 use crate::tombstones::Graveyard;
@@ -265,9 +265,9 @@ impl Batch {
         let mut steps = Steps::new();
         if is_urgent {
             let is_told = |change: &StepChange| self.steps.contains(change);
-            let holds = self.step.filter(|change| change.step != Step::Everything);
-            // Where the new ones take all the room, the one that holds is among them.
-            let again = holds.filter(|change| tells_of_runs && !is_told(change));
+            // The last one again, also the one back to everything: its frame may be lost. Where
+            // the new ones take all the room, it is among them.
+            let again = self.step.filter(|change| tells_of_runs && !is_told(change));
             steps.extend(again.into_iter().chain(self.steps.iter().copied()));
             self.steps.clear();
         }

@@ -273,7 +273,12 @@ impl Engine {
             }
             Event::Setuid(setuid) => {
                 let Some(oid) = self.subject(&setuid.header, Operation::Setuid) else { return };
-                self.note_owner(oid, setuid.header.time_ns, setuid.uid, setuid.gid);
+                let (header, kind) = (&setuid.header, Operation::Setuid);
+                let changed = self.note_owner(oid, header.time_ns, setuid.uid, setuid.gid);
+                let exe = self.exe_hash(oid);
+                if !changed && self.fold_event(header, oid, kind, Subject::Processes, exe) {
+                    return;
+                }
                 let mut args = Arguments::begin(&mut self.buffers.args);
                 args.owner(&self.users.users, setuid.wanted);
                 let args = args.end();
@@ -440,6 +445,7 @@ impl Engine {
     fn make_place(&mut self, but: Oid, now_ns: u64) {
         if let Some(oid) = self.processes.dispensable(but) {
             self.export_threads(oid, now_ns, EndReason::LackOfResources);
+            self.export_process_summary(oid, now_ns, EndReason::LackOfResources);
             self.processes.remove(oid);
         }
     }

@@ -3,7 +3,8 @@
 //!
 //! Each strain has a limit for each step. At the limit the next step is taken, at once, then every
 //! five seconds; back it goes only after a time in which every strain stayed clearly below the limit
-//! of the step before, one step at a time. So the ladder does not flutter at a limit.
+//! of the step before, one step at a time. So the ladder does not flutter at a limit. Where the strain comes right back, the step was what spared it: the next
+//! time it is held twice as long, up to sixteen times.
 
 use codec::{Step, StepChange, Strain};
 
@@ -13,6 +14,8 @@ const STEPS: usize = Step::ALL.len() - 1;
 const DOWN_NS: u64 = 5_000_000_000;
 /// A strain is over where it is below so many percent of its limit.
 const CALM_PERCENT: u32 = 70;
+/// A calm must last at most so many times as long as it is set.
+const PATIENCE_MAX: u64 = 16;
 /// Where budgets of a day begin to tell, step by step: percent of what an even spending had spent
 /// by now.
 const DAY_LIMITS: [u32; STEPS] = [110, 125, 150, 200, 300];
@@ -61,12 +64,23 @@ pub struct Ladder {
     step: Step,
     changed_ns: Option<u64>,
     calm_since_ns: Option<u64>,
+    /// When a step was taken back last.
+    eased_ns: Option<u64>,
+    /// How many times as long as `hold_ns` the calm must last.
+    patience: u64,
 }
 
 impl Ladder {
     /// At full detail.
     pub fn new(limits: Limits) -> Ladder {
-        Ladder { limits, step: Step::Everything, changed_ns: None, calm_since_ns: None }
+        Ladder {
+            limits,
+            step: Step::Everything,
+            changed_ns: None,
+            calm_since_ns: None,
+            eased_ns: None,
+            patience: 1,
+        }
     }
 
     /// The step that holds.
@@ -108,16 +122,31 @@ impl Ladder {
         let since_ns = |then: Option<u64>| then.map(|then| now_ns.saturating_sub(then));
         if percent >= 100 && self.step < self.limits.step_max {
             let due = since_ns(self.changed_ns).is_none_or(|past_ns| past_ns >= DOWN_NS);
-            return due.then(|| self.change(index + 1, strain, percent, now_ns));
+            return due.then(|| {
+                self.lose_or_gain_patience(since_ns(self.eased_ns));
+                self.change(index + 1, strain, percent, now_ns)
+            });
         }
         if calm >= CALM_PERCENT || self.step == Step::Everything {
             return None;
         }
         let calm_ns = now_ns - *self.calm_since_ns.get_or_insert(now_ns);
-        (calm_ns >= self.limits.hold_ns).then(|| {
+        (calm_ns >= self.hold_ns()).then(|| {
             self.calm_since_ns = Some(now_ns);
+            self.eased_ns = Some(now_ns);
             self.change(index - 1, before, calm, now_ns)
         })
+    }
+
+    fn hold_ns(&self) -> u64 {
+        self.limits.hold_ns.saturating_mul(self.patience)
+    }
+
+    /// Where a step that was taken back so long ago is to be taken again, what it spared was the
+    /// strain: the next time waits longer. Not so where there was time between.
+    fn lose_or_gain_patience(&mut self, eased_ago_ns: Option<u64>) {
+        let came_back = eased_ago_ns.is_some_and(|ago_ns| ago_ns < 2 * self.hold_ns());
+        self.patience = if came_back { (self.patience * 2).min(PATIENCE_MAX) } else { 1 };
     }
 
     fn change(&mut self, index: usize, strain: Strain, percent: u32, now_ns: u64) -> StepChange {
@@ -192,6 +221,28 @@ mod tests {
     }
 
     #[test]
+    fn a_strain_that_comes_right_back_is_met_with_patience() {
+        let mut ladder = Ladder::new(LIMITS);
+        let flood = measures(&[(Strain::Processor, 90)]);
+        let mut taken = 0;
+        for second in 0..3_600 {
+            // The first step is enough against it.
+            let spared = ladder.step() == Step::Everything;
+            let now = if spared { flood } else { Measures::default() };
+            let change = ladder.observe(&now, second * S);
+            taken += u32::from(change.is_some_and(|change| change.step == Step::Summaries));
+        }
+        // After 30, 60, 120, 240, and then 480 seconds each.
+        assert_eq!(taken, 11);
+        steps(&mut ladder, 3_600..6_000, &Measures::default());
+        assert!(ladder.observe(&flood, 6_000 * S).is_some());
+        assert_eq!(
+            steps(&mut ladder, 6_001..6_100, &Measures::default()),
+            [(6_031, Step::Everything)]
+        );
+    }
+
+    #[test]
     fn a_change_names_the_greatest_strain() {
         let mut ladder = Ladder::new(LIMITS);
         let all = measures(&[(Strain::Ring, 90), (Strain::Link, 111), (Strain::Processor, 84)]);
@@ -235,7 +286,8 @@ mod tests {
             }
             let calm = Measures::default();
             let end = seconds.len() as u64;
-            steps(&mut ladder, end..end + 200, &calm);
+            let enough = STEPS as u64 * PATIENCE_MAX * LIMITS.hold_ns / S + 10;
+            steps(&mut ladder, end..end + enough, &calm);
             prop_assert_eq!(ladder.step(), Step::Everything);
         }
     }

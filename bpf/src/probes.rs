@@ -13,7 +13,7 @@ use libbpf_rs::{
 
 use crate::error::{Error, log_line, refused};
 use crate::kernel::{
-    CallEntry, Flow, FlowKey, Operation, OwnView, Plain, Settings, Tally, Task, Volume,
+    CallEntry, Flow, FlowKey, Header, Operation, OwnView, Plain, Settings, Tally, Task, Volume,
 };
 use crate::map::{HashView, PerCpuView};
 use crate::own::OwnPipe;
@@ -498,9 +498,12 @@ impl Ring<'_> {
         }
     }
 
-    /// Passes everything in the ring to the observer.
+    /// Passes what is in the ring now to the observer: those who fill it faster than it is read
+    /// do not keep the caller here.
     pub fn drain(&self) {
-        self.ring.consume_raw();
+        // The ring puts eight bytes before each event.
+        let events = self.waiting_bytes() / (size_of::<Header>() + 8) + 1;
+        self.ring.consume_raw_n(events);
     }
 
     /// A descriptor that becomes readable when the ring fills up.

@@ -52,7 +52,7 @@ pub struct Header<'a> {
     /// In the first frame of a generation: what the one before it was.
     pub seal: Option<Seal>,
     /// Steps of the ladder that were taken: new ones, and in the first frame of an urgent
-    /// generation the one that holds, unless it is [`Step::Everything`].
+    /// generation the last one again.
     pub steps: Steps,
 }
 

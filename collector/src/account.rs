@@ -186,6 +186,17 @@ impl Account {
         self.formers.iter().chain(&self.interruptions).any(|id| run_tag(id) == run.run)
     }
 
+    /// When a run ended at the latest, boot clock, ns: by its farewell, or as the run after it tells.
+    pub(crate) fn end_ns(&self, run: &Run) -> Option<u64> {
+        let told = self.gaps.iter().find_map(|gap| match gap {
+            Gap::Interruption { interruption, .. } if run_tag(&interruption.run_id) == run.run => {
+                Some(interruption.to_ns.max(interruption.from_ns))
+            }
+            _ => None,
+        });
+        run.farewell.or(told)
+    }
+
     /// Whether files could not be read.
     pub(crate) fn has_unreadable(&self) -> bool {
         self.gaps.iter().any(|gap| matches!(gap, Gap::Unreadable { .. }))
@@ -219,8 +230,8 @@ impl Run {
         named
     }
 
-    /// The line of `print --json`.
-    pub(crate) fn json(&self) -> Value {
+    /// The line of `print --json`; `end_ns` as [`Account::end_ns`] has it.
+    pub(crate) fn json(&self, end_ns: Option<u64>) -> Value {
         let capabilities = self
             .capabilities
             .map(|can| json!({ "attached": can.attached, "missing": can.missing, "jit": can.jit }));
@@ -237,12 +248,13 @@ impl Run {
             "frames": self.frames,
             "records": self.records,
             "counters": self.counters(),
-            "ladder": self.ladder.json(self.farewell),
+            "ladder": self.ladder.json(end_ns),
         })
     }
 
-    /// The lines of `print`: one for each operation, with the losses by their names.
-    pub(crate) fn lines(&self) -> Vec<String> {
+    /// The lines of `print`: one for each operation, with the losses by their names; `end_ns` as
+    /// [`Account::end_ns`] has it.
+    pub(crate) fn lines(&self, end_ns: Option<u64>) -> Vec<String> {
         let mut lines = vec![format!(
             "ledger of run {} (agent {}, boot {}): {} frames, {} records",
             self.run, self.agent, self.boot, self.frames, self.records
@@ -256,7 +268,7 @@ impl Run {
                 .collect();
             lines.push(format!("  {operation:<12} lost {lost}: {}", terms.join(", ")));
         }
-        lines.extend(self.ladder.lines(self.farewell));
+        lines.extend(self.ladder.lines(end_ns));
         lines
     }
 }

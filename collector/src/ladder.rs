@@ -32,7 +32,8 @@ impl Ladder {
         stays.filter(|stay| stay.change.step != Step::Everything)
     }
 
-    /// A line for each interval below full detail; `end_ns` is when the run ended, if it did.
+    /// A line for each interval below full detail; `end_ns` is when the run ended at the latest, if
+    /// that is known.
     pub(crate) fn lines(&self, end_ns: Option<u64>) -> impl Iterator<Item = String> {
         self.stays().map(move |Stay { change, to_ns }| {
             let until = match to_ns.or(end_ns) {

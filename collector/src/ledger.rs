@@ -36,7 +36,7 @@ pub(crate) fn print(paths: &[PathBuf], format: Format, out: &mut dyn Write) -> i
     let gaps = account.gaps();
     let mut is_whole = gaps.is_empty();
     for run in account.runs() {
-        let statement = Statement::of(run, account.has_successor(run));
+        let statement = Statement::of(run, account.has_successor(run), account.end_ns(run));
         is_whole &= statement.verdict().is_ok();
         match format {
             Format::Text => {
@@ -109,13 +109,15 @@ impl Line {
 struct Statement<'a> {
     run: &'a Run,
     ending: Ending,
+    /// When it ended at the latest, boot clock, ns.
+    end_ns: Option<u64>,
     lines: Vec<(String, Line)>,
     /// Losses of whole records.
     records_lost: BTreeMap<Term, u64>,
 }
 
 impl<'a> Statement<'a> {
-    fn of(run: &'a Run, is_cut: bool) -> Statement<'a> {
+    fn of(run: &'a Run, is_cut: bool, end_ns: Option<u64>) -> Statement<'a> {
         let ending = match run.farewell {
             Some(_) => Ending::Closed,
             None if is_cut => Ending::Cut,
@@ -137,7 +139,7 @@ impl<'a> Statement<'a> {
             None => kind.name().to_owned(),
         };
         let lines = lines.into_iter().map(|(kind, line)| (name(kind), line)).collect();
-        Statement { run, ending, lines, records_lost }
+        Statement { run, ending, end_ns, lines, records_lost }
     }
 
     /// What does not add up, by kind of operation, in a closed run. While a run goes on, what is
@@ -195,7 +197,7 @@ impl<'a> Statement<'a> {
         for (term, total) in &self.records_lost {
             lines.push(format!("  lost: {total} records, {}", term.name()));
         }
-        lines.extend(run.ladder.lines(run.farewell));
+        lines.extend(run.ladder.lines(self.end_ns));
         let Checked { whole, incomplete } = run.checked();
         lines.push(format!(
             "  chain: {whole} generations are as they were sealed, {incomplete} cannot be checked"
@@ -245,7 +247,7 @@ impl<'a> Statement<'a> {
             "operations": lines,
             "records_lost": records_lost,
             "chain": { "whole": run.checked().whole, "incomplete": run.checked().incomplete },
-            "ladder": run.ladder.json(run.farewell),
+            "ladder": run.ladder.json(self.end_ns),
             "faults": self.verdict().err().unwrap_or_default(),
         })
     }
@@ -345,7 +347,7 @@ mod tests {
     }
 
     fn verdict(account: &Account, is_cut: bool) -> (Ending, Result<(), Vec<String>>) {
-        let statement = Statement::of(&account.runs()[0], is_cut);
+        let statement = Statement::of(&account.runs()[0], is_cut, None);
         (statement.ending, statement.verdict())
     }
 

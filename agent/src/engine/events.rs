@@ -2,6 +2,7 @@
 //! privileges. Their values become arguments, as `codec/README.md` lists them.
 
 use std::collections::HashMap;
+use std::hash::BuildHasher as _;
 use std::io::Write as _;
 
 use bpf::{Attribute, Named, Privilege, Socket, Walked};
@@ -109,6 +110,11 @@ impl Engine {
         let header = &event.header;
         let Some(oid) = self.subject(header, kind) else { return };
         let is_network = event.family > object::AF_UNIX;
+        let subject = if is_network { Subject::Network } else { Subject::Files };
+        let object = self.hasher.hash_one((event.local, event.local_port, event.inode));
+        if self.fold_event(header, oid, kind, subject, object) {
+            return;
+        }
         let class = if is_network { Class::Urgent } else { Class::Volume };
         self.write_processes(class, oid, header.time_ns, ObjectState::Reup);
         let record = if is_network {
@@ -159,8 +165,16 @@ impl Engine {
         let kind = Operation::ALL[operation as usize];
         let Some(oid) = self.subject(&event.header, kind) else { return };
         let [first, second, third] = event.values;
-        if kind == Operation::Setgid {
-            self.note_owner(oid, event.header.time_ns, second as u32, third as u32);
+        let (header, time_ns) = (&event.header, event.header.time_ns);
+        // What has changed something is told by itself, whatever a session does.
+        let changed = match kind {
+            Operation::Setgid => self.note_owner(oid, time_ns, second as u32, third as u32),
+            Operation::Memfd => false,
+            _ => event.ret >= 0,
+        };
+        let exe = self.exe_hash(oid);
+        if !changed && self.fold_event(header, oid, kind, Subject::Processes, exe) {
+            return;
         }
         let mut args = Arguments::begin(&mut self.buffers.args);
         match kind {
@@ -203,13 +217,17 @@ impl Engine {
     }
 
     /// Notes and tells who a process is now.
-    pub(super) fn note_owner(&mut self, oid: Oid, time_ns: u64, uid: u32, gid: u32) {
-        if let Some(process) = self.processes.get_mut(oid) {
-            process.uid = uid;
-            process.gid = gid;
-            process.written = [None; CLASSES];
+    /// Returns whether that is another than before.
+    pub(super) fn note_owner(&mut self, oid: Oid, time_ns: u64, uid: u32, gid: u32) -> bool {
+        let Some(process) = self.processes.get_mut(oid) else { return true };
+        if (process.uid, process.gid) == (uid, gid) {
+            return false;
         }
+        process.uid = uid;
+        process.gid = gid;
+        process.written = [None; CLASSES];
         self.write_processes(Class::Urgent, oid, time_ns, ObjectState::Modified);
+        true
     }
 
     fn event_file(

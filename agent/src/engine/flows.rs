@@ -7,7 +7,7 @@ use codec::{
 };
 
 use super::records::FileWords;
-use super::summaries::Part;
+use super::summaries::{Part, told};
 use super::{Counters, EARLY_MAX, Engine, Last, Taken, object};
 use crate::flow::{Flow, Object, Totals, open_flags};
 
@@ -340,9 +340,8 @@ impl Engine {
         };
         if let Some(scope) = self.scope_of(flow, ops) {
             let object = self.object_hash(&flow.object);
-            let (process, volume) = (flow.process, done.volume);
-            self.fold(scope, &Part { subject, process, object, ops, volume, since_ns, now_ns });
-            self.count_told(subject, &done);
+            let (process, kind) = (flow.process, None);
+            self.fold(scope, &Part { subject, process, object, ops, done, kind, since_ns, now_ns });
             return;
         }
         if self.processes.get(flow.process).is_none() {
@@ -398,20 +397,10 @@ impl Engine {
                 })
             }
         };
-        self.count_told(subject, &done);
+        for (kind, count) in told(subject, &done) {
+            self.count(kind, Term::Aggregated, count);
+        }
         self.write(&record, Operation::Close);
-    }
-
-    /// Counts what is told of a flow.
-    fn count_told(&mut self, subject: Subject, done: &Totals) {
-        let (reading, writing) = match subject {
-            Subject::Network => (Operation::Receive, Operation::Send),
-            Subject::Files | Subject::Processes => (Operation::Read, Operation::Write),
-        };
-        self.count(reading, Term::Aggregated, done.volume.read_ops);
-        self.count(writing, Term::Aggregated, done.volume.write_ops);
-        self.count(Operation::Shutdown, Term::Aggregated, done.shutdowns.into());
-        self.count(Operation::Mmap, Term::Aggregated, done.mmaps.into());
     }
 }
 

@@ -147,7 +147,7 @@ impl Engine {
             self.keys = open;
         }
         self.export_threads(oid, now_ns, EndReason::EndDetected);
-        self.export_process_summary(oid, now_ns);
+        self.export_process_summary(oid, now_ns, EndReason::EndDetected);
         let exe = self.exe_hash(oid);
         if !self.fold_event(&exit.header, oid, Operation::Exit, Subject::Processes, exe) {
             self.process_event(oid, &exit.header, Operation::Exit, &[], exit.status);

@@ -104,13 +104,14 @@ impl Printer<'_> {
     fn finish(self) -> io::Result<Outcome> {
         self.table.finish(self.out)?;
         for run in self.account.runs() {
+            let end_ns = self.account.end_ns(run);
             match self.format {
                 Format::Text => {
-                    for line in run.lines() {
+                    for line in run.lines(end_ns) {
                         writeln!(self.out, "{}", text::escape(&line))?;
                     }
                 }
-                Format::Json => writeln!(self.out, "{}", run.json())?,
+                Format::Json => writeln!(self.out, "{}", run.json(end_ns))?,
             }
         }
         for gap in self.account.gaps() {
