@@ -73,7 +73,7 @@ impl Sink for Vec<Vec<u8>> {
 #[derive(Clone, Debug, Default)]
 pub struct Kept {
     /// Records lost, and why.
-    pub lost: Option<(Term, u64)>,
+    pub lost: [Option<(Term, u64)>; 2],
     /// By class, whether frames of its generation may be missing, or it should end here: the next
     /// begins at the next chance, since a collector takes a generation only from its start.
     pub restart: [bool; CLASSES],
@@ -307,7 +307,7 @@ impl Batch {
             self.dropped_told = true;
         }
         self.tell_dropped(&kept.dropped);
-        if let Some((term, records)) = kept.lost {
+        for (term, records) in kept.lost.into_iter().flatten() {
             self.books.add_lost_records(term, records);
         }
         for (lane, restart) in self.lanes.iter_mut().zip(kept.restart) {

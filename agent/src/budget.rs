@@ -6,7 +6,7 @@
 use std::fmt;
 
 use crate::batch::Limits;
-use crate::config::{Config, SpoolSync};
+use crate::config::Config;
 use crate::engine;
 
 /// Beside those that the kernel keeps, the engine knows flows whose end is still in the ring: one
@@ -168,10 +168,7 @@ fn shared_out(config: &Config, processors: usize, mut spare: usize) -> Division 
         generation_records_max: config.frames.generation_records_max,
     };
     let files_max = config.frames.generation_records_max as usize;
-    let held_bytes = match config.spool.sync {
-        SpoolSync::MemoryFirst => config.spool.memory_bytes as usize,
-        SpoolSync::Frame | SpoolSync::Interval => 0,
-    };
+    let held_bytes = config.spool.held_bytes_max() as usize;
     let part = |name, key, bytes| Part { name, key, bytes };
     Division {
         ring_bytes: ring_bytes as u32,

@@ -19,10 +19,11 @@ use webpki::{EndEntityCert, KeyUsage};
 use bpf::Probes;
 
 use crate::budget::{self, Division};
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Spool};
 use crate::pipeline::Settings;
 use crate::tls::clock::Clock;
 use crate::tls::{self, Files, SetupError};
+use crate::wear::STATE_BYTES_PER_DAY;
 
 /// Exit code: nothing is in the way.
 pub const EXIT_GOOD: u8 = 0;
@@ -376,7 +377,21 @@ fn modes(file: &PathBuf, mask: u32, remedy: &str, findings: &mut Vec<Finding>) {
     findings.push(Finding::new(Level::Problem, subject, text, remedy));
 }
 
+/// What the day's bytes for flash mean, where there is a limit.
+fn wear(config: &Config, findings: &mut Vec<Finding>) {
+    let Spool { write_bytes_per_day, memory_bytes, .. } = config.spool;
+    if write_bytes_per_day > 0 {
+        let text = format!(
+            "{write_bytes_per_day} bytes a day, a quarter of them kept for urgent frames; beyond \
+             that frames wait in memory, {memory_bytes} bytes of them, and what has no place is \
+             dropped and named; state files go on, at most {STATE_BYTES_PER_DAY} bytes a day"
+        );
+        findings.push(Finding::good("spool.write_bytes_per_day", text));
+    }
+}
+
 fn spool(config: &Config, findings: &mut Vec<Finding>) {
+    wear(config, findings);
     let wanted = config.spool.bytes_max;
     let spool = &config.spool.directory;
     let found = directory("spool.directory", Some(spool), findings);

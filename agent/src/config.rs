@@ -85,8 +85,11 @@ pub struct Spool {
     pub sync: SpoolSync,
     /// How long frames may be not durable, s, unless `sync` is `"frame"`.
     pub sync_interval_s: u32,
-    /// Most frames that are held in memory, bytes, if `sync` is `"memory-first"`.
+    /// Most frames that are held in memory, bytes, if `sync` is `"memory-first"` or the bytes of
+    /// a day are spent.
     pub memory_bytes: u64,
+    /// What may be written to flash a day, bytes; 0: unlimited.
+    pub write_bytes_per_day: u64,
 }
 
 /// When frames are written and made durable.
@@ -98,6 +101,14 @@ pub enum SpoolSync {
     Interval,
     /// `"memory-first"`: written each interval, unless they are delivered by then.
     MemoryFirst,
+}
+
+impl Spool {
+    /// Most frames that may have to be held in memory, bytes.
+    pub fn held_bytes_max(&self) -> u64 {
+        let holds = self.sync == SpoolSync::MemoryFirst || self.write_bytes_per_day > 0;
+        if holds { self.memory_bytes } else { 0 }
+    }
 }
 
 impl SpoolSync {
@@ -208,6 +219,7 @@ impl Default for Config {
                 sync: SpoolSync::Interval,
                 sync_interval_s: 10,
                 memory_bytes: 512 * 1024,
+                write_bytes_per_day: 0,
             },
             flows: Flows { idle_timeout_s: 60, active_timeout_s: 30 },
             frames: Frames {
@@ -243,7 +255,7 @@ pub struct Bound {
 }
 
 /// The range of every number in the file.
-pub const BOUNDS: [Bound; 22] = [
+pub const BOUNDS: [Bound; 23] = [
     Bound { key: "collector.upload_interval_s", min: 1, max: 86_400 },
     // Up to what a collector takes by default.
     Bound { key: "collector.upload_bytes_max", min: 16_384, max: 4 << 20 },
@@ -253,6 +265,7 @@ pub const BOUNDS: [Bound; 22] = [
     Bound { key: "spool.free_percent", min: 0, max: 90 },
     Bound { key: "spool.sync_interval_s", min: 1, max: 86_400 },
     Bound { key: "spool.memory_bytes", min: 64 << 10, max: 256 << 20 },
+    Bound { key: "spool.write_bytes_per_day", min: 0, max: 1 << 40 },
     Bound { key: "flows.idle_timeout_s", min: 1, max: 86_400 },
     Bound { key: "flows.active_timeout_s", min: 1, max: 86_400 },
     // Room for a header with a whole ledger, and no more than a receiver takes.
@@ -530,6 +543,16 @@ bytes_per_day = 262143
 sync = \"memory-first\"
 memory_bytes = 131071
 ";
+        let with_limit = text.replace("memory-first", "frame") + "write_bytes_per_day = 16777215\n";
+        assert_eq!(
+            problems(&with_limit)[1..],
+            [
+                "agent.toml: spool.write_bytes_per_day = 16777215: must be 0 (unlimited) or \
+                 at least 16777216",
+                "agent.toml: spool.memory_bytes = 131071: \
+                 must be at least 2 times frames.bytes_max = 65536",
+            ]
+        );
         assert_eq!(
             problems(text),
             [

@@ -3,8 +3,8 @@
 //! A day is 24 hours of the boot clock, which no step of the wall clock moves and which goes on
 //! while the device sleeps. Over a reboot it goes on from what was last written; for as long as the
 //! device is off it stands still, so that a day is never shorter than one, and the budget never
-//! exceeded. A small file beside the spool holds what was spent: it is written with each change, but
-//! not made durable, so that a power cut may forget the last half minute.
+//! exceeded. A small file beside the spool holds what was spent: it is written with each change, or
+//! seldom and ahead of it, but not made durable, so that a power cut may forget the last half minute.
 //!
 //! Volumes leave a part of the budget to urgent frames. It reads no clock, and does not know what
 //! its bytes are of.
@@ -21,8 +21,9 @@ const DAY_NS: u64 = 86_400 * 1_000_000_000;
 const STATE_BYTES: usize = 16 + 8 + 8 + 8;
 /// One in so many bytes is kept for urgent frames.
 const URGENT_PART: u64 = 4;
-/// The first hour counts as a whole in an even spending: the first bytes of a day are no strain.
-const GRACE_NS: u64 = 3600 * 1_000_000_000;
+/// Where the file is written seldom, it is one in so many bytes ahead.
+const AHEAD_PART: u64 = 64;
+const HOUR_NS: u64 = 3600 * 1_000_000_000;
 
 /// The budget of the present day.
 #[derive(Debug)]
@@ -35,6 +36,11 @@ pub struct DayBudget {
     /// Time into the day, ns.
     elapsed_ns: u64,
     spent: u64,
+    /// What the file says was spent, and when that was written, boot clock, ns.
+    kept: u64,
+    kept_ns: u64,
+    /// How much more the file says, where it is written seldom.
+    ahead: Option<u64>,
 }
 
 /// How the budget stands.
@@ -60,6 +66,9 @@ impl DayBudget {
             seen_ns: 0,
             elapsed_ns: 0,
             spent: 0,
+            kept: 0,
+            kept_ns: 0,
+            ahead: None,
         }
     }
 
@@ -91,7 +100,9 @@ impl DayBudget {
             let since_ns = if boot == boot_id { now_ns.saturating_sub(seen_ns) } else { now_ns };
             budget.elapsed_ns = elapsed_ns.saturating_add(since_ns);
             budget.spent = spent;
+            budget.kept = spent;
         }
+        budget.kept_ns = now_ns;
         budget.look(now_ns);
         Ok(budget)
     }
@@ -103,6 +114,8 @@ impl DayBudget {
         if self.elapsed_ns >= DAY_NS {
             self.elapsed_ns %= DAY_NS;
             self.spent = 0;
+            // What the file says is of the day before.
+            self.kept = 0;
         }
     }
 
@@ -121,28 +134,51 @@ impl DayBudget {
         if self.bytes_per_day == 0 {
             return 0;
         }
-        let elapsed_ns = u128::from(self.elapsed_ns.max(GRACE_NS));
+        let elapsed_ns = u128::from(self.elapsed_ns.max(HOUR_NS));
         let even = u128::from(self.bytes_per_day) * elapsed_ns / u128::from(DAY_NS);
         let percent = u128::from(self.spent) * 100 / even.max(1);
         u32::try_from(percent).unwrap_or(u32::MAX)
     }
 
-    /// Counts bytes as spent.
+    /// From now on the file is written seldom: it says more than was spent, a small part of the
+    /// budget ahead, and is written again when that is spent, or each hour.
+    pub fn spare(&mut self) {
+        self.ahead = Some(self.bytes_per_day / AHEAD_PART);
+    }
+
+    /// Counts bytes as spent. Returns whether the file was written for it.
     ///
     /// # Errors
     /// If it cannot be written: it counts all the same until the agent ends.
-    pub fn spend(&mut self, bytes: u64) -> io::Result<()> {
+    pub fn spend(&mut self, bytes: u64) -> io::Result<bool> {
         self.spent = self.spent.saturating_add(bytes);
-        self.write()
+        let since_ns = self.seen_ns.saturating_sub(self.kept_ns);
+        let ahead = self.ahead.unwrap_or(0);
+        let is_due = self.ahead.is_none() || self.spent > self.kept || since_ns >= HOUR_NS;
+        if is_due {
+            self.keep(self.spent.saturating_add(ahead))?;
+        }
+        Ok(is_due)
     }
 
-    /// Counts less after all.
+    /// Counts less after all. Returns whether the file was written for it.
     ///
     /// # Errors
     /// As for [`DayBudget::spend`].
-    pub fn give_back(&mut self, bytes: u64) -> io::Result<()> {
+    pub fn give_back(&mut self, bytes: u64) -> io::Result<bool> {
         self.spent = self.spent.saturating_sub(bytes);
-        self.write()
+        if self.ahead.is_none() {
+            self.keep(self.spent)?;
+        }
+        Ok(self.ahead.is_none())
+    }
+
+    /// Writes what was spent, and no more.
+    ///
+    /// # Errors
+    /// If that fails: what was counted ahead stays counted.
+    pub fn close(&mut self) -> io::Result<()> {
+        self.keep(self.spent)
     }
 
     /// How it stands.
@@ -155,12 +191,13 @@ impl DayBudget {
         }
     }
 
-    fn write(&mut self) -> io::Result<()> {
+    fn keep(&mut self, spent: u64) -> io::Result<()> {
+        (self.kept, self.kept_ns) = (spent, self.seen_ns);
         let Some(slots) = &mut self.slots else { return Ok(()) };
         let mut state = [0; STATE_BYTES];
         let (boot, numbers) = state.split_at_mut(16);
         boot.copy_from_slice(&self.boot_id);
-        let values = [self.seen_ns, self.elapsed_ns, self.spent];
+        let values = [self.seen_ns, self.elapsed_ns, spent];
         for (place, value) in numbers.chunks_exact_mut(8).zip(values) {
             place.copy_from_slice(&value.to_le_bytes());
         }
@@ -173,7 +210,6 @@ mod tests {
     use super::*;
 
     const BUDGET: u64 = 1 << 20;
-    const HOUR_NS: u64 = 3600 * 1_000_000_000;
 
     fn open(directory: &Path, boot: u8, now_ns: u64) -> DayBudget {
         DayBudget::open(&directory.join("budget"), BUDGET, [boot; 16], now_ns).unwrap()

@@ -30,3 +30,4 @@ pub mod tls;
 pub mod tombstones;
 pub mod untold;
 pub mod upload;
+pub mod wear;

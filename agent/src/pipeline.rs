@@ -244,9 +244,18 @@ fn watch(
     let limits = settings.limits;
     let mut batch = Batch::new(identity, limits, capabilities, offset, interruption, former, sink);
     batch.books.add_lost_records(Term::LostPurged, purged_records);
-    let for_quota = dropped.stones().iter().filter(|s| s.reason == DropReason::SpoolFull);
-    // What no frame told of, no ledger counted.
-    batch.books.add_lost_records(Term::LostSpoolFull, for_quota.map(|stone| stone.records).sum());
+    for stone in dropped.stones() {
+        // What no frame told of, no ledger counted. A purge has a count of its own.
+        match stone.reason {
+            DropReason::SpoolFull => {
+                batch.books.add_lost_records(Term::LostSpoolFull, stone.records);
+            }
+            DropReason::FlashBudget => {
+                batch.books.add_lost_records(Term::LostFlashBudget, stone.records);
+            }
+            DropReason::Purged => {}
+        }
+    }
     batch.tell_dropped(&dropped);
     let mut user_files = UserFiles::default();
     let mut engine = Engine::new(

@@ -9,11 +9,13 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use codec::{CLASSES, Class, FormerRun, Interruption};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::slots::Slots;
+use crate::wear::{Meter, Wear};
 
 /// Name of the file, in the state folder.
 pub const FILE: &str = "state";
@@ -36,6 +38,8 @@ pub struct RunState {
     former: Option<FormerRun>,
     /// End of the newest frame, boot clock, ns; none before the first.
     last_end_ns: Option<u64>,
+    /// How often it may be written.
+    meter: Meter,
 }
 
 /// What a run has to tell of the one before it.
@@ -57,6 +61,7 @@ impl RunState {
         directory: &Path,
         boot_id: [u8; 16],
         now_ns: u64,
+        wear: Option<Arc<Wear>>,
     ) -> io::Result<(RunState, Before)> {
         let (slots, former) = Slots::open(&directory.join(FILE))?;
         let former = former.as_ref().and_then(parse);
@@ -70,9 +75,11 @@ impl RunState {
             run: FormerRun { boot_id, run_id, frames: [0; CLASSES] },
             former: before.former,
             last_end_ns: None,
+            meter: Meter::new(wear),
         };
         if before.interruption.is_none() {
             // A run that dies before its first frame is told of, too.
+            state.meter.count();
             state.write(now_ns, OPEN)?;
             state.slots.sync()?;
         }
@@ -91,14 +98,21 @@ impl RunState {
 
     /// Notes that everything up to `end_ns` (boot clock) is in spooled frames. One write in
     /// place; only the run's first is made durable, so that it cannot be taken for its
-    /// predecessor.
+    /// predecessor. Where writes are spared, it is written seldom: the interval of a run that is
+    /// killed then begins earlier than it had to.
     ///
     /// # Errors
     /// If the write fails; a later call makes up for it.
     pub fn frame_written(&mut self, end_ns: u64) -> io::Result<()> {
         self.former = None;
-        self.write(end_ns, OPEN)?;
-        if self.last_end_ns.is_none() {
+        let is_first = self.last_end_ns.is_none();
+        if is_first {
+            self.meter.count();
+        }
+        if is_first || self.meter.is_due() {
+            self.write(end_ns, OPEN)?;
+        }
+        if is_first {
             self.slots.sync()?;
         }
         self.last_end_ns = Some(end_ns);
@@ -111,6 +125,7 @@ impl RunState {
     /// If the write fails: the next run takes this one for killed.
     pub fn close(&mut self) -> io::Result<()> {
         let Some(end_ns) = self.last_end_ns else { return Ok(()) };
+        self.meter.count();
         self.write(end_ns, CLOSED)?;
         self.slots.sync()
     }
@@ -231,7 +246,7 @@ mod tests {
     #[test]
     fn a_run_that_was_killed_is_told_of_until_a_frame_carries_it() {
         let directory = tempfile::tempdir().unwrap();
-        let begin = |boot, now_ns| RunState::begin(directory.path(), boot, now_ns).unwrap();
+        let begin = |boot, now_ns| RunState::begin(directory.path(), boot, now_ns, None).unwrap();
 
         let (mut run, before) = begin(BOOT, 100);
         assert_eq!(before, Before::default());
@@ -280,7 +295,7 @@ mod tests {
     #[test]
     fn a_run_that_dies_before_its_first_frame_is_told_of() {
         let directory = tempfile::tempdir().unwrap();
-        let begin = |now_ns| RunState::begin(directory.path(), BOOT, now_ns).unwrap();
+        let begin = |now_ns| RunState::begin(directory.path(), BOOT, now_ns, None).unwrap();
         let told = |before: Before| {
             let cut = before.interruption.map(|i| (i.run_id, i.from_ns, i.to_ns));
             (cut, before.former.map(|former| (former.run_id, former.frames)))

@@ -75,14 +75,19 @@ pub struct Spool {
     pub waiting_bytes: u64,
     /// Bytes of frames written since the start.
     pub written_bytes: u64,
+    /// What may be written to flash a day, bytes; 0: unlimited.
+    pub write_bytes_per_day: u64,
+    /// What was written in the present day, state files included, bytes.
+    pub day_written_bytes: u64,
+    /// Until the next day begins, s.
+    pub next_day_s: u64,
 }
 
 impl Spool {
     /// From the spool's own words.
     pub fn new(depth: crate::spool::Depth, bytes_max: u64) -> Self {
         let crate::spool::Depth { segments, bytes, frames, records, waiting_bytes } = depth;
-        let written_bytes = 0;
-        Spool { segments, bytes, bytes_max, frames, records, waiting_bytes, written_bytes }
+        Spool { segments, bytes, bytes_max, frames, records, waiting_bytes, ..Spool::default() }
     }
 }
 
@@ -186,6 +191,18 @@ impl Status {
                  {bytes} of {bytes_max} bytes in {segments} segments; {written_bytes} written"
             ),
         );
+        if self.spool.write_bytes_per_day > 0 {
+            let Spool { write_bytes_per_day, day_written_bytes, next_day_s, .. } = self.spool;
+            let left = write_bytes_per_day.saturating_sub(day_written_bytes);
+            line(
+                "flash",
+                format!(
+                    "{day_written_bytes} of {write_bytes_per_day} bytes written today, {left} \
+                     left, next day in {} min",
+                    next_day_s / 60
+                ),
+            );
+        }
         let upload = &self.upload;
         line(
             "upload",
@@ -275,6 +292,12 @@ mod tests {
             agent_id: "gw-0001".into(),
             hooks_attached: vec!["sys_exit".into()],
             ledger: BTreeMap::from([("observed".into(), 7)]),
+            spool: Spool {
+                write_bytes_per_day: 2000,
+                day_written_bytes: 500,
+                next_day_s: 120,
+                ..Default::default()
+            },
             upload: upload::Snapshot {
                 refused_records: BTreeMap::from([("malformed".into(), 3)]),
                 bytes_per_day: 1000,
@@ -312,6 +335,8 @@ mod tests {
         assert!(tells("observed", "7"), "{text}");
         let budget = "400 of 1000 bytes spent, 600 left, next day in 60 min";
         assert!(tells("budget", budget), "{text}");
+        let flash = "500 of 2000 bytes written today, 1500 left, next day in 2 min";
+        assert!(tells("flash", flash), "{text}");
         assert!(tells("last upload", "never"), "{text}");
         assert!(tells("refused", "3 records: malformed"), "{text}");
         assert!(tells("failing", "2 times: connection refused"), "{text}");

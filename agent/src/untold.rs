@@ -10,11 +10,13 @@
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, chown};
 use std::path::Path;
+use std::sync::Arc;
 
 use codec::{DropReason, TOMBSTONES_MAX, Tombstone};
 
 use crate::slots::Slots;
 use crate::tombstones::Graveyard;
+use crate::wear::{Meter, Wear};
 
 /// Name of the file, in the state folder.
 pub const FILE: &str = "untold";
@@ -33,6 +35,10 @@ pub struct Untold {
     records: u64,
     until: u64,
     stones: Graveyard,
+    /// How often it may be written.
+    meter: Meter,
+    /// Whether the file says something to tell.
+    is_kept: bool,
 }
 
 impl Untold {
@@ -57,7 +63,14 @@ impl Untold {
             let folder = std::fs::metadata(directory)?;
             chown(&path, Some(folder.uid()), Some(folder.gid()))?;
         }
-        let mut untold = Untold { slots, records: 0, until: 0, stones: Graveyard::default() };
+        let mut untold = Untold {
+            slots,
+            records: 0,
+            until: 0,
+            stones: Graveyard::default(),
+            meter: Meter::default(),
+            is_kept: false,
+        };
         if let Some(note) = &note {
             let mut rest = note.as_slice();
             untold.records = number(&mut rest, 8);
@@ -66,7 +79,27 @@ impl Untold {
                 untold.stones.extend(stone(&mut rest).as_slice());
             }
         }
+        untold.is_kept = !untold.is_told();
         Ok(untold)
+    }
+
+    /// From now on it is written seldom, and counted: what a kill takes is missing without a
+    /// reason.
+    pub fn spare(&mut self, wear: Option<Arc<Wear>>) {
+        self.meter = Meter::new(wear);
+    }
+
+    /// Writes what is to be told, at the end of a run.
+    ///
+    /// # Errors
+    /// If the write fails: the frames are then missing without a reason.
+    pub fn close(&mut self) -> io::Result<()> {
+        if self.is_told() && !self.is_kept {
+            return Ok(());
+        }
+        self.meter.count();
+        self.write(self.records, self.until, self.stones.clone())?;
+        self.slots.sync()
     }
 
     /// Purged records to tell of.
@@ -108,7 +141,11 @@ impl Untold {
     pub fn add_dropped(&mut self, stones: &Graveyard) -> io::Result<()> {
         let mut all = self.stones.clone();
         all.extend(stones.stones());
-        self.write(self.records, self.until, all)
+        if self.meter.is_due() {
+            return self.write(self.records, self.until, all);
+        }
+        self.stones = all;
+        Ok(())
     }
 
     /// A frame that tells of them is in the spool.
@@ -116,6 +153,11 @@ impl Untold {
     /// # Errors
     /// If the write fails: the next run tells of them again.
     pub fn told(&mut self) -> io::Result<()> {
+        if !self.is_kept {
+            (self.records, self.stones) = (0, Graveyard::default());
+            return Ok(());
+        }
+        self.meter.count();
         self.write(0, self.until, Graveyard::default())?;
         self.slots.sync()
     }
@@ -137,6 +179,7 @@ impl Untold {
         }
         self.slots.write(&note)?;
         (self.records, self.until, self.stones) = (records, until, stones);
+        self.is_kept = !self.is_told();
         Ok(())
     }
 }

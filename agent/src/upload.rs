@@ -24,6 +24,7 @@ use crate::day_budget::DayBudget;
 use crate::spool::Reader;
 use crate::tls::Credentials;
 use crate::tls::clock::Clock;
+use crate::wear::Meter;
 
 pub use answer::{Held, Outcome, Refusal, decide};
 pub use budget::FILE as BUDGET_FILE;
@@ -49,6 +50,8 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// What the link may carry.
     pub budget: DayBudget,
+    /// How often its state may be written.
+    pub meter: Meter,
 }
 
 /// The upload thread, seen from the event thread.
@@ -100,9 +103,9 @@ pub fn spawn(settings: Settings, reader: Reader) -> std::io::Result<Upload> {
         changed: Condvar::new(),
         counters: Counters::default(),
     });
-    let Settings { collector, credentials, clock, timeouts, budget } = settings;
+    let Settings { collector, credentials, clock, timeouts, budget, meter } = settings;
     let client = Client::new(&collector, credentials, clock, timeouts);
-    let mut worker = Worker::new(Arc::clone(&shared), &collector, client, reader, budget);
+    let mut worker = Worker::new(Arc::clone(&shared), &collector, client, reader, budget, meter);
     thread::Builder::new().name("upload".into()).spawn(move || worker.run())?;
     Ok(Upload { shared })
 }

@@ -102,6 +102,7 @@ fn settings(collector: &Collector, files: &Files, state: &Path) -> Settings {
         clock,
         timeouts: Timeouts::default(),
         budget: DayBudget::unlimited(),
+        meter: Default::default(),
     }
 }
 

@@ -25,7 +25,7 @@ const VERSION: u8 = 0;
 const PREFIX_BYTES: usize = 8;
 const CHECKSUM_BYTES: usize = 4;
 /// Largest header, bytes. The ledger is the largest part: its counters have at most 13 bytes.
-const HEADER_BYTES_MAX: usize = 9 * 1024 + 512;
+const HEADER_BYTES_MAX: usize = 10 * 1024;
 /// Largest tombstone, bytes.
 const TOMBSTONE_BYTES_MAX: usize = 8 + 1 + 1 + 4 * 10;
 /// Largest change of step, bytes.

@@ -161,17 +161,21 @@ pub enum DropReason {
     SpoolFull,
     /// An operator purged the spool.
     Purged,
+    /// The day's bytes for flash were spent, and memory was full.
+    FlashBudget,
 }
 
 impl DropReason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [DropReason; 2] = [DropReason::SpoolFull, DropReason::Purged];
+    pub const ALL: [DropReason; 3] =
+        [DropReason::SpoolFull, DropReason::Purged, DropReason::FlashBudget];
 
     /// The name that reports print.
     pub fn name(self) -> &'static str {
         match self {
             DropReason::SpoolFull => "spool_full",
             DropReason::Purged => "purged",
+            DropReason::FlashBudget => "flash_budget",
         }
     }
 }
@@ -472,11 +476,13 @@ pub enum Term {
     LostPurged,
     /// Lost: left out on a step of the ladder.
     LostShed,
+    /// Lost: the day's bytes for flash were spent, and memory was full (unit: records).
+    LostFlashBudget,
 }
 
 impl Term {
     /// All terms, in the order of their numbers.
-    pub const ALL: [Term; 15] = [
+    pub const ALL: [Term; 16] = [
         Term::Observed,
         Term::Stored,
         Term::Aggregated,
@@ -492,6 +498,7 @@ impl Term {
         Term::LostRefused,
         Term::LostPurged,
         Term::LostShed,
+        Term::LostFlashBudget,
     ];
 
     /// The name that reports print.
@@ -512,6 +519,7 @@ impl Term {
             Term::LostRefused => "lost_refused",
             Term::LostPurged => "lost_purged",
             Term::LostShed => "lost_shed",
+            Term::LostFlashBudget => "lost_flash_budget",
         }
     }
 

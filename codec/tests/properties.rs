@@ -180,11 +180,11 @@ proptest! {
     }
 
     #[test]
-    fn tombstones_are_told(numbers in vec(any::<([u8; 8], u8, bool, [u64; 4])>(), 0..=TOMBSTONES_MAX)) {
+    fn tombstones_are_told(numbers in vec(any::<([u8; 8], u8, usize, [u64; 4])>(), 0..=TOMBSTONES_MAX)) {
         let tombstones: Tombstones = numbers
             .into_iter()
-            .map(|(run_tag, class, full, [first, last, frames, records])| {
-                let reason = if full { DropReason::SpoolFull } else { DropReason::Purged };
+            .map(|(run_tag, class, reason, [first, last, frames, records])| {
+                let reason = DropReason::ALL[reason % DropReason::ALL.len()];
                 Tombstone { run_tag, class, reason, first, last, frames, records }
             })
             .collect();

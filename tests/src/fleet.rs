@@ -122,6 +122,7 @@ impl<'m> Fleet<'m> {
             spool: self.path(&format!("{name}/spool")),
             spool_bytes_max: 16 << 20,
             spool_sync: "interval".to_string(),
+            write_bytes_per_day: 0,
             status: self.path(&format!("{name}/status.json")),
             environment: Vec::new(),
             wrapper: Vec::new(),
@@ -299,6 +300,7 @@ pub struct AgentSettings {
     pub spool: PathBuf,
     pub spool_bytes_max: u64,
     pub spool_sync: String,
+    pub write_bytes_per_day: u64,
     pub status: PathBuf,
     pub environment: Vec<(OsString, OsString)>,
     /// A command line that runs the agent, up to and with the agent's own path; empty: the agent
@@ -319,7 +321,8 @@ impl AgentSettings {
         format!(
             "[collector]\nurl = {:?}\nca = {:?}\ncertificate = {:?}\nkey = {:?}\n\
              upload_interval_s = {}\nbytes_per_day = {}\n\n\
-             [spool]\ndirectory = {:?}\nbytes_max = {}\nsync = {:?}\n\n\
+             [spool]\ndirectory = {:?}\nbytes_max = {}\nsync = {:?}\n\
+             write_bytes_per_day = {}\n\n\
              [flows]\nactive_timeout_s = {}\n\n\
              [frames]\nage_max_s = {}\nvolume_age_max_s = {}\n\
              generation_records_max = {}\n\n\
@@ -335,6 +338,7 @@ impl AgentSettings {
             self.spool,
             self.spool_bytes_max,
             self.spool_sync,
+            self.write_bytes_per_day,
             self.active_timeout_s,
             self.frame_age_max_s,
             self.frame_age_max_s,

@@ -5,7 +5,7 @@ use codec::{Class, Clock, EncodeError, FrameWriter, Header, Record, Seal, Suspen
 use ring::digest::{Context, SHA256};
 
 /// Room for prefix, header and checksum beside the records.
-const HEADER_ROOM_BYTES: usize = 10 * 1024;
+const HEADER_ROOM_BYTES: usize = 11 * 1024;
 /// Urgent frames are finished before they get large, and memory is dear.
 const URGENT_FRAME_BYTES_MAX: usize = 32 * 1024;
 

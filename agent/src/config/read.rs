@@ -7,6 +7,7 @@ use codec::Step;
 use toml::de::{DeTable, DeValue};
 
 use super::{BOUNDS, Config, Problem, SpoolSync, is_agent_id};
+use crate::wear::STATE_BYTES_PER_DAY;
 
 /// The smallest spool holds so many of the largest frames, so that dropping the oldest
 /// leaves something.
@@ -16,6 +17,8 @@ const SPOOL_FRAMES_MIN: u64 = 8;
 const MEMORY_FRAMES_MIN: u64 = 2;
 /// A day's budget has room for so many of the largest frames, or none would ever go.
 const DAY_FRAMES_MIN: u64 = 4;
+/// State files alone may take half of it.
+const WRITE_BYTES_MIN: u64 = 2 * STATE_BYTES_PER_DAY;
 
 pub(super) fn config(text: &str) -> Result<Config, Vec<Problem>> {
     let (table, errors) = DeTable::parse_recoverable(text);
@@ -94,6 +97,9 @@ impl Reader<'_> {
             "spool.sync" => self.choice(item, &SpoolSync::ALL, &mut config.spool.sync),
             "spool.sync_interval_s" => self.number(item, &mut config.spool.sync_interval_s),
             "spool.memory_bytes" => self.number(item, &mut config.spool.memory_bytes),
+            "spool.write_bytes_per_day" => {
+                self.number(item, &mut config.spool.write_bytes_per_day);
+            }
             "flows.idle_timeout_s" => self.number(item, &mut config.flows.idle_timeout_s),
             "flows.active_timeout_s" => self.number(item, &mut config.flows.active_timeout_s),
             "frames.bytes_max" => self.number(item, &mut config.frames.bytes_max),
@@ -300,8 +306,14 @@ impl Reader<'_> {
                      at least {DAY_FRAMES_MIN} times frames.bytes_max = {frame}"
                 ));
             }
-            let is_in_memory = spool.sync == SpoolSync::MemoryFirst;
-            if is_in_memory && spool.memory_bytes < MEMORY_FRAMES_MIN * frame as u64 {
+            let write = spool.write_bytes_per_day;
+            if write > 0 && write < WRITE_BYTES_MIN {
+                missing.push(format!(
+                    "spool.write_bytes_per_day = {write}: must be 0 (unlimited) or \
+                     at least {WRITE_BYTES_MIN}"
+                ));
+            }
+            if spool.held_bytes_max() > 0 && spool.memory_bytes < MEMORY_FRAMES_MIN * frame as u64 {
                 missing.push(format!(
                     "spool.memory_bytes = {}: \
                      must be at least {MEMORY_FRAMES_MIN} times frames.bytes_max = {frame}",

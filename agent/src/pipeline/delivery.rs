@@ -28,6 +28,7 @@ use crate::tls::{Credentials, Files};
 use crate::tombstones::Graveyard;
 use crate::untold::{self, Untold};
 use crate::upload::{self, Upload};
+use crate::wear::{Meter, Wear};
 
 /// How long the last delivery may take when the agent is told to stop. A service manager gives
 /// up after 90 s as a rule.
@@ -44,6 +45,8 @@ struct Delivery {
     state: RunState,
     /// What was dropped, until a frame that tells of it is in the spool.
     untold: Option<Untold>,
+    /// The day's bytes for flash, if it has so few.
+    wear: Option<Arc<Wear>>,
     status: Status,
     /// What the upload thread had lost when it was last asked.
     lost: Lost,
@@ -68,10 +71,14 @@ struct Lost {
 
 impl Delivery {
     fn write_status(&mut self, books: Option<&Books>) {
+        let wear = self.wear.as_ref().map(|wear| wear.standing()).unwrap_or_default();
         let status = &mut self.status;
         status.written_unix_s = unix_s();
         status.spool = status::Spool {
             written_bytes: self.writer.written_bytes(),
+            write_bytes_per_day: wear.bytes_per_day,
+            day_written_bytes: wear.spent,
+            next_day_s: wear.next_day_s,
             ..status::Spool::new(self.writer.depth(), self.config.spool.bytes_max)
         };
         if let Some(upload) = &self.upload {
@@ -119,13 +126,20 @@ impl Delivery {
         {
             self.complain(format_args!("dropped frames will be told again: {error}"));
         }
-        if appended.dropped.is_empty() {
+        self.note_dropped(&appended.dropped);
+    }
+
+    fn note_dropped(&mut self, dropped: &Graveyard) {
+        if dropped.is_empty() {
             return;
         }
         if self.untold.is_none() {
             self.untold = Untold::open(self.config.state_directory()).ok();
+            if let Some(untold) = &mut self.untold {
+                untold.spare(self.wear.clone());
+            }
         }
-        let noted = self.untold.as_mut().map(|untold| untold.add_dropped(&appended.dropped));
+        let noted = self.untold.as_mut().map(|untold| untold.add_dropped(dropped));
         if !matches!(noted, Some(Ok(()))) {
             let file = self.config.state_directory().join(untold::FILE);
             self.complain(format_args!("{}: cannot be written", file.display()));
@@ -136,6 +150,17 @@ impl Delivery {
         self.synced = Instant::now();
         if let Err(error) = self.writer.sync() {
             self.complain(format_args!("{error}"));
+        }
+    }
+
+    /// Makes durable what waits in memory, or at least what is told of it.
+    fn close(&mut self) {
+        match self.writer.close() {
+            Ok(dropped) => self.note_dropped(&dropped),
+            Err(error) => self.complain(format_args!("{error}")),
+        }
+        if let Some(Err(error)) = self.untold.as_mut().map(Untold::close) {
+            self.complain(format_args!("{}: {error}", untold::FILE));
         }
     }
 
@@ -158,7 +183,10 @@ impl Sink for Delivery {
                 }
                 self.note(class, &appended);
                 Kept {
-                    lost: Some((Term::LostSpoolFull, appended.dropped_records)),
+                    lost: [
+                        Some((Term::LostSpoolFull, appended.dropped_records)),
+                        Some((Term::LostFlashBudget, appended.unwritten_records)),
+                    ],
                     restart: appended.restart,
                     dropped: appended.dropped,
                 }
@@ -169,7 +197,7 @@ impl Sink for Delivery {
                 let mut restart = [false; CLASSES];
                 restart[class as usize] = true;
                 let dropped = Graveyard::default();
-                Kept { lost: Some((Term::LostSpoolError, records)), restart, dropped }
+                Kept { lost: [Some((Term::LostSpoolError, records)), None], restart, dropped }
             }
         }
     }
@@ -226,7 +254,8 @@ impl Outlet for Delivery {
 
     fn tick(&mut self, books: &Books) {
         let interval = Duration::from_secs(self.config.spool.sync_interval_s.into());
-        if self.config.spool.sync != SpoolSync::Frame && self.synced.elapsed() >= interval {
+        let is_each = self.config.spool.sync == SpoolSync::Frame && self.wear.is_none();
+        if !is_each && self.synced.elapsed() >= interval {
             self.sync();
         }
         self.write_status(Some(books));
@@ -243,6 +272,9 @@ impl Outlet for Delivery {
         measures.note(Strain::Spool, full);
         if let Some(upload) = &self.upload {
             measures.note(Strain::Link, upload.counters().link_pressure_percent());
+        }
+        if let Some(wear) = &self.wear {
+            measures.note(Strain::Flash, wear.standing().pressure_percent);
         }
     }
 
@@ -303,8 +335,8 @@ pub fn run(config: &Config) -> Result<(), Error> {
     let untold = Untold::find(folder).map_err(super::file_error(&folder.join(untold::FILE)))?;
     let until = untold.as_ref().map_or(0, Untold::until);
     spool::complete_purge(&config.spool.directory, until).map_err(Error::Spool)?;
-    let untold = untold.filter(|untold| !untold.is_told());
-    let (mut writer, reader, recovery) =
+    let mut untold = untold.filter(|untold| !untold.is_told());
+    let (mut writer, mut reader, recovery) =
         Spool::open(&config.spool.directory, limits).map_err(Error::Spool)?;
     writer.keep_free(config.spool.free_percent);
     if recovery.cut_bytes + recovery.damaged_bytes > 0 {
@@ -323,8 +355,26 @@ pub fn run(config: &Config) -> Result<(), Error> {
         Credentials::load(&Files::from(&config.collector), config.agent.id.as_deref(), &clock)
             .map_err(|error| Error::Config(error.to_string()))?;
     let boot_id = boot_id()?;
-    let (state, before) =
-        RunState::begin(folder, boot_id, boot_ns()).map_err(super::file_error(folder))?;
+    let file = folder.join(upload::BUDGET_FILE);
+    let mut budget = DayBudget::open(&file, config.collector.bytes_per_day, boot_id, boot_ns())
+        .map_err(super::file_error(&file))?;
+    let per_day = config.spool.write_bytes_per_day;
+    let wear = match per_day {
+        0 => None,
+        _ => Some(Arc::new(
+            Wear::open(folder, per_day, boot_id, boot_ns).map_err(super::file_error(folder))?,
+        )),
+    };
+    if let Some(wear) = &wear {
+        writer.spare(Arc::clone(wear), config.spool.memory_bytes);
+        reader.spare(Arc::clone(wear));
+        budget.spare();
+    }
+    if let Some(untold) = &mut untold {
+        untold.spare(wear.clone());
+    }
+    let (state, before) = RunState::begin(folder, boot_id, boot_ns(), wear.clone())
+        .map_err(super::file_error(folder))?;
     let identity: Identity = identity(credentials.agent_id.clone(), boot_id, state.run_id());
     let status = Status {
         version: env!("CARGO_PKG_VERSION").into(),
@@ -336,15 +386,13 @@ pub fn run(config: &Config) -> Result<(), Error> {
         step: Step::Everything.name().into(),
         ..Status::default()
     };
-    let file = folder.join(upload::BUDGET_FILE);
-    let budget = DayBudget::open(&file, config.collector.bytes_per_day, boot_id, boot_ns())
-        .map_err(super::file_error(&file))?;
     let settings = upload::Settings {
         collector: config.collector.clone(),
         credentials,
         clock,
         timeouts: upload::Timeouts::default(),
         budget,
+        meter: Meter::new(wear.clone()),
     };
     let purged_records = untold.as_ref().map_or(0, Untold::records);
     let dropped = untold.as_ref().map(|untold| untold.stones().clone()).unwrap_or_default();
@@ -356,6 +404,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
         upload: None,
         state,
         untold,
+        wear,
         status,
         lost: Lost::default(),
         framed: false,
@@ -373,8 +422,9 @@ pub fn run(config: &Config) -> Result<(), Error> {
             log::warn!("stopped with frames in the spool: they are delivered after the next start");
         }
     }
-    delivery.sync();
+    delivery.close();
     delivery.status.ready = false;
     delivery.write_status(None);
-    delivery.state.close().map_err(super::file_error(folder))
+    delivery.state.close().map_err(super::file_error(folder))?;
+    delivery.wear.as_ref().map_or(Ok(()), |wear| wear.close()).map_err(super::file_error(folder))
 }

@@ -9,6 +9,7 @@ use codec::{CLASSES, FRAME_BYTES_MAX, StreamKey};
 use super::scan::{self, Found};
 use super::{Depth, POSITION_BYTES, Positions, Shared, SpoolError, failed};
 use crate::slots::Slots;
+use crate::wear::{Meter, Wear};
 
 /// Most frames of one batch: bounds what is remembered of it.
 const BATCH_FRAMES_MAX: usize = 512;
@@ -20,6 +21,10 @@ pub struct Reader {
     shared: Arc<Shared>,
     position: Slots<POSITION_BYTES>,
     settled: Positions,
+    /// How often the position may be written.
+    meter: Meter,
+    /// Whether it is older than what is settled.
+    is_old: bool,
     /// The last segment that was read, open.
     file: Option<(u64, File)>,
     /// The segment of the last batch.
@@ -71,8 +76,31 @@ impl Reader {
         position: Slots<POSITION_BYTES>,
         settled: Positions,
     ) -> Self {
-        let in_flight = Vec::new();
-        Reader { shared, position, settled, file: None, number: 0, in_flight, damaged_records: 0 }
+        Reader {
+            shared,
+            position,
+            settled,
+            meter: Meter::default(),
+            is_old: false,
+            file: None,
+            number: 0,
+            in_flight: Vec::new(),
+            damaged_records: 0,
+        }
+    }
+
+    /// From now on what is settled is remembered seldom, and counted as written.
+    pub fn spare(&mut self, wear: Arc<Wear>) {
+        self.meter = Meter::new(Some(wear));
+    }
+
+    /// Remembers what is settled, at the end of a run: what was not repeats after a restart.
+    pub fn close(&mut self) {
+        if self.is_old {
+            self.meter.count();
+            let _ = self.position.write(&self.settled.bytes());
+            self.is_old = false;
+        }
     }
 
     /// Replaces the contents of `buffer` by the oldest frames that are not settled, whole,
@@ -318,6 +346,10 @@ impl Reader {
         }
         // A position that is not written costs a repeat after a restart, no more.
         self.settled.settle(class, number, end);
-        let _ = self.position.write(&self.settled.bytes());
+        self.is_old = true;
+        if self.meter.is_due() {
+            let _ = self.position.write(&self.settled.bytes());
+            self.is_old = false;
+        }
     }
 }

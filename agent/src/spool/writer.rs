@@ -1,5 +1,7 @@
 //! The end that appends.
 
+mod held;
+
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::sync::Arc;
@@ -9,10 +11,13 @@ use rustix::fs::statvfs;
 
 use super::{Depth, Generation, SEGMENTS_MAX, Segment, Shared, SpoolError, Sync, failed};
 use crate::tombstones::Graveyard;
+use crate::wear::{BLOCK_BYTES, WRITE_BACK_NS, Wear, blocks_bytes};
 
 /// The quota takes a generation as a whole: none should grow beyond this part of it. Smaller ones
 /// would say names and processes again all the time.
 const GENERATIONS_MIN: u64 = 4;
+/// What a new segment costs beside its frames, bytes: its entry in the folder, and its inode.
+const NEW_SEGMENT_BYTES: u64 = 2 * BLOCK_BYTES;
 
 /// The quota does not shrink below this, bytes, however full the file system is.
 const QUOTA_BYTES_MIN: u64 = 1 << 20;
@@ -29,30 +34,47 @@ pub struct Writer {
     present_bytes: [u64; CLASSES],
     /// By class, a generation of which frames were dropped: what is left of it follows them.
     dead: [Option<Generation>; CLASSES],
+    /// By class, why.
+    dead_for: [DropReason; CLASSES],
     next: u64,
     /// Bytes of frames written to files.
     written_bytes: u64,
-    /// Dropped for the quota and not yet told.
+    /// Dropped and not yet told.
     dropped: Dropped,
     /// Of the file system kept free, percent.
     free_percent: u8,
+    /// The day's bytes for flash, and how many bytes of frames wait in memory for more of them.
+    spare: Option<(Arc<Wear>, u64)>,
+    /// By class, up to where its file is counted as written back, bytes.
+    counted_to: [u64; CLASSES],
+    /// When what was counted is written back, boot clock, ns: the last block counts again then.
+    written_back_ns: u64,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Dropped {
     frames: u64,
     records: u64,
+    unwritten_records: u64,
     stones: Graveyard,
 }
 
 impl Dropped {
-    fn add(&mut self, generation: &Generation, sequences: Option<[u64; 2]>, count: [u64; 2]) {
+    fn add(
+        &mut self,
+        generation: &Generation,
+        reason: DropReason,
+        sequences: Option<[u64; 2]>,
+        count: [u64; 2],
+    ) {
         let [frames, records] = count;
         self.frames += frames;
-        self.records += records;
+        match reason {
+            DropReason::FlashBudget => self.unwritten_records += records,
+            DropReason::SpoolFull | DropReason::Purged => self.records += records,
+        }
         if let Some([first, last]) = sequences {
             let Generation { run_tag, class, .. } = *generation;
-            let reason = DropReason::SpoolFull;
             self.stones.add(&Tombstone { run_tag, class, reason, first, last, frames, records });
         }
     }
@@ -61,12 +83,16 @@ impl Dropped {
 /// What an append did.
 #[derive(Clone, Debug, Default)]
 pub struct Appended {
-    /// Whether the frame is in the spool; else it is among those that the quota took.
+    /// Whether the frame is in the spool; else it is among those that were dropped.
     pub is_kept: bool,
-    /// Frames that the quota took, by generations, since the last append that succeeded.
+    /// Frames that the quota took, by generations, since the last append that succeeded, and those
+    /// that could neither be written nor held.
     pub dropped_frames: u64,
-    /// Records in them: the unit of the ledger.
+    /// Records in those that the quota took: the unit of the ledger.
     pub dropped_records: u64,
+    /// Records in those that could neither be written, the day's bytes for flash being spent, nor
+    /// held in memory.
+    pub unwritten_records: u64,
     /// Which frames those were.
     pub dropped: Graveyard,
     /// By class, whether its present generation should end: the quota has taken of it, or it is
@@ -86,10 +112,14 @@ impl Writer {
             present: [None; CLASSES],
             present_bytes: [0; CLASSES],
             dead: [None; CLASSES],
+            dead_for: [DropReason::SpoolFull; CLASSES],
             next,
             written_bytes: 0,
             dropped: Dropped::default(),
             free_percent: 0,
+            spare: None,
+            counted_to: [0; CLASSES],
+            written_back_ns: 0,
         }
     }
 
@@ -111,6 +141,44 @@ impl Writer {
             space.f_blocks.saturating_mul(space.f_frsize) / 100 * u64::from(self.free_percent);
         let free = space.f_bavail.saturating_mul(space.f_frsize);
         (used + free).saturating_sub(reserve).clamp(QUOTA_BYTES_MIN.min(bytes_max), bytes_max)
+    }
+
+    /// From now on no more is written in a day than `wear` has, and a part of that for volumes.
+    /// Frames beyond it are held in memory, at most `memory_bytes` of them.
+    pub fn spare(&mut self, wear: Arc<Wear>, memory_bytes: u64) {
+        self.spare = Some((wear, memory_bytes));
+    }
+
+    /// What may be written of each class, bytes.
+    fn left(&self) -> [u64; CLASSES] {
+        self.spare.as_ref().map_or([u64::MAX; CLASSES], |(wear, _)| wear.left())
+    }
+
+    /// Counts bytes of a class as written, if they are left.
+    fn take(&self, lane: usize, bytes: u64) -> bool {
+        self.spare.as_ref().is_none_or(|(wear, _)| wear.take(lane, bytes))
+    }
+
+    /// Counts what it costs to append so many bytes at `offset` of the file of a class, if that is
+    /// left. The block that the last frame ended in is written back once with this one.
+    fn take_append(&mut self, lane: usize, offset: u64, bytes: u64) -> bool {
+        let Some((wear, _)) = &self.spare else { return true };
+        let now_ns = wear.now_ns();
+        if now_ns >= self.written_back_ns {
+            self.written_back_ns = now_ns.saturating_add(WRITE_BACK_NS);
+            self.counted_to = [0; CLASSES];
+        }
+        let begin = if offset == 0 { NEW_SEGMENT_BYTES } else { 0 };
+        let counted_to = self.counted_to.get(lane).copied().filter(|_| offset > 0).unwrap_or(0);
+        let (from, to) = (offset.max(counted_to), offset + bytes);
+        let cost = begin + if from < to { blocks_bytes(from, to) } else { 0 };
+        let is_taken = wear.take(lane, cost);
+        if is_taken {
+            let end = to.next_multiple_of(BLOCK_BYTES).max(counted_to);
+            let is_durable = self.shared.limits.sync == Sync::EachFrame;
+            self.set(lane, |writer| &mut writer.counted_to, if is_durable { 0 } else { end });
+        }
+        is_taken
     }
 
     /// Appends one frame. Whole generations make room for it where the quota asks for it, none of
@@ -137,31 +205,45 @@ impl Writer {
             self.set(lane, |writer| &mut writer.present_bytes, 0);
         }
         let has_room = self.make_room(frame.len(), lane)?;
-        let is_kept = has_room && self.dead.get(lane) != Some(&Some(generation));
+        let mut is_kept = has_room && self.dead.get(lane) != Some(&Some(generation));
+        let mut reason = self.dead_for.get(lane).copied().unwrap_or(DropReason::SpoolFull);
+        if !has_room {
+            reason = DropReason::SpoolFull;
+        } else if is_kept {
+            reason = DropReason::FlashBudget;
+            is_kept = self.write(frame, &header.key, generation, header.records)?;
+        }
         if is_kept {
-            self.write(frame, &header.key, generation, header.records)?;
             if let Some(bytes) = self.present_bytes.get_mut(lane) {
                 *bytes += frame.len() as u64;
             }
         } else {
             let count = [1, header.records.into()];
-            self.dropped.add(&generation, Some([header.key.sequence; 2]), count);
-            self.set(lane, |writer| &mut writer.dead, Some(generation));
+            self.dropped.add(&generation, reason, Some([header.key.sequence; 2]), count);
+            self.kill(generation, reason);
         }
         let mut restart = self.present_bytes.map(|bytes| bytes >= bytes_max / GENERATIONS_MIN);
         for ((restart, dead), present) in restart.iter_mut().zip(&self.dead).zip(&self.present) {
             *restart |= dead.is_some() && dead == present;
         }
-        let Dropped { frames, records, stones } = std::mem::take(&mut self.dropped);
+        let Dropped { frames, records, unwritten_records, stones } =
+            std::mem::take(&mut self.dropped);
         Ok(Appended {
             is_kept,
             dropped_frames: frames,
             dropped_records: records,
+            unwritten_records,
             dropped: stones,
             restart,
             tells_of_dropped: is_kept && !header.tombstones.is_empty(),
             waiting_bytes: self.waiting_bytes(),
         })
+    }
+
+    /// What is left of a generation follows what was dropped of it.
+    fn kill(&mut self, generation: Generation, reason: DropReason) {
+        self.set(generation.lane(), |writer| &mut writer.dead, Some(generation));
+        self.set(generation.lane(), |writer| &mut writer.dead_for, reason);
     }
 
     fn set<T>(&mut self, lane: usize, of: impl Fn(&mut Self) -> &mut [T; CLASSES], value: T) {
@@ -175,7 +257,8 @@ impl Writer {
         state.segments.iter().map(|segment| segment.bytes - segment.settled_bytes).sum()
     }
 
-    /// Makes what was appended durable, for [`Sync::OnRequest`] and [`Sync::MemoryFirst`].
+    /// Makes what was appended durable, for [`Sync::OnRequest`] and [`Sync::MemoryFirst`]; what
+    /// waits in memory for bytes of a day goes on waiting.
     ///
     /// # Errors
     /// If the device refuses. What is in memory stays there then.
@@ -184,51 +267,8 @@ impl Writer {
         for file in self.files.iter().flatten() {
             file.sync_data().map_err(failed("sync", &self.shared.directory))?;
         }
+        self.counted_to = [0; CLASSES];
         Ok(())
-    }
-
-    /// Writes out the oldest of what is in memory until at most so many bytes are left there.
-    fn write_memory(&mut self, bytes_max: u64) -> Result<(), SpoolError> {
-        loop {
-            let (number, offset, bytes) = {
-                let mut state = self.shared.state();
-                if state.memory_bytes() <= bytes_max {
-                    return Ok(());
-                }
-                let mut held = state.segments.iter_mut().filter(|s| !s.memory.is_empty());
-                let Some(segment) = held.next() else { return Ok(()) };
-                (segment.number, segment.written_bytes, Arc::clone(&segment.memory))
-            };
-            // The reader goes on in memory meanwhile.
-            let path = self.shared.path(number);
-            let written = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .open(&path)
-                .and_then(|file| {
-                    file.write_all_at(&bytes, offset)?;
-                    file.sync_data()
-                });
-            written.map_err(failed("write", &path))?;
-            self.written_bytes += bytes.len() as u64;
-            if offset == 0 {
-                self.sync_directory()?;
-            }
-            let mut state = self.shared.state();
-            match state.segments.iter_mut().find(|segment| segment.number == number) {
-                Some(segment) => {
-                    segment.written_bytes += bytes.len() as u64;
-                    segment.memory = Arc::default();
-                }
-                None => {
-                    // Delivered meanwhile.
-                    drop(state);
-                    let _ = fs::remove_file(&path);
-                }
-            }
-        }
     }
 
     /// Bytes of frames that were written to files since the spool was opened: what flash wears by.
@@ -262,17 +302,24 @@ impl Writer {
             };
             // All that is left is on its way, or more urgent.
             let Some(generation) = victim else { return Ok(false) };
-            self.drop_generation(generation)?;
+            self.drop_from(generation, 0, DropReason::SpoolFull)?;
         }
     }
 
-    /// Drops what waits of a generation, apart from what is on its way.
-    fn drop_generation(&mut self, generation: Generation) -> Result<(), SpoolError> {
+    /// Drops what waits of a generation from the segment `first` on, apart from what is on its
+    /// way.
+    fn drop_from(
+        &mut self,
+        generation: Generation,
+        first: u64,
+        reason: DropReason,
+    ) -> Result<(), SpoolError> {
         let lane = generation.lane();
         loop {
             let (segment, grows) = {
                 let mut state = self.shared.state();
-                let is_one = |s: &Segment| s.generation == generation && !s.pinned;
+                let is_one =
+                    |s: &Segment| s.generation == generation && s.number >= first && !s.pinned;
                 let Some(at) = state.segments.iter().position(is_one) else { return Ok(()) };
                 let number = state.segments.get(at).map_or(0, |segment| segment.number);
                 let grows = state.grows(number);
@@ -287,9 +334,10 @@ impl Writer {
             if grows {
                 self.set(lane, |writer| &mut writer.files, None);
             }
-            self.dropped.add(&generation, segment.sequences, [segment.frames, segment.records]);
+            let count = [segment.frames, segment.records];
+            self.dropped.add(&generation, reason, segment.sequences, count);
             if segment.frames > 0 && self.present.get(lane) == Some(&Some(generation)) {
-                self.set(lane, |writer| &mut writer.dead, Some(generation));
+                self.kill(generation, reason);
             }
             if segment.written_bytes > 0 {
                 let path = self.shared.path(segment.number);
@@ -299,35 +347,40 @@ impl Writer {
     }
 
     /// Writes the frame behind the last one of its generation, in a new segment where there is
-    /// none or it is full.
+    /// none or it is full; or takes it into memory. Returns whether it is in.
     fn write(
         &mut self,
         frame: &[u8],
         key: &StreamKey,
         generation: Generation,
         records: u32,
-    ) -> Result<(), SpoolError> {
+    ) -> Result<bool, SpoolError> {
         if let Sync::MemoryFirst { bytes_max } = self.shared.limits.sync {
             return self.hold(frame, key, generation, records, bytes_max);
         }
         let lane = generation.lane();
         let (length, segment_bytes) = (frame.len() as u64, self.shared.segment_bytes());
+        let memory_bytes = self.spare.as_ref().map_or(0, |(_, memory_bytes)| *memory_bytes);
         let fits = |segment: &Segment| {
             segment.generation == generation
                 && (segment.bytes == 0 || segment.bytes + length <= segment_bytes)
         };
         if self.file(lane).is_some() && !self.shared.state().last_of(lane).is_some_and(fits) {
-            self.close(lane)?;
+            self.close_file(lane)?;
+        }
+        let offset = match self.file(lane) {
+            Some(_) => self.shared.state().last_of(lane).map_or(0, |segment| segment.bytes),
+            None => 0,
+        };
+        if !self.take_append(lane, offset, length) {
+            return self.hold(frame, key, generation, records, memory_bytes);
         }
         if self.file(lane).is_none() {
             self.begin_segment(key, generation)?;
         }
-        let (number, offset) = {
-            let state = self.shared.state();
-            state.last_of(lane).map_or((0, 0), |segment| (segment.number, segment.bytes))
-        };
+        let number = self.shared.state().last_of(lane).map_or(0, |segment| segment.number);
         let path = self.shared.path(number);
-        let Some(file) = self.file(lane) else { return Ok(()) };
+        let Some(file) = self.file(lane) else { return Ok(false) };
         let written = file.write_all_at(frame, offset).map_err(failed("write", &path));
         let durable = written.and_then(|()| match self.shared.limits.sync {
             Sync::EachFrame => file.sync_data().map_err(failed("sync", &path)),
@@ -352,41 +405,7 @@ impl Writer {
             segment.frames += 1;
             segment.records += u64::from(records);
         }
-        Ok(())
-    }
-
-    /// Takes the frame into memory, behind the last one of its generation, or into a new segment
-    /// where there is none, it is full, or all of it is delivered.
-    fn hold(
-        &mut self,
-        frame: &[u8],
-        key: &StreamKey,
-        generation: Generation,
-        records: u32,
-        memory_bytes_max: u64,
-    ) -> Result<(), SpoolError> {
-        let (lane, length) = (generation.lane(), frame.len() as u64);
-        let segment_bytes = self.shared.segment_bytes();
-        self.write_memory(memory_bytes_max.saturating_sub(length))?;
-        let fits = |segment: &Segment| {
-            segment.generation == generation
-                && segment.waits()
-                && segment.bytes + length <= segment_bytes
-        };
-        let mut state = self.shared.state();
-        if !state.last_of(lane).is_some_and(fits) {
-            state.segments.push_back(Segment::new(self.next, generation, key));
-            self.next += 1;
-        }
-        let last = state.segments.iter_mut().rfind(|segment| segment.lane() == lane);
-        if let Some(segment) = last {
-            segment.note(key);
-            Arc::make_mut(&mut segment.memory).extend_from_slice(frame);
-            segment.bytes += length;
-            segment.frames += 1;
-            segment.records += u64::from(records);
-        }
-        Ok(())
+        Ok(true)
     }
 
     fn file(&self, lane: usize) -> Option<&File> {
@@ -426,7 +445,7 @@ impl Writer {
     }
 
     /// Ends the present segment of a class.
-    fn close(&mut self, lane: usize) -> Result<(), SpoolError> {
+    fn close_file(&mut self, lane: usize) -> Result<(), SpoolError> {
         let synced = match (self.shared.limits.sync, self.file(lane)) {
             (Sync::OnRequest, Some(file)) => {
                 file.sync_data().map_err(failed("sync", &self.shared.directory))

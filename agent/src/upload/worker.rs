@@ -19,6 +19,7 @@ use crate::config;
 use crate::day_budget::DayBudget;
 use crate::logger::RateLimit;
 use crate::spool::{Reader, Sent};
+use crate::wear::Meter;
 
 /// After so many failures to read one segment in a row the reader goes on behind it.
 const READ_FAILURES_MAX: u32 = 3;
@@ -66,6 +67,8 @@ pub(super) struct Worker {
     /// Largest body: what the settings say, or less if the collector takes less.
     bytes_max: usize,
     budget: DayBudget,
+    /// Counts the writes of its state.
+    meter: Meter,
     /// What the link carried in the last request, bytes a second; none before the first.
     rate: Option<usize>,
     backoff: Backoff,
@@ -87,6 +90,7 @@ impl Worker {
         client: Client,
         reader: Reader,
         budget: DayBudget,
+        meter: Meter,
     ) -> Worker {
         Worker {
             shared,
@@ -97,6 +101,7 @@ impl Worker {
             reader,
             buffer: Vec::new(),
             budget,
+            meter,
             rate: None,
             backoff: Backoff::default(),
             search: None,
@@ -133,6 +138,8 @@ impl Worker {
                 break;
             }
         }
+        self.reader.close();
+        self.budget_written(|budget| budget.close().map(|()| true));
         self.shared.signals().done = Some(report);
         self.shared.changed.notify_all();
     }
@@ -204,11 +211,13 @@ impl Worker {
         outcome
     }
 
-    fn budget_written(&mut self, change: impl FnOnce(&mut DayBudget) -> std::io::Result<()>) {
-        if let Err(error) = change(&mut self.budget) {
-            self.unwritten.say(&error.to_string(), |text| {
+    fn budget_written(&mut self, change: impl FnOnce(&mut DayBudget) -> std::io::Result<bool>) {
+        match change(&mut self.budget) {
+            Ok(true) => self.meter.count(),
+            Ok(false) => {}
+            Err(error) => self.unwritten.say(&error.to_string(), |text| {
                 log::warn!("what the link carried is not kept over a restart: {text}");
-            });
+            }),
         }
     }
 
