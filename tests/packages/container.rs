@@ -41,6 +41,8 @@ impl Container {
                     shift; [ \"$group\" = -- ] && break; done; exec \"$@\"";
         let mut command = Command::new("sh");
         command.args(["-c", join, "sh"]).args(&groups).arg("--");
+        // It must not outlive this test, however that ends.
+        command.args(["setpriv", "--pdeathsig", "KILL"]);
         command.args(["unshare", "--mount", "--pid", "--net", "--ipc", "--uts", "--cgroup"]);
         command.args(["--fork", "--kill-child", "sh"]);
         command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("packages/boot.sh"));
