@@ -105,6 +105,9 @@ pub fn spawn(settings: Settings, reader: Reader) -> std::io::Result<Upload> {
     });
     let Settings { collector, credentials, clock, timeouts, budget, meter } = settings;
     let client = Client::new(&collector, credentials, clock, timeouts);
+    // Whoever looks before the thread does finds no zeros.
+    shared.counters.certificate(client.days_left());
+    shared.counters.link(client.traffic(), budget.standing());
     let mut worker = Worker::new(Arc::clone(&shared), &collector, client, reader, budget, meter);
     thread::Builder::new().name("upload".into()).spawn(move || worker.run())?;
     Ok(Upload { shared })

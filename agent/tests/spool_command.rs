@@ -217,13 +217,23 @@ fn a_purge_of_the_frame_that_tells_of_a_purge_tells_of_both() {
 }
 
 #[test]
-fn a_spool_that_is_not_there_is_named() {
+fn before_the_first_run_nothing_waits_and_nothing_is_purged() {
     let device = Device::new();
-    for words in [&["list"][..], &["purge", "--yes"]] {
+    let listed = device.list();
+    assert_eq!((&listed["frames"], &listed["segments"]), (&json!(0), &json!([])));
+    let text = String::from_utf8(device.command(&["list"]).stdout).unwrap();
+    assert!(text.contains("0 frames wait"), "{text}");
+    assert!(!device.state().exists());
+    let refused = |words: &[&str]| {
         let output = device.command(words);
         assert_eq!(output.status.code(), Some(78));
         let told = String::from_utf8(output.stderr).unwrap();
         assert!(told.contains(&device.spool().display().to_string()), "{told}");
-    }
+    };
+    refused(&["purge", "--yes"]);
     assert!(!device.state().exists());
+    // What is no folder cannot be read.
+    fs::create_dir(device.state()).unwrap();
+    fs::write(device.spool(), "").unwrap();
+    refused(&["list"]);
 }

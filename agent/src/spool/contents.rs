@@ -100,12 +100,18 @@ pub struct Purged {
 }
 
 impl Contents {
-    /// Looks into the spool in `directory` and changes nothing.
+    /// Looks into the spool in `directory` and changes nothing. Where there is none, no agent has
+    /// run yet, and nothing waits.
     ///
     /// # Errors
-    /// If there is none, or it cannot be read.
+    /// If it cannot be read.
     pub fn read(directory: &Path) -> Result<Contents, SpoolError> {
-        let numbers = segment_numbers(directory)?;
+        let numbers = match segment_numbers(directory) {
+            Err(SpoolError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Vec::new()
+            }
+            numbers => numbers?,
+        };
         let settled = Slots::peek(&directory.join(POSITION_FILE));
         let settled = settled.as_ref().map(Positions::parse).unwrap_or_default();
         let mut contents = Contents {
