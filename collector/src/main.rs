@@ -31,6 +31,7 @@ mod sf;
 mod store;
 mod sysflow;
 mod tls;
+mod usage;
 
 use std::io::{self, BufWriter, ErrorKind};
 use std::path::PathBuf;
