@@ -8,11 +8,18 @@ _sysflow_collector() {
 			return
 			;;
 	esac
+	if [[ $previous == --kind ]]; then
+		mapfile -t COMPREPLY < <(compgen -W "PE PF FE FF NE NF KE SUM" -- "$current")
+		return
+	fi
 	case ${COMP_WORDS[1]} in
 		serve)
 			words="--config --help"
 			;;
-		print|ledger)
+		print)
+			words="--json --process --since --until --kind --help" paths=yes
+			;;
+		ledger)
 			words="--json --help" paths=yes
 			;;
 		export)

@@ -10,4 +10,8 @@ complete -c sysflow-collector -n "not __fish_seen_subcommand_from $commands" -s 
 complete -c sysflow-collector -s h -l help -d 'Print a summary'
 complete -c sysflow-collector -n '__fish_seen_subcommand_from serve' -l config -r -F -d 'Configuration'
 complete -c sysflow-collector -n '__fish_seen_subcommand_from print ledger' -l json -d 'One JSON object a line'
+complete -c sysflow-collector -n '__fish_seen_subcommand_from print' -l process -x -d 'Only processes with this text'
+complete -c sysflow-collector -n '__fish_seen_subcommand_from print' -l since -x -d 'Only what goes on then or later'
+complete -c sysflow-collector -n '__fish_seen_subcommand_from print' -l until -x -d 'Only what began before'
+complete -c sysflow-collector -n '__fish_seen_subcommand_from print' -l kind -x -a 'PE PF FE FF NE NF KE SUM' -d 'Only these kinds'
 complete -c sysflow-collector -n '__fish_seen_subcommand_from export' -l sf -r -F -d 'The file to write'

@@ -15,7 +15,12 @@ _sysflow_collector() {
 	fi
 	case $words[2] in
 		serve) _arguments '--config[configuration]:file:_files' '2:' '--help[print a summary]' ;;
-		print|ledger) _arguments '--json[one JSON object a line]' '--help[print a summary]' '*:path:_files' ;;
+		print)
+			_arguments '--json[one JSON object a line]' '--process[only processes with this text]:text:' \
+				'--since[only what goes on then or later]:time:' '--until[only what began before]:time:' \
+				'*--kind[only these kinds]:kind:(PE PF FE FF NE NF KE SUM)' '--help[print a summary]' '*:path:_files'
+			;;
+		ledger) _arguments '--json[one JSON object a line]' '--help[print a summary]' '*:path:_files' ;;
 		export) _arguments '--sf[the file to write]:file:_files' '--help[print a summary]' '*:path:_files' ;;
 	esac
 }

@@ -53,7 +53,7 @@ pub struct Before {
 
 impl RunState {
     /// Begins a run of the boot `boot_id` at `now_ns` (boot clock), with a new random run id.
-    /// Tells of the run before, `operations_at_least` being 0, since nobody is left who counted.
+    /// Tells of the run before.
     ///
     /// # Errors
     /// If the file cannot be opened or written, or the kernel gives no random bytes.

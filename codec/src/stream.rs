@@ -95,7 +95,8 @@ pub struct Interruption {
     pub from_ns: u64,
     /// Operations from here on are seen again; 0 if the boot ended first.
     pub to_ns: u64,
-    /// At least so many operations were observed and are not in any frame.
+    /// Says nothing: whoever counted was cut, too. Written as 0; frames of this version have a place
+    /// for it.
     pub operations_at_least: u64,
 }
 

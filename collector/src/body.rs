@@ -45,6 +45,8 @@ pub(crate) enum Refusal {
     GenerationLost(String),
     /// The place of the frame is taken by other bytes.
     Conflict(String),
+    /// The agent has all of the store that one may have: it tries again later.
+    Full(String),
     /// The store cannot take it now: the agent tries again later.
     Unavailable(std::io::Error),
 }

@@ -25,6 +25,7 @@ use crate::logger;
 use crate::manifest::{FixedClock, Manifest, to_json, written_generations};
 use crate::sf::{self, SfFile};
 use crate::sysflow::{Header, Record, SCHEMA_VERSION};
+use crate::usage::{self, Usage};
 
 const PENDING_MAX: usize = 64 * 1024;
 
@@ -68,11 +69,12 @@ impl Compactor {
     ///
     /// # Errors
     /// If the thread cannot be started.
-    pub(crate) fn start(root: &Path, health: Arc<Health>) -> io::Result<Self> {
+    pub(crate) fn start(root: &Path, usage: Arc<Usage>, health: Arc<Health>) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         shared.lock().sweep = true;
         let mut worker = Worker {
             root: root.to_owned(),
+            usage,
             health,
             waiting: BTreeSet::new(),
             broken: BTreeSet::new(),
@@ -110,6 +112,7 @@ impl Compactor {
 
 struct Worker {
     root: PathBuf,
+    usage: Arc<Usage>,
     health: Arc<Health>,
     waiting: BTreeSet<GenerationKey>,
     broken: BTreeSet<GenerationKey>,
@@ -137,7 +140,7 @@ impl Worker {
     fn generation(&mut self, key: &GenerationKey, highest: u64) {
         self.waiting.remove(key);
         self.broken.remove(key);
-        match compact(&self.root, key, highest) {
+        match compact(&self.root, &self.usage, key, highest) {
             Ok(manifest) => {
                 if manifest.waiting && self.waiting.len() < REMEMBERED_MAX {
                     self.waiting.insert(key.clone());
@@ -174,6 +177,7 @@ impl Worker {
     fn sweep(&mut self) {
         for agent in folders(&self.root) {
             let Some(id) = name_of(&agent).filter(|id| layout::is_agent_id(id)) else { continue };
+            self.usage.forget_unbounded(&id);
             let sysflow = agent.join(layout::SYSFLOW);
             remove_abandoned(&sysflow);
             let done = written_generations(&sysflow);
@@ -276,11 +280,12 @@ fn read_frame<'b>(path: &Path, buffer: &'b mut Vec<u8>) -> io::Result<Option<Fra
     }
 }
 
-/// Writes the `.sf` file of one generation and its manifest.
-fn compact(root: &Path, key: &GenerationKey, highest: u64) -> io::Result<Manifest> {
+/// Writes the `.sf` file of one generation and its manifest, where the agent has room for more.
+fn compact(root: &Path, usage: &Usage, key: &GenerationKey, highest: u64) -> io::Result<Manifest> {
     let stream_directory = root.join(key.stream_directory());
     let boot_directory = root.join(layout::boot_directory(&key.agent, key.boot));
     let sysflow = root.join(&key.agent).join(layout::SYSFLOW);
+    usage.has_room(&key.agent)?;
     fs::create_dir_all(&sysflow)?;
 
     let mut buffer = Vec::new();
@@ -290,16 +295,20 @@ fn compact(root: &Path, key: &GenerationKey, highest: u64) -> io::Result<Manifes
     let (Some(start), Some(mapping)) = (&first.header.start, first.header.clock) else {
         return Err(invalid(format!("{} is no generation start", start_path.display())));
     };
+    let clock_path = boot_directory.join(layout::CLOCK);
+    let known = usage::size_of(&[&clock_path]);
     let clock = match FixedClock::load(&boot_directory)? {
         Some(clock) => clock,
         None => {
             let clock = FixedClock { offset_ns: mapping.offset_ns };
-            sf::write_whole(&boot_directory.join(layout::CLOCK), &to_json(&clock)?)?;
+            sf::write_whole(&clock_path, &to_json(&clock)?)?;
             clock
         }
     };
     let start_s = convert::generation_start_s(&first, clock.offset_ns);
     let path = sysflow.join(key.file_stem(start_s) + ".sf");
+    let beside = path.with_extension("json");
+    let before = known + usage::size_of(&[&path, &beside]);
     let first_sequence = first.header.key.sequence;
     let mut manifest = Manifest {
         agent: key.agent.clone(),
@@ -351,6 +360,7 @@ fn compact(root: &Path, key: &GenerationKey, highest: u64) -> io::Result<Manifes
     let owned = |(name, count): (&str, u64)| (name.to_owned(), count);
     manifest.left_out = sf::all_reasons(&tally.left_out).into_iter().map(owned).collect();
     manifest.unresolved = stream.unresolved().counts().into_iter().map(owned).collect();
-    sf::write_whole(&path.with_extension("json"), &to_json(&manifest)?)?;
+    sf::write_whole(&beside, &to_json(&manifest)?)?;
+    usage.changed(&key.agent, before, usage::size_of(&[&clock_path, &path, &beside]));
     Ok(manifest)
 }

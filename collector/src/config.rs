@@ -63,12 +63,18 @@ fn one_or_more<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<PathBuf>, D::E
     })
 }
 
+/// What one agent may be bound to, bytes: room for a day of a quiet device, and a pebibyte.
+const BYTES_PER_AGENT: std::ops::RangeInclusive<u64> = 1 << 20..=1 << 50;
+
 /// Where frames are kept.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct StoreConfig {
     /// The folder of the store, made if it is missing.
     pub(crate) directory: PathBuf,
+    /// Most bytes of it that one agent may take; none: as many as there are.
+    #[serde(default)]
+    pub(crate) bytes_per_agent_max: Option<u64>,
 }
 
 /// Bounds.
@@ -135,6 +141,7 @@ impl Config {
         let text = fs::read_to_string(path).map_err(|e| error(&e))?;
         let mut config: Config = toml::from_str(&text).map_err(|e| error(&e))?;
         config.limits.check().map_err(|e| error(&e))?;
+        config.store.check().map_err(|e| error(&e))?;
         let base = path.parent().unwrap_or(Path::new("")).to_owned();
         let Tls { ca, certificate, key, crl } = &mut config.tls;
         let files = [ca, certificate, key, &mut config.store.directory].into_iter();
@@ -142,6 +149,18 @@ impl Config {
             *file = base.join(&*file);
         }
         Ok(config)
+    }
+}
+
+impl StoreConfig {
+    fn check(&self) -> Result<(), String> {
+        let (low, high) = BYTES_PER_AGENT.into_inner();
+        match self.bytes_per_agent_max {
+            Some(bytes) if !(low..=high).contains(&bytes) => Err(format!(
+                "store.bytes_per_agent_max is {bytes}: set it to {low} to {high}, or leave it out"
+            )),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -204,6 +223,10 @@ mod tests {
         assert!(error.to_string().ends_with("limits.connections_max is 0: set it to 1 to 65536"));
         let error = load(&format!("{MINIMAL}[limits]\nconnections = 1\n")).unwrap_err();
         assert!(error.to_string().contains("connections"), "{error}");
+        let with = |bytes: u64| load(&format!("{MINIMAL}bytes_per_agent_max = {bytes}\n"));
+        assert_eq!(with(1 << 20).unwrap().store.bytes_per_agent_max, Some(1 << 20));
+        let error = with(0).unwrap_err().to_string();
+        assert!(error.contains("store.bytes_per_agent_max is 0: set it to 1048576 to"), "{error}");
         assert!(load("").unwrap_err().to_string().contains("tls"));
     }
 }

@@ -110,7 +110,6 @@ impl Gap {
                 "reported_by_run": reported_by,
                 "from_ns": interruption.from_ns,
                 "to_ns": interruption.to_ns,
-                "operations_at_least": interruption.operations_at_least,
             }),
             Gap::Chain { origin, fault } => json!({
                 "reason": fault.reason(),
@@ -161,12 +160,11 @@ impl Gap {
                     to_ns => format!("{to_ns} ns"),
                 };
                 format!(
-                    "gap: run {} (agent {agent}, boot {}) was cut: from {} ns to {until} of the \
-                     boot clock at least {} operations are not in any frame",
+                    "gap: run {} (agent {agent}, boot {}) was cut: what was done from {} ns to \
+                     {until} of the boot clock is not in any frame",
                     run_tag(&interruption.run_id),
                     layout::uuid(interruption.boot_id),
-                    interruption.from_ns,
-                    interruption.operations_at_least
+                    interruption.from_ns
                 )
             }
             Gap::Chain { origin, fault } => format!(

@@ -1,6 +1,7 @@
 //! Where things are in the store, and what names may be used there.
 //!
 //! ```text
+//! <directory>/<agent>/usage.json                                          bytes in the folder, where they are bounded
 //! <directory>/<agent>/<boot uuid>/clock.json                              one offset for object ids
 //! <directory>/<agent>/<boot uuid>/<run tag>/<class>/<sequence>.frame      a frame, as received
 //! <directory>/<agent>/<boot uuid>/<run tag>/<class>/<generation>.start    the generation's first frame, again
@@ -16,6 +17,9 @@ const AGENT_ID_BYTES_MAX: usize = 63;
 
 /// The folder of an agent's `.sf` files.
 pub(crate) const SYSFLOW: &str = "sysflow";
+
+/// The file of what an agent takes of the store.
+pub(crate) const USAGE: &str = "usage.json";
 
 /// The file of a boot's fixed clock offset.
 pub(crate) const CLOCK: &str = "clock.json";

@@ -31,6 +31,7 @@ mod sf;
 mod store;
 mod sysflow;
 mod tls;
+mod usage;
 
 use std::io::{self, BufWriter, ErrorKind};
 use std::path::PathBuf;
@@ -39,7 +40,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use config::Config;
-use print::{Format, Outcome};
+use print::{Filter, Format, Outcome};
 use serve::StartError;
 
 /// The command line is wrong (sysexits `EX_USAGE`).
@@ -74,6 +75,18 @@ enum Command {
         /// One flat JSON object a line instead of a table.
         #[arg(long)]
         json: bool,
+        /// Only what processes did with this in their path, arguments or script.
+        #[arg(long, value_name = "TEXT")]
+        process: Option<String>,
+        /// Only what goes on at this time or later: 2026-11-24T23:40:00Z, or Unix time.
+        #[arg(long, value_name = "TIME", value_parser = print::moment, allow_negative_numbers = true)]
+        since: Option<i64>,
+        /// Only what began before this time.
+        #[arg(long, value_name = "TIME", value_parser = print::moment, allow_negative_numbers = true)]
+        until: Option<i64>,
+        /// Only these kinds of records; again or with commas for more.
+        #[arg(long = "kind", value_name = "KIND", value_delimiter = ',', value_parser = print::KINDS, ignore_case = true)]
+        kinds: Vec<String>,
         /// What to print, one after the other.
         #[arg(required = true, value_name = "PATH")]
         paths: Vec<PathBuf>,
@@ -110,10 +123,10 @@ fn main() -> ExitCode {
     };
     match command {
         Command::Serve { config } => serve(&config),
-        Command::Print { json, paths } => {
-            let format = Format::of(json);
+        Command::Print { json, process, since, until, kinds, paths } => {
+            let filter = Filter { process, since_ns: since, until_ns: until, kinds };
             let mut out = BufWriter::new(io::stdout().lock());
-            ended(print::print(&paths, format, &mut out))
+            ended(print::print(&paths, Format::of(json), filter, &mut out))
         }
         Command::Ledger { json, paths } => {
             let mut out = BufWriter::new(io::stdout().lock());

@@ -29,6 +29,8 @@ const FRAMES_TYPE: &str = "application/vnd.sysflow.frames";
 const RETRY_BUSY_S: u32 = 5;
 /// When a client may come again after the store failed, s.
 const RETRY_STORE_S: u32 = 30;
+/// When a client may come again whose share of the store is full, s. Somebody has to make room.
+const RETRY_FULL_S: u32 = 300;
 
 /// What is read and thrown away of a body that was refused, so that the client, which sends
 /// before it reads, gets to the answer: at most so many bytes, for at most so long.
@@ -87,6 +89,10 @@ impl From<Refusal> for Refused {
                 refuse(StatusCode::CONFLICT, "generation-lost", detail)
             }
             Refusal::Conflict(detail) => refuse(StatusCode::CONFLICT, "conflict", detail),
+            Refusal::Full(detail) => Refused {
+                retry_after_s: Some(RETRY_FULL_S),
+                ..refuse(StatusCode::INSUFFICIENT_STORAGE, "quota", detail)
+            },
             Refusal::Unavailable(error) => {
                 logger::seldom(Level::Error, "store", format_args!("store: {error}"));
                 busy(format!("store: {error}: try again"), RETRY_STORE_S)

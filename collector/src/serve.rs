@@ -32,6 +32,7 @@ use crate::receive::{Client, Receiver};
 use crate::reload::{self, Sources};
 use crate::store::Store;
 use crate::tls;
+use crate::usage::Usage;
 
 /// How long, and for how many bytes, a closed connection is read on, so that the peer gets
 /// to the last words (an alert, an answer) before a reset could overtake them.
@@ -68,14 +69,15 @@ pub(crate) fn serve(file: &Path, config: Config) -> Result<(), StartError> {
     let directory = &config.store.directory;
     let in_store =
         |error: io::Error| StartError::Config(format!("{}: {error}", directory.display()));
-    let store = Store::open(directory).map_err(in_store)?;
+    let usage = Arc::new(Usage::new(directory, config.store.bytes_per_agent_max));
+    let store = Store::open(directory, Arc::clone(&usage)).map_err(in_store)?;
     let health = Arc::new(Health::default());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // One more reads the files of the configuration.
         .max_blocking_threads(config.limits.uploads_max + 1)
         .enable_all()
         .build()?;
-    let compactor = Compactor::start(directory, Arc::clone(&health))?;
+    let compactor = Compactor::start(directory, usage, Arc::clone(&health))?;
     let receiver = Arc::new(Receiver {
         store,
         compactor,

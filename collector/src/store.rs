@@ -21,6 +21,7 @@ use crate::body::{self, Checked, Refusal};
 use crate::frame_files::{held_start, link_if_absent, list, write_durable};
 use crate::layout::{self, GenerationKey};
 use crate::ranges::{RANGES_MAX, Ranges};
+use crate::usage::Usage;
 
 const STREAMS_MAX: usize = 1024;
 const AGENTS_MAX: usize = 16 * 1024;
@@ -76,6 +77,7 @@ struct Agent {
 pub(crate) struct Store {
     root: PathBuf,
     agents: Mutex<HashMap<String, Arc<Mutex<Agent>>>>,
+    usage: Arc<Usage>,
     /// Makes names of files in the making differ, also from another receiver's.
     serial: AtomicU64,
     salt: u64,
@@ -90,11 +92,12 @@ struct Placed<'a, 'b> {
 }
 
 impl Store {
-    /// Opens the store in `root`, which is made if it is missing.
+    /// Opens the store in `root`, which is made if it is missing; one agent may take as much of it
+    /// as `usage` says.
     ///
     /// # Errors
     /// Those of the file system.
-    pub(crate) fn open(root: &Path) -> io::Result<Self> {
+    pub(crate) fn open(root: &Path, usage: Arc<Usage>) -> io::Result<Self> {
         fs::create_dir_all(root)?;
         let root = root.canonicalize()?;
         if let Some(parent) = root.parent() {
@@ -103,6 +106,7 @@ impl Store {
         Ok(Store {
             root,
             agents: Mutex::default(),
+            usage,
             serial: AtomicU64::new(0),
             salt: RandomState::new().build_hasher().finish(),
         })
@@ -120,6 +124,16 @@ impl Store {
             *known = Agent::default();
         }
         let placed = self.place(agent, &mut known, frames)?;
+        let new = || placed.iter().filter(|place| !place.held);
+        self.usage.reserve(
+            agent,
+            new().map(|place| place.frame.bytes.len()),
+            new()
+                .map(|place| place.stream)
+                .collect::<BTreeSet<StreamName>>()
+                .into_iter()
+                .map(|(boot, run, class)| layout::stream_directory(agent, boot, run, class)),
+        )?;
         self.write(&mut known, &placed).map_err(|error| {
             // What is in memory may now be behind the disk.
             known.streams.clear();
@@ -285,6 +299,8 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error),
         };
+        // Removed by hand.
+        stream.rooted &= changed.is_some();
         if changed != stream.changed {
             stream.held = list(&stream.directory)?;
             stream.changed = changed;

@@ -33,6 +33,10 @@ fn bytes(sequence: u64, is_start: bool, salt: u64) -> Vec<u8> {
     FrameWriter::new(&mut buffer).unwrap().finish(&header).unwrap().to_vec()
 }
 
+fn open(root: &Path) -> Store {
+    Store::open(root, Arc::new(Usage::new(root, None))).unwrap()
+}
+
 fn put(store: &Store, sequences: &[u64]) -> Result<Stored, Refusal> {
     let body: Vec<u8> = sequences.iter().flat_map(|s| bytes(*s, *s == 0, 0)).collect();
     store.put("a", &body::frames("a", &body)?)
@@ -41,8 +45,8 @@ fn put(store: &Store, sequences: &[u64]) -> Result<Stored, Refusal> {
 #[test]
 fn two_receivers_over_one_store_see_each_others_frames() {
     let folder = tempfile::tempdir().unwrap();
-    let one = Store::open(folder.path()).unwrap();
-    let other = Store::open(folder.path()).unwrap();
+    let one = open(folder.path());
+    let other = open(folder.path());
     put(&one, &[0, 1]).unwrap();
     let stored = put(&other, &[1, 2, 4]).unwrap();
     assert_eq!((stored.new, stored.duplicates), (2, 1));
@@ -54,7 +58,7 @@ fn two_receivers_over_one_store_see_each_others_frames() {
 #[test]
 fn a_name_taken_between_look_and_link_is_a_conflict_or_a_repeat() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path()).unwrap();
+    let store = open(folder.path());
     let directory = folder.path();
     let (ours, theirs) = (bytes(5, false, 1), bytes(5, false, 2));
     let file = directory.join(layout::frame_name(5));
@@ -72,7 +76,7 @@ fn a_name_taken_between_look_and_link_is_a_conflict_or_a_repeat() {
 #[test]
 fn a_stream_of_nothing_but_holes_is_stopped() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path()).unwrap();
+    let store = open(folder.path());
     let every_other = |from: usize, to: usize| (from..to).map(|n| n as u64 * 2).collect::<Vec<_>>();
     for part in every_other(0, RANGES_MAX).chunks(body::FRAMES_MAX) {
         put(&store, part).unwrap();
@@ -89,7 +93,7 @@ fn a_stream_of_nothing_but_holes_is_stopped() {
 #[test]
 fn a_refused_body_decides_nothing_about_its_run() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path()).unwrap();
+    let store = open(folder.path());
     let twice = [bytes(0, true, 0), bytes(1, true, 0)].concat();
     let frames = body::frames("a", &twice).unwrap();
     assert!(matches!(store.put("a", &frames), Err(Refusal::Malformed(_))));

@@ -225,6 +225,7 @@ mod tests {
             (408, r#"{"error":"timeout","detail":"x"}"#),
             (301, ""),
             (500, ""),
+            (507, r#"{"error":"quota","detail":"x"}"#),
             (200, "{}"),
             (200, "<html>"),
         ] {

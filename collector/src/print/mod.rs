@@ -4,6 +4,7 @@
 //! and ours behind them. Both end with the ledger of each run and one line a gap, so that a
 //! reader sees what is lost.
 
+mod filter;
 mod join;
 mod json;
 mod table;
@@ -20,6 +21,7 @@ use crate::convert::Unresolved;
 use crate::gap::Gap;
 use crate::sf::{self, SfFile};
 use crate::sysflow::Record;
+pub(crate) use filter::{Filter, KINDS, moment};
 use join::Joiner;
 use table::Table;
 pub(crate) use text::escape;
@@ -49,14 +51,21 @@ pub(crate) enum Outcome {
     Damaged,
 }
 
-/// Prints all that `paths` lead to.
+/// Prints what of all that `paths` lead to the filter takes. Ledgers are of whole runs: they follow
+/// where it takes all. What is missing is said always.
 ///
 /// # Errors
 /// Those of the output and of paths that cannot be opened.
-pub(crate) fn print(paths: &[PathBuf], format: Format, out: &mut dyn Write) -> io::Result<Outcome> {
+pub(crate) fn print(
+    paths: &[PathBuf],
+    format: Format,
+    filter: Filter,
+    out: &mut dyn Write,
+) -> io::Result<Outcome> {
     let mut printer = Printer {
         out,
         format,
+        filter,
         joiner: Joiner::default(),
         table: Table::new(table::terminal_columns()),
         account: Account::default(),
@@ -95,6 +104,7 @@ pub(crate) fn export(target: &Path, paths: &[PathBuf], out: &mut dyn Write) -> i
 struct Printer<'o> {
     out: &'o mut dyn Write,
     format: Format,
+    filter: Filter,
     joiner: Joiner,
     table: Table,
     account: Account,
@@ -103,7 +113,8 @@ struct Printer<'o> {
 impl Printer<'_> {
     fn finish(self) -> io::Result<Outcome> {
         self.table.finish(self.out)?;
-        for run in self.account.runs() {
+        let runs = if self.filter.takes_all() { self.account.runs() } else { &[] };
+        for run in runs {
             let end_ns = self.account.end_ns(run);
             match self.format {
                 Format::Text => {
@@ -159,6 +170,9 @@ impl Sink for Printer<'_> {
             self.joiner.note(record);
             return Ok(());
         };
+        if !self.filter.takes(&row) {
+            return Ok(());
+        }
         match self.format {
             Format::Text => self.table.push(text::cells(&row), self.out),
             Format::Json => {

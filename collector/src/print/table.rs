@@ -2,8 +2,9 @@
 //!
 //! `sysprint` lays out 1001 rows, then 1000 at a time, each part with column widths of its
 //! own; only the first has a header. So a table of any length is printed in bounded memory.
-//! Where a column holds whole numbers only it is set flush right. Two of its habits are left:
-//! control characters do not reach the terminal, and columns of fractions stay text.
+//! Where a column holds whole numbers only it is set flush right. Some of its habits are left:
+//! control characters do not reach the terminal, columns of fractions stay text, arguments are cut
+//! at their end, and failed calls have their errno beside them.
 
 use std::io::{self, Write};
 
@@ -37,6 +38,8 @@ const PRESSED_MIN: usize = 8;
 pub(super) enum Cell {
     /// Cut at the front where it is longer than its column.
     Text(String),
+    /// Cut at the end.
+    Head(String),
     /// Never cut.
     Whole(String),
 }
@@ -148,21 +151,17 @@ fn print_row(
     writeln!(out, "|")
 }
 
-/// Pads to the column's width, or cuts the front off and says so with two dots.
+/// Pads to the column's width, or cuts one end off and says so with two dots.
 fn fit(cell: Option<Cell>, width: usize) -> String {
+    let surplus = |text: &str| text.chars().count().saturating_sub(width);
     match cell {
         None => String::new(),
         Some(Cell::Whole(text)) => text,
-        Some(Cell::Text(text)) => {
-            let surplus = text.chars().count().saturating_sub(width);
-            if surplus == 0 {
-                return format!("{text:<width$}");
-            }
-            text.chars().skip(surplus).fold("..".to_owned(), |mut cut, c| {
-                cut.push(c);
-                cut
-            })
+        Some(Cell::Text(text) | Cell::Head(text)) if surplus(&text) == 0 => {
+            format!("{text:<width$}")
         }
+        Some(Cell::Text(text)) => "..".chars().chain(text.chars().skip(surplus(&text))).collect(),
+        Some(Cell::Head(text)) => text.chars().take(width).chain("..".chars()).collect(),
     }
 }
 
@@ -207,7 +206,9 @@ mod tests {
     }
 
     #[test]
-    fn cells_are_cut_at_the_front() {
+    fn cells_are_cut_at_the_front_or_at_the_end() {
+        assert_eq!(fit(Some(Cell::Head("abcdef".to_owned())), 4), "abcd..");
+        assert_eq!(fit(Some(Cell::Head("äö".to_owned())), 4), "äö  ");
         assert_eq!(fit(Some(Cell::Text("abcdef".to_owned())), 4), "..cdef");
         assert_eq!(fit(Some(Cell::Text("äö".to_owned())), 4), "äö  ");
         assert_eq!(fit(Some(Cell::Whole("abcdef".to_owned())), 4), "abcdef");

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use codec::op;
+use nix::errno::Errno;
 
 use super::join::Row;
 use super::table::Cell;
@@ -156,6 +157,26 @@ pub(super) fn operations(ops: u64) -> String {
     LETTERS.iter().map(|(bit, letter)| if ops & bit != 0 { *letter } else { ' ' }).collect()
 }
 
+/// Why the call that a record tells of failed: the name of its errno, or its number where it has
+/// none.
+fn failure(record: &Record) -> Option<String> {
+    let ret = match record {
+        // A status, which is no errno.
+        Record::ProcessEvent(event) if event.ops & op::EXIT != 0 => None,
+        Record::ProcessEvent(event) => Some(event.ret),
+        Record::FileEvent(event) => Some(event.ret),
+        Record::NetworkEvent(event) => Some(event.ret),
+        Record::NetworkFlow(flow) => flow.error,
+        _ => None,
+    };
+    // As the kernel returns it.
+    let number = ret.filter(|ret| (-4095..0).contains(ret))?.unsigned_abs();
+    Some(match Errno::from_raw(number.cast_signed()) {
+        Errno::UnknownErrno => number.to_string(),
+        errno => format!("{errno:?}"),
+    })
+}
+
 /// The file or connection that a record is about.
 pub(super) fn resource(row: &Row<'_>) -> String {
     if let Some(ends) = endpoints(row.record) {
@@ -212,11 +233,15 @@ pub(super) fn cells(row: &Row<'_>) -> [Cell; 12] {
         number(Some(ts(row.record))),
         Cell::Text(kind(row.record).to_owned()),
         text(row.process.map(|process| &process.exe)),
-        text(row.process.map(|process| &process.args)),
+        // What was done stands in front.
+        Cell::Head(row.process.map(|process| escape(&process.args)).unwrap_or_default()),
         number(row.parent.map(|parent| parent.oid.hpid)),
         number(row.process.map(|process| process.oid.hpid)),
         number(tid(row.record)),
-        Cell::Text(ops(row.record).map(operations).unwrap_or_default()),
+        match (ops(row.record).map(operations).unwrap_or_default(), failure(row.record)) {
+            (operations, None) => Cell::Text(operations),
+            (operations, Some(errno)) => Cell::Whole(format!("{} {errno}", operations.trim_end())),
+        },
         // An address is of no use without its end, and IPv6 ones are long.
         if ends.is_some_and(|ends| ends.source.is_ipv6() || ends.destination.is_ipv6()) {
             Cell::Whole(resource)

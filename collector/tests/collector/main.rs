@@ -9,6 +9,8 @@ mod hostile;
 #[cfg(test)]
 mod printing;
 #[cfg(test)]
+mod quota;
+#[cfg(test)]
 mod renewal;
 #[cfg(test)]
 mod restart;
