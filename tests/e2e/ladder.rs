@@ -1,9 +1,10 @@
-//! The ladder, live: an agent that may use one hundredth of a processor is strained by any load. A
-//! flood becomes a summary while what a quiet program does is told in full; on the last steps what
-//! is left out is counted; and after a calm everything is told again.
+//! The ladder, live: an agent whose spool fills up, since its collector is away. A flood becomes a
+//! summary while what a quiet program does is told in full; on the last steps what is left out is
+//! counted; and after a calm everything is told again.
 
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 use serde_json::Value;
@@ -14,22 +15,23 @@ use tests::machine::{Machine, Need};
 use tests::records::{number, of_kind, text};
 
 /// Opens, short programs and connections of the floods.
-const COUNTS: [(&str, u64); 3] = [("opens", 4_000), ("ports", 3_000), ("forks", 400)];
-/// Sessions that strain the agent at a time.
-const SESSIONS: usize = 8;
-/// So many acts a second are a flood: each is two events at least.
-const FLOOD_ACTS: f64 = 500.0;
+const COUNTS: [(&str, u64); 3] = [("opens", 4_000), ("ports", 4_000), ("forks", 800)];
+/// And how many of them a second: a flood lasts.
+const PACES: [u64; 3] = [1_000, 1_000, 200];
+/// So many acts a second are a flood: programs that start are eight events and more each.
+const FLOOD_ACTS: f64 = 150.0;
 /// So far an estimate may be wrong: five standard errors, percent.
 const ERROR_PERCENT: u64 = 46;
 
-fn flood(fleet: &Fleet<'_>, kind: &str, count: u64) -> Result {
+fn flood(fleet: &Fleet<'_>, kind: &str, count: u64, pace: u64) -> Result {
     let folder = fleet.path(&format!("flood-{kind}"));
     if folder.exists() {
         std::fs::remove_dir_all(&folder)?;
     }
     std::fs::create_dir(&folder)?;
     let mut command = Command::new(env!("CARGO_BIN_EXE_workload-adversary"));
-    command.args(["--kind", kind, "--count", &count.to_string(), "--dir"]).arg(&folder);
+    command.args(["--kind", kind, "--count", &count.to_string(), "--pace", &pace.to_string()]);
+    command.arg("--dir").arg(&folder);
     let output = command.output()?;
     if output.status.success() {
         return Ok(());
@@ -37,49 +39,45 @@ fn flood(fleet: &Fleet<'_>, kind: &str, count: u64) -> Result {
     Err(format!("{kind}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr)).into())
 }
 
-/// Makes threads, which no summary is about, in many sessions, each of which has a share, until the
-/// agent is on a step.
+/// Fills the spool until the agent is on a step.
 fn strain(fleet: &Fleet<'_>, agent: &mut Agent, step: &str) -> Result {
     for _ in 0..1_000 {
         if agent.status()?["step"] == step {
             return Ok(());
         }
-        let mut floods = Vec::new();
-        for _ in 0..SESSIONS {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_workload-adversary"));
-            command.args(["--kind", "threads", "--count", "2000", "--dir"]).arg(fleet.path("."));
-            floods.push(command.stdout(Stdio::null()).spawn()?);
-        }
-        for mut flood in floods {
-            if !flood.wait()?.success() {
-                return Err("a flood of threads failed".into());
-            }
-        }
+        flood(fleet, "deep", 1_000, 1_000)?;
     }
     Err(format!("step {step:?} is not taken: {}", agent.program.log()?).into())
 }
 
-fn settings(fleet: &Fleet<'_>, last_step: &str, address: std::net::SocketAddr) -> AgentSettings {
-    AgentSettings {
-        ladder: format!("last_step = {last_step:?}\nprocessor_percent = 1\nhold_s = 3\n"),
-        ..fleet.agent_settings("agent", address)
-    }
+/// An agent that is strained by a spool of so many percent, and a collector that is not there yet.
+fn settings(
+    fleet: &Fleet<'_>,
+    last_step: &str,
+    percent: u32,
+) -> Result<(AgentSettings, SocketAddr)> {
+    let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let ladder = format!(
+        "last_step = {last_step:?}\nprocessor_percent = 6400\nspool_percent = {percent}\nhold_s = 3\n"
+    );
+    Ok((AgentSettings { ladder, ..fleet.agent_settings("agent", address) }, address))
 }
 
-fn is_at(step: &'static str) -> impl Fn(&Value) -> bool {
-    move |status| status["step"] == step
+/// The agent has delivered what waited, and then been calm for long enough.
+fn calm(agent: &mut Agent) -> Result {
+    agent.wait_until("it delivers", |status| {
+        status["spool"]["frames"].as_u64().is_some_and(|frames| frames < 10)
+    })?;
+    agent.wait_until("all is told again", |status| status["step"] == "everything")
 }
 
-/// The books of the one run, closed and balanced.
-fn books(fleet: &Fleet<'_>) -> Result<Value> {
+/// How `ledger` ends, and the books of the one run, closed and balanced.
+fn books(fleet: &Fleet<'_>) -> Result<(Option<i32>, Value)> {
     let (code, lines) = fleet.ledger()?;
     let books: Vec<&Value> = of_kind(&lines, "BOOKS").collect();
     let [books] = books[..] else { return Err(format!("{lines:?}").into()) };
-    assert_eq!(
-        (code, text(books, "ending"), &books["faults"]),
-        (Some(0), "closed", &Value::from([(); 0]))
-    );
-    Ok(books.clone())
+    assert_eq!((text(books, "ending"), &books["faults"]), ("closed", &Value::from([(); 0])));
+    Ok((code, books.clone()))
 }
 
 /// The steps that the books tell, and that they follow each other.
@@ -99,25 +97,28 @@ fn a_flood_becomes_summaries_and_the_quiet_are_told_in_full() -> Result {
     let test = "a_flood_becomes_summaries_and_the_quiet_are_told_in_full";
     let Some(machine) = Machine::claim(test, &[Need::Agent])? else { return Ok(()) };
     let fleet = Fleet::new(&machine)?;
-    let mut collector = fleet.start_collector("127.0.0.1:0")?;
-    let mut agent = fleet.start_agent(&settings(&fleet, "summaries", collector.address))?;
+    let (settings, address) = settings(&fleet, "summaries", 1)?;
+    let mut agent = fleet.start_agent(&settings)?;
     strain(&fleet, &mut agent, "summaries")?;
     let mut actor = Actor::start(env!("CARGO_BIN_EXE_workload-mark"), fleet.path("acts"))?;
     let mut seconds = Vec::new();
-    for (kind, count) in COUNTS {
+    for ((kind, count), pace) in COUNTS.into_iter().zip(PACES) {
         actor.order(5);
         let start = Instant::now();
-        flood(&fleet, kind, count)?;
+        flood(&fleet, kind, count, pace)?;
         seconds.push(start.elapsed().as_secs_f64());
     }
     let quiet = actor.finish()?;
-    agent.wait_until("all is told again", is_at("everything"))?;
+    assert_eq!(agent.status()?["step"], "summaries");
+    let mut collector = fleet.start_collector(&address.to_string())?;
+    calm(&mut agent)?;
     agent.program.stop()?;
     collector.program.stop()?;
 
-    let books = books(&fleet)?;
+    let (code, books) = books(&fleet)?;
+    assert_eq!(code, Some(0));
     assert_eq!(steps(&books)?, ["summaries"]);
-    assert_eq!(text(&books["ladder"][0], "strain"), "processor");
+    assert_eq!(text(&books["ladder"][0], "strain"), "spool");
     let (whole, missing) = acts::missing(&machine, &fleet, &actor.folder, &quiet)?;
     assert_eq!((whole, missing), (15, Vec::new()));
     let records = fleet.print(&fleet.store())?;
@@ -167,18 +168,24 @@ fn what_the_last_steps_leave_out_is_counted_and_calm_brings_it_back() -> Result 
     let test = "what_the_last_steps_leave_out_is_counted_and_calm_brings_it_back";
     let Some(machine) = Machine::claim(test, &[Need::Agent])? else { return Ok(()) };
     let fleet = Fleet::new(&machine)?;
-    let mut collector = fleet.start_collector("127.0.0.1:0")?;
-    let mut agent = fleet.start_agent(&settings(&fleet, "processes", collector.address))?;
+    let (settings, address) = settings(&fleet, "processes", 20)?;
+    // The last step wants a spool that is nearly full, and stays so.
+    let (spool_bytes_max, generation_records_max) = (1 << 20, 100);
+    let settings = AgentSettings { spool_bytes_max, generation_records_max, ..settings };
+    let mut agent = fleet.start_agent(&settings)?;
     strain(&fleet, &mut agent, "processes")?;
     let hidden = fleet.path("hidden");
     act("acts", &hidden)?;
-    agent.wait_until("all is told again", is_at("everything"))?;
+    assert_eq!(agent.status()?["step"], "processes");
+    let mut collector = fleet.start_collector(&address.to_string())?;
+    calm(&mut agent)?;
     let seen = fleet.path("seen");
     act("acts", &seen)?;
     agent.program.stop()?;
     collector.program.stop()?;
 
-    let books = books(&fleet)?;
+    // What the spool dropped meanwhile is a gap.
+    let (_, books) = books(&fleet)?;
     let all = ["summaries", "shares", "totals", "flows", "processes"];
     let back = all.iter().rev().skip(1);
     assert_eq!(steps(&books)?, all.iter().chain(back).copied().collect::<Vec<_>>());

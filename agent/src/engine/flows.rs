@@ -341,7 +341,9 @@ impl Engine {
         if let Some(scope) = self.scope_of(flow, ops) {
             let object = self.object_hash(&flow.object);
             let (process, kind) = (flow.process, None);
-            self.fold(scope, &Part { subject, process, object, ops, done, kind, since_ns, now_ns });
+            let named = process;
+            let part = Part { subject, process, named, object, ops, done, kind, since_ns, now_ns };
+            self.fold(scope, &part);
             return;
         }
         if self.processes.get(flow.process).is_none() {

@@ -43,7 +43,7 @@ impl Engine {
         }
         let header = Header { tid: fork.child_tid, ..fork.header };
         let exe = self.exe_hash(oid);
-        if self.fold_event(&header, creator, Operation::Clone, Subject::Processes, exe) {
+        if self.fold_event(&header, oid, Operation::Clone, Subject::Processes, exe) {
             return;
         }
         self.write_processes(Class::Urgent, oid, header.time_ns, ObjectState::Created);

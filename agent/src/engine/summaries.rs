@@ -125,6 +125,8 @@ pub(super) struct Sum {
 pub(super) struct Part {
     pub(super) subject: Subject,
     pub(super) process: Oid,
+    /// Who is named, if it is the first: of a process that comes and goes its parent.
+    pub(super) named: Oid,
     /// Hash of the object.
     pub(super) object: u64,
     pub(super) ops: u64,
@@ -241,7 +243,7 @@ impl Engine {
         let process = self.hasher.hash_one((part.process.pid, part.process.start_ns));
         if !self.summaries.contains(&key) {
             let sum = Sum {
-                process: part.process,
+                process: part.named,
                 since_ns: part.since_ns,
                 active_ns: part.now_ns,
                 ops: 0,
@@ -257,7 +259,7 @@ impl Engine {
         let Some(sum) = self.summaries.get_mut(&key) else { return };
         if self.processes.get(sum.process).is_none() {
             // One that is known tells more.
-            sum.process = part.process;
+            sum.process = part.named;
         }
         for (kind, count) in part.operations() {
             sum.operations[kind as usize] += count;
@@ -288,9 +290,14 @@ impl Engine {
         if !self.floods {
             return false;
         }
+        let parent = self.processes.get(process).and_then(|process| process.parent);
+        let parent = parent.filter(|parent| {
+            subject == Subject::Processes && self.processes.get(*parent).is_some()
+        });
         let part = Part {
             subject,
             process,
+            named: parent.unwrap_or(process),
             object,
             ops: bit(kind),
             done: Totals::default(),
