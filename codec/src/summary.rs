@@ -41,7 +41,7 @@ pub struct Summary {
     pub subject: Subject,
     /// Whether it is about all processes of a session, not one.
     pub session: bool,
-    /// Bits of [`op`].
+    /// Bits of [`op`](crate::op).
     pub ops: u64,
     /// Records that are not told: flows and events.
     pub records: u64,
