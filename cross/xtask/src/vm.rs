@@ -24,8 +24,9 @@ const TYPES_FOLDER: &str = "tests/btf";
 /// What the guests' own tests run.
 const WORKLOADS: [&str; 4] =
     ["workload-volume", "workload-paths", "workload-transfer", "workload-pids"];
-/// Suites that run in the guests of every test run; the others take minutes in an emulator.
-const SUITES_ALWAYS: [&str; 1] = ["scenarios"];
+/// Suites that run in the guests of every test run, and of which architecture; the others take
+/// minutes, to be built and in an emulator.
+const SUITES_ALWAYS: [(&str, &str); 1] = [("arm64", "scenarios")];
 
 /// Boots the guests with these names, or all of them, and runs their tests. Names of suites
 /// among them choose those; the guests' other tests are left out then. `agent` is one that was
@@ -74,7 +75,8 @@ pub fn prepare_always() -> Result<std::ffi::OsString> {
     let mut kernels = kernels::all()?;
     kernels.retain(|_, kernel| kernel.always);
     for kernel in kernels.values_mut() {
-        kernel.suites.retain(|suite| SUITES_ALWAYS.contains(&suite.as_str()));
+        let architecture = kernel.architecture.as_str();
+        kernel.suites.retain(|suite| SUITES_ALWAYS.contains(&(architecture, suite.as_str())));
     }
     prepare(&kernels, What::All, Programs::default())
 }
