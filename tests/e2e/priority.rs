@@ -2,11 +2,11 @@
 //! device had to drop is named.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tests::Result;
+use tests::files::{FILES, make_files};
 use tests::fleet::{Agent, AgentSettings, Fleet};
 use tests::frames;
 use tests::machine::{Machine, Need};
@@ -16,18 +16,6 @@ use tests::wait::wait_for;
 const DEADLINE: Duration = Duration::from_secs(90);
 /// A day's bytes: some frames.
 const BUDGET_BYTES: u64 = 1 << 20;
-/// Files that are made at a time: about as many kilobytes of frames.
-const FILES: usize = 2000;
-
-/// Makes files, each of which is one file flow of a file that no other flow names.
-fn make_files(folder: &Path, turn: usize) -> Result {
-    std::fs::create_dir(folder.join(turn.to_string()))?;
-    for number in 0..FILES {
-        let name = format!("{turn}/{number}-{}", "x".repeat(100));
-        std::fs::write(folder.join(name), b"volume")?;
-    }
-    Ok(())
-}
 
 /// A total of the running agent's ledger.
 fn total(agent: &Agent, term: &str) -> Result<u64> {

@@ -2,11 +2,11 @@
 //! and what found no place is named.
 
 use std::net::TcpListener;
-use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tests::Result;
+use tests::files::make_files;
 use tests::fleet::Fleet;
 use tests::machine::{Machine, Need};
 use tests::records::{of_kind, text};
@@ -16,18 +16,6 @@ const DEADLINE: Duration = Duration::from_secs(120);
 /// The smallest budget, and what state files may take beside it.
 const BUDGET_BYTES: u64 = 16 << 20;
 const STATE_BYTES: u64 = 8 << 20;
-/// Files that are made at a time: about as many kilobytes of frames.
-const FILES: usize = 2000;
-
-/// Makes files, each of which is one file flow of a file that no other flow names.
-fn make_files(folder: &Path, turn: usize) -> Result {
-    std::fs::create_dir(folder.join(turn.to_string()))?;
-    for number in 0..FILES {
-        let name = format!("{turn}/{number}-{}", "x".repeat(100));
-        std::fs::write(folder.join(name), b"volume")?;
-    }
-    Ok(())
-}
 
 #[test]
 fn a_budget_for_flash_is_kept_and_what_finds_no_place_is_named() -> Result {

@@ -8,6 +8,7 @@
 pub mod acts;
 pub mod campaign;
 pub mod demo;
+pub mod files;
 pub mod fleet;
 pub mod frames;
 pub mod machine;

@@ -179,7 +179,7 @@ fn cargo(target: &Target, what: &[&str]) -> Result<(PathBuf, Vec<serde_json::Val
 
 /// The crate of a registry that cargo has compiled into this folder, which is the target's: what
 /// runs on this machine goes elsewhere.
-fn linked(message: &serde_json::Value, folder: &Path) -> Option<(String, String)> {
+pub(crate) fn linked(message: &serde_json::Value, folder: &Path) -> Option<(String, String)> {
     let is_artifact = message.get("reason")?.as_str()? == "compiler-artifact";
     let file = message.get("filenames")?.as_array()?.first()?.as_str()?;
     let (_, id) = message.get("package_id")?.as_str()?.split_once('#')?;
@@ -204,7 +204,7 @@ fn musl(command: &mut Command) {
 }
 
 /// Folders of this machine, and what they are called in what is built.
-fn remaps(target: &Path, library: &StandardLibrary) -> Vec<(String, String)> {
+pub(crate) fn remaps(target: &Path, library: &StandardLibrary) -> Vec<(String, String)> {
     let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cargo"));
     let mut folders = vec![(root(), "sysflow"), (target.to_path_buf(), "target")];
