@@ -2,9 +2,10 @@
 //! go in, changes of step come out, each to be told in a frame. Pure: it reads no clock.
 //!
 //! Each strain has a limit for each step. At the limit the next step is taken, at once, then every
-//! five seconds; back it goes only after a time in which every strain stayed clearly below the limit
-//! of the step before, one step at a time. So the ladder does not flutter at a limit. Where the strain comes right back, the step was what spared it: the next
-//! time it is held twice as long, up to sixteen times.
+//! five seconds; back it goes only after a time in which every strain stayed clearly below the
+//! limit of the step before, one step at a time. So the ladder does not flutter at a limit. Where
+//! the strain comes right back, the step was what spared it: the next time it is held twice as
+//! long, up to sixteen times.
 
 use codec::{Step, StepChange, Strain};
 

@@ -20,6 +20,8 @@ enum Name {
     Frames,
     /// An agent was killed, or none ran.
     Interval,
+    /// The agent was on a step of the ladder that gives up detail.
+    Step,
 }
 
 /// An interval in which something may be missing, boot clock, ns.
@@ -40,6 +42,10 @@ pub(crate) struct Verdict {
     pub(crate) in_frames: u64,
     /// Missing, wholly or in part, and within a named interval.
     pub(crate) in_interval: u64,
+    /// Missing, wholly or in part, and within a step of the ladder.
+    pub(crate) in_step: u64,
+    /// Steps below full detail that were taken.
+    pub(crate) steps: u64,
     /// Records that the ledger counts as lost.
     pub(crate) records_lost: u64,
     /// Everything that must not be.
@@ -114,6 +120,18 @@ fn intervals(evidence: &Evidence<'_>) -> Result<Vec<Interval>> {
             reason => return Err(format!("a gap with the reason {reason:?}").into()),
         }
     }
+    for books in of_kind(evidence.ledger, "BOOKS") {
+        let run = text(books, "run");
+        let life = evidence.sessions.iter().find(|session| session.run == run);
+        let end_ns = life.map_or(u64::MAX, |session| session.end_ns);
+        for stay in books["ladder"].as_array().into_iter().flatten() {
+            found.push(Interval {
+                name: Name::Step,
+                from_ns: stay["from_ns"].as_u64().ok_or("a step has no beginning")?,
+                to_ns: stay["to_ns"].as_u64().unwrap_or(end_ns),
+            });
+        }
+    }
     // Between a farewell and the next start there is nothing to be named: the farewell did.
     let closed: Vec<&str> = of_kind(evidence.ledger, "BOOKS")
         .filter(|books| text(books, "ending") == "closed")
@@ -133,10 +151,22 @@ fn intervals(evidence: &Evidence<'_>) -> Result<Vec<Interval>> {
     Ok(found)
 }
 
+/// What is left out on the ladder's steps by the books, and what summaries stand for.
+fn given_up(evidence: &Evidence<'_>) -> Result<u64> {
+    let kinds = of_kind(evidence.ledger, "BOOKS").flat_map(|books| books["operations"].as_object());
+    let kinds = kinds.flatten().filter_map(|(_, terms)| terms["lost_shed"].as_u64());
+    let lines: Vec<&str> =
+        evidence.printed.lines().filter(|line| line.contains("\"Summary\"")).collect();
+    let summaries = tests::records::parse(&lines.join("\n"))?;
+    let told = summaries.iter().filter_map(|summary| summary["summary.records"].as_u64());
+    Ok(kinds.sum::<u64>() + told.sum::<u64>())
+}
+
 /// Judges a run.
 pub(crate) fn judge(acts: &[Act], evidence: &Evidence<'_>) -> Result<Verdict> {
     let mut verdict = Verdict { acts: acts.len() as u64, ..Verdict::default() };
     let intervals = intervals(evidence)?;
+    verdict.steps = intervals.iter().filter(|i| i.name == Name::Step).count() as u64;
     // Only what names the folder is of an act; the rest of a machine's doings is much.
     let name = evidence.folder.to_string_lossy();
     let mut lines = String::new();
@@ -169,6 +199,8 @@ pub(crate) fn judge(acts: &[Act], evidence: &Evidence<'_>) -> Result<Verdict> {
             verdict.in_frames += 1;
         } else if names.contains(&Name::Interval) {
             verdict.in_interval += 1;
+        } else if names.contains(&Name::Step) {
+            verdict.in_step += 1;
         } else {
             verdict.faults.push(format!(
                 "act {} ({} to {}): missing without a word: {}",
@@ -188,6 +220,14 @@ pub(crate) fn judge(acts: &[Act], evidence: &Evidence<'_>) -> Result<Verdict> {
             let run = text(books, "run");
             verdict.faults.push(format!("run {run} does not balance: {fault}"));
         }
+    }
+    // Where all frames came, what a step gave up is counted, too.
+    let given_up = given_up(evidence)?;
+    if given_up < verdict.in_step && !intervals.iter().any(|i| i.name == Name::Frames) {
+        verdict.faults.push(format!(
+            "{} acts are missing on steps of the ladder, and {given_up} records are counted",
+            verdict.in_step
+        ));
     }
     if !verdict.faults.is_empty() {
         verdict.faults.push(format!("named: {intervals:?}"));

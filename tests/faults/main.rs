@@ -35,8 +35,6 @@ const UNSHARED: &str = "SYSFLOW_FAULTS_UNSHARED";
 const RUNS: u64 = 20;
 /// Runs at a time: they mostly wait.
 const SIDE_BY_SIDE: u64 = 4;
-/// How careful the spool is in a run.
-const SPOOL_SYNCS: [&str; 3] = ["frame", "interval", "memory-first"];
 /// Acts that follow when all is whole again.
 const LAST_ACTS: usize = 10;
 
@@ -138,13 +136,15 @@ fn all() -> Result<bool> {
     println!("{blows:?}");
     println!(
         "{} runs from seed {}: {} acts, {} delivered, {} missing within missing frames, {} within \
-         named intervals; {} records counted as lost",
+         named intervals, {} on {} steps of the ladder; {} records counted as lost",
         plan.runs,
         plan.seed,
         verdict.acts,
         verdict.delivered,
         verdict.in_frames,
         verdict.in_interval,
+        verdict.in_step,
+        verdict.steps,
         verdict.records_lost
     );
     let result = if failed.is_empty() { "ok" } else { "FAILED" };
@@ -180,13 +180,13 @@ fn run(machine: &Machine, preload: &Path, seed: u64) -> Told {
     let start = std::time::Instant::now();
     let mut random = Rng::with_seed(seed);
     let phases = schedule::draw(&mut random);
-    let sync = *random.choice(&SPOOL_SYNCS).unwrap_or(&"frame");
+    let character = schedule::Character::draw(&mut random);
     let schedule: Vec<String> = phases.iter().map(ToString::to_string).collect();
     let mut blows = Blows::default();
-    let begun = World::start(machine, preload, sync);
+    let begun = World::start(machine, preload, &character);
     let verdict = begun.and_then(|world| befall(machine, world, &phases, &mut random, &mut blows));
     let seconds = start.elapsed().as_secs_f64();
-    Told { schedule: format!("spool {sync}: {}", schedule.join("; ")), seconds, blows, verdict }
+    Told { schedule: format!("{character}: {}", schedule.join("; ")), seconds, blows, verdict }
 }
 
 fn befall(
@@ -236,6 +236,8 @@ fn tell(seed: u64, told: Told, sum: &mut Sum) {
             sum.verdict.delivered += verdict.delivered;
             sum.verdict.in_frames += verdict.in_frames;
             sum.verdict.in_interval += verdict.in_interval;
+            sum.verdict.in_step += verdict.in_step;
+            sum.verdict.steps += verdict.steps;
             sum.verdict.records_lost += verdict.records_lost;
             verdict.faults.join("\n")
         }
@@ -243,8 +245,8 @@ fn tell(seed: u64, told: Told, sum: &mut Sum) {
     };
     let counts = verdict.as_ref().map_or(String::new(), |v| {
         format!(
-            "{} acts, {} delivered, {} in missing frames, {} in intervals; ",
-            v.acts, v.delivered, v.in_frames, v.in_interval
+            "{} acts, {} delivered, {} in missing frames, {} in intervals, {} on {} steps; ",
+            v.acts, v.delivered, v.in_frames, v.in_interval, v.in_step, v.steps
         )
     });
     let result = if faults.is_empty() { "ok" } else { "FAILED" };

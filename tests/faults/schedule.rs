@@ -14,6 +14,42 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// Ten years, s.
 const DECADE_S: i64 = 10 * 365 * 86_400;
 
+/// How careful a spool can be.
+const SPOOL_SYNCS: [&str; 3] = ["frame", "interval", "memory-first"];
+/// The last steps that a ladder can have.
+const LAST_STEPS: [&str; 5] = ["summaries", "shares", "totals", "flows", "processes"];
+
+/// What an agent is like, in all of its lives.
+#[derive(Clone, Debug)]
+pub(crate) struct Character {
+    pub(crate) spool_sync: &'static str,
+    /// The section `[ladder]` of the configuration.
+    pub(crate) ladder: String,
+}
+
+impl Character {
+    pub(crate) fn draw(random: &mut Rng) -> Character {
+        let spool_sync = SPOOL_SYNCS[random.usize(..SPOOL_SYNCS.len())];
+        // In half of the runs every act is told in full; in the others little is a strain.
+        let last_step =
+            if random.bool() { "everything" } else { LAST_STEPS[random.usize(..LAST_STEPS.len())] };
+        let ladder = format!(
+            "last_step = {last_step:?}\nspool_percent = {}\nprocessor_percent = {}\nhold_s = {}\n",
+            random.u32(1..20),
+            [1, 4, 50][random.usize(..3)],
+            random.u32(1..4)
+        );
+        Character { spool_sync, ladder }
+    }
+}
+
+impl fmt::Display for Character {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ladder: Vec<&str> = self.ladder.lines().collect();
+        write!(f, "spool {}, ladder {}", self.spool_sync, ladder.join(", "))
+    }
+}
+
 /// One fault.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {

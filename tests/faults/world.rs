@@ -20,6 +20,8 @@ use tests::wait::wait_for;
 
 use tests::acts::boot_ns;
 
+use crate::schedule::Character;
+
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// One life of the agent.
@@ -123,12 +125,12 @@ pub(crate) struct World<'m> {
 }
 
 impl<'m> World<'m> {
-    /// Starts it whole. `preload` is the library that moves clocks, `spool_sync` how careful the
-    /// agent's spool is.
+    /// Starts it whole. `preload` is the library that moves clocks, `character` what the
+    /// agent is like.
     pub(crate) fn start(
         machine: &'m Machine,
         preload: &Path,
-        spool_sync: &str,
+        character: &Character,
     ) -> Result<World<'m>> {
         let fleet = Fleet::new(machine)?;
         let spool_disk = Disk::mount(&fleet.path("agent"), "3m")?;
@@ -152,7 +154,8 @@ impl<'m> World<'m> {
         settings.environment = environment;
         settings.status = fleet.path("status/status.json");
         settings.spool_bytes_max = 1 << 20;
-        settings.spool_sync = spool_sync.to_string();
+        settings.spool_sync = character.spool_sync.to_string();
+        settings.ladder.clone_from(&character.ladder);
         std::fs::create_dir_all(fleet.path("status"))?;
         let mut world = World {
             agent: None,
