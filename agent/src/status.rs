@@ -65,7 +65,8 @@ pub struct Spool {
     pub segments: usize,
     /// Their bytes.
     pub bytes: u64,
-    /// Bound of `bytes`.
+    /// Bound of `bytes` as the file system is now: `spool.bytes_max`, or less where others fill
+    /// it up.
     pub bytes_max: u64,
     /// Frames that wait for delivery.
     pub frames: u64,

@@ -79,7 +79,7 @@ impl Delivery {
             write_bytes_per_day: wear.bytes_per_day,
             day_written_bytes: wear.spent,
             next_day_s: wear.next_day_s,
-            ..status::Spool::new(self.writer.depth(), self.config.spool.bytes_max)
+            ..status::Spool::new(self.writer.depth(), self.writer.bytes_max())
         };
         if let Some(upload) = &self.upload {
             status.upload = upload.counters().snapshot();
