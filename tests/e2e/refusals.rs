@@ -15,6 +15,7 @@ use tests::wait::wait_for;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 const RUN: [u8; 16] = [3; 16];
+static OLD_VERSIONS: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS12];
 
 fn with_collector(test: &str, body: impl FnOnce(&Fleet<'_>, &mut Collector) -> Result) -> Result {
     let Some(machine) = Machine::claim(test, &[])? else { return Ok(()) };
@@ -42,6 +43,17 @@ fn expect_refusal(answer: &post::Answer, status: u16, kind: &str) {
     assert_eq!((answer.status, answer.body["error"].as_str()), (status, Some(kind)), "{answer:?}");
     let detail = answer.body["detail"].as_str().unwrap_or_default();
     assert!(detail.len() > kind.len(), "no detail in {answer:?}");
+}
+
+#[test]
+fn who_speaks_only_tls_1_2_does_not_get_in() -> Result {
+    with_collector("who_speaks_only_tls_1_2_does_not_get_in", |fleet, collector| {
+        let old = Identity { versions: OLD_VERSIONS, ..good(fleet) };
+        let said = health(collector.address, &old).expect_err("TLS 1.2 is spoken").to_string();
+        assert!(said.contains("ProtocolVersion"), "{said}");
+        health(collector.address, &good(fleet))?;
+        Ok(())
+    })
 }
 
 #[test]
@@ -167,7 +179,7 @@ fn strangers_and_the_expired_do_not_get_in() -> Result {
         stranger.ca = fleet.path("pki/ca.pem");
         expect_handshake_refusal(fleet, collector, &stranger, "unknown-issuer")?;
 
-        let nobody = Identity { ca: fleet.path("pki/ca.pem"), certificate: None };
+        let nobody = Identity { certificate: None, ..good(fleet) };
         expect_handshake_refusal(fleet, collector, &nobody, "no-certificate")
     })
 }

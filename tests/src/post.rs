@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::{
+    ClientConfig, ClientConnection, DEFAULT_VERSIONS, RootCertStore, StreamOwned,
+    SupportedProtocolVersion,
+};
 use serde_json::Value;
 
 use crate::Result;
@@ -26,6 +29,8 @@ pub struct Identity {
     pub ca: PathBuf,
     /// Our certificate and key; none to come without.
     pub certificate: Option<(PathBuf, PathBuf)>,
+    /// The versions of TLS that are spoken.
+    pub versions: &'static [&'static SupportedProtocolVersion],
 }
 
 impl Identity {
@@ -33,7 +38,11 @@ impl Identity {
     pub fn of(folder: &Path, stem: &str) -> Identity {
         let certificate = folder.join(format!("{stem}.pem"));
         let key = folder.join(format!("{stem}.key"));
-        Identity { ca: folder.join("ca.pem"), certificate: Some((certificate, key)) }
+        Identity {
+            ca: folder.join("ca.pem"),
+            certificate: Some((certificate, key)),
+            versions: DEFAULT_VERSIONS,
+        }
     }
 
     fn config(&self) -> Result<ClientConfig> {
@@ -43,7 +52,7 @@ impl Identity {
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
+            .with_protocol_versions(self.versions)?
             .with_root_certificates(roots);
         Ok(match &self.certificate {
             None => builder.with_no_client_auth(),
