@@ -22,7 +22,8 @@ pub struct Built {
     pub crates: Crates,
 }
 
-/// Builds the collector for a static target, the same bytes from every checkout of a commit.
+/// Builds the collector for a static target, without a path of the checkout in it; that two
+/// checkouts give the same bytes is compared for the agent alone.
 ///
 /// # Errors
 /// If a tool or the standard library is missing, or it does not build.
