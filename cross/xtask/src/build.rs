@@ -4,11 +4,11 @@
 //! Builds are reproducible: no path of the checkout and no time but that of the last commit ends
 //! in the binary, so that two checkouts of one commit give the same bytes. `reproduce` proves it.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::Result;
+use crate::parts::{Crate, Crates};
 use crate::setup;
 use crate::standard_library::{self, StandardLibrary};
 use crate::targets::{self, Target, Tools};
@@ -36,9 +36,9 @@ pub struct Built {
     pub bytes: u64,
     /// The object with the probes that it holds.
     pub probes: PathBuf,
-    /// The crates of registries that were compiled for the target, by name and version: what it
-    /// is linked of, build scripts and procedural macros apart.
-    pub crates: BTreeSet<(String, String)>,
+    /// The crates of registries that were compiled for the target: what it is linked of, build
+    /// scripts and procedural macros apart.
+    pub crates: Crates,
 }
 
 /// What the toolchain's own standard library has more than the one that is built here, bytes: the
@@ -177,16 +177,17 @@ fn cargo(target: &Target, what: &[&str]) -> Result<(PathBuf, Vec<serde_json::Val
     Ok((folder.join(&target.triple).join("release"), messages))
 }
 
-/// The crate of a registry that cargo has compiled into this folder, which is the target's: what
-/// runs on this machine goes elsewhere.
-pub(crate) fn linked(message: &serde_json::Value, folder: &Path) -> Option<(String, String)> {
+/// The crate of a registry that cargo has compiled into this folder, which is the target's, and
+/// the folder of its source: what runs on this machine goes elsewhere.
+pub(crate) fn linked(message: &serde_json::Value, folder: &Path) -> Option<(Crate, PathBuf)> {
     let is_artifact = message.get("reason")?.as_str()? == "compiler-artifact";
     let file = message.get("filenames")?.as_array()?.first()?.as_str()?;
     let (_, id) = message.get("package_id")?.as_str()?.split_once('#')?;
     let is_of_registry = message.get("package_id")?.as_str()?.starts_with("registry+");
     let (name, version) = id.split_once('@')?;
+    let source = Path::new(message.get("manifest_path")?.as_str()?).parent()?;
     let is_it = is_artifact && is_of_registry && Path::new(file).starts_with(folder);
-    is_it.then(|| (name.to_string(), version.to_string()))
+    is_it.then(|| ((name.to_string(), version.to_string()), source.to_path_buf()))
 }
 
 /// The folder that a build script wrote into, if this message of cargo's tells of one.
@@ -254,11 +255,12 @@ mod tests {
         let artifact = |id: &str, file: &str| {
             serde_json::json!({
                 "reason": "compiler-artifact", "package_id": id, "filenames": [file],
+                "manifest_path": "/source/log/Cargo.toml",
             })
         };
         let linked = |id, file| linked(&artifact(id, file), Path::new("/t/arm/release"));
         let registry = "registry+https://registry.example/index#log@0.4.1";
-        let found = Some(("log".to_string(), "0.4.1".to_string()));
+        let found = Some((("log".to_string(), "0.4.1".to_string()), PathBuf::from("/source/log")));
         assert_eq!(linked(registry, "/t/arm/release/deps/liblog.rlib"), found);
         assert_eq!(linked(registry, "/t/release/deps/liblog.rlib"), None);
         assert_eq!(linked("path+file:///codec#0.1.0", "/t/arm/release/deps/x.rlib"), None);

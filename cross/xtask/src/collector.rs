@@ -1,13 +1,13 @@
 //! The collector for a centre, as a static program: built like the agent, but for speed, and with
 //! unwinding, by which it survives a connection whose task panics.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Stdio;
 
 use serde_json::Value;
 
 use crate::build::{linked, remaps};
+use crate::parts::Crates;
 use crate::standard_library::{self, StandardLibrary};
 use crate::targets::Target;
 use crate::workspace::{self, Workspace, say};
@@ -18,11 +18,12 @@ use crate::{Result, setup, zig};
 pub struct Built {
     /// Where it is.
     pub path: PathBuf,
-    /// The crates of registries that it is linked of, by name and version.
-    pub crates: BTreeSet<(String, String)>,
+    /// The crates of registries that it is linked of.
+    pub crates: Crates,
 }
 
-/// Builds the collector for a static target, the same bytes from every checkout of a commit.
+/// Builds the collector for a static target, without a path of the checkout in it; that two
+/// checkouts give the same bytes is compared for the agent alone.
 ///
 /// # Errors
 /// If a tool or the standard library is missing, or it does not build.

@@ -83,6 +83,48 @@ mod tests {
         assert!(held.matches("crate://").count() > 50);
     }
 
+    /// Whether all that an SPDX expression without brackets asks for is among these licences.
+    fn is_met(expression: &str, by: &[&str]) -> bool {
+        let mut choices = expression.split(" OR ");
+        choices.any(|choice| choice.split(" AND ").all(|licence| by.contains(&licence)))
+    }
+
+    #[test]
+    fn the_recipe_names_the_licences_of_what_is_linked() {
+        let recipe = file().with_file_name("sysflow-agent_0.1.0.bb");
+        let recipe = std::fs::read_to_string(recipe).unwrap();
+        let (_, rest) = recipe.split_once("\nLICENSE = \"").unwrap();
+        let named: Vec<&str> = rest.split('"').next().unwrap().split(" & ").collect();
+        let mut command = Workspace::Device.cargo("tree");
+        command.args([
+            "--locked",
+            "--prefix",
+            "none",
+            "--format",
+            "{l}\t{p}",
+            "--package",
+            "agent",
+        ]);
+        command.args(["--edges", "normal,no-proc-macro", "--target", "aarch64-unknown-linux-gnu"]);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let said = String::from_utf8(output.stdout).unwrap();
+        // A path behind the name is one of our own packages.
+        let others = said.lines().filter(|line| !line.contains(" (/"));
+        // What libbpf-sys compiles in: of its licences the one that asks for less.
+        let others: Vec<&str> = others.chain(["BSD-2-Clause\tlibbpf"]).collect();
+        assert!(others.len() > 50, "{said}");
+        for line in others {
+            let expression = line.split('\t').next().unwrap_or_default().replace('/', " OR ");
+            assert!(
+                is_met(&expression, &named),
+                "LICENSE of the recipe lacks what {line} asks for"
+            );
+        }
+        assert!(is_met("MIT AND ISC OR Zlib", &["ISC", "MIT"]));
+        assert!(!is_met("MIT AND ISC OR Zlib", &["MIT"]));
+    }
+
     #[test]
     fn own_packages_are_left_out_and_foreign_sources_refused() {
         let own = "[[package]]\nname = \"agent\"\nversion = \"0.1.0\"\n";

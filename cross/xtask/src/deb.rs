@@ -1,9 +1,8 @@
 //! `cargo xtask deb TARGET [PACKAGE]...`: the agent or the collector as a package for Debian and
-//! its kin, with its unit, its user, its configuration, its manual, completions for shells, and a
-//! list of what it is made of. It is installed and not started: without a certificate it has
+//! its kin, with its unit, its user, its configuration, its manual, completions for shells, a
+//! list of what it is made of, and the notices of those parts. It is installed and not started: without a certificate it has
 //! nobody to be. What is done on the way in and out is in `cross/debian/`.
 
-use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,7 +10,7 @@ use std::process::{Command, Stdio};
 use crate::build::{self, grouped};
 use crate::targets::{self, Target};
 use crate::workspace::{self, Workspace, root, run as run_command, say};
-use crate::{Result, collector, sbom};
+use crate::{Result, collector, notices, parts, sbom, zig};
 
 /// One of the packages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,6 +151,8 @@ struct Contents<'c> {
     program: &'c Path,
     /// What it is linked of, as CycloneDX.
     list: &'c str,
+    /// The licences and notices of what it is linked of.
+    notices: &'c str,
     /// The architecture's name in Debian.
     architecture: &'c str,
     /// The time that files and changelog bear, Unix seconds; none: now.
@@ -176,14 +177,23 @@ pub fn run(triple: &str, packages: &[Package]) -> Result<Vec<PathBuf>> {
 }
 
 fn make(package: Package, target: &Target) -> Result<PathBuf> {
-    let (program, crates): (PathBuf, BTreeSet<_>) = match package {
+    let (program, crates) = match package {
         Package::Agent => build::agent(target).map(|built| (built.path, built.crates))?,
         Package::Collector => collector::build(target).map(|built| (built.path, built.crates))?,
     };
     let time = sbom::time();
     let time = time.as_deref();
-    let document = sbom::document(package.workspace(), &package.name(), &crates, true, time)?;
-    let list = serde_json::to_string_pretty(&document)? + "\n";
+    let (zig, name) = (zig::libraries()?, package.name());
+    let built = parts::Program {
+        workspace: package.workspace(),
+        name: &name,
+        file: &program,
+        crates: &crates,
+        zig: Some(&zig),
+    };
+    let parts = parts::of(&built)?;
+    let list = serde_json::to_string_pretty(&sbom::document(&built, &parts, time)?)? + "\n";
+    let notices = notices::of(&name, &parts)?;
     let folder = root().join("target/packages");
     std::fs::create_dir_all(&folder)?;
     let version = package.workspace().version()?;
@@ -191,10 +201,16 @@ fn make(package: Package, target: &Target) -> Result<PathBuf> {
     let list_file = folder.join(format!("{stem}.cdx.json"));
     std::fs::write(&list_file, &list)?;
     let file = folder.join(format!("{stem}.deb"));
-    let contents = Contents { program: &program, list: &list, architecture: &target.debian, time };
+    let contents = Contents {
+        program: &program,
+        list: &list,
+        notices: &notices,
+        architecture: &target.debian,
+        time,
+    };
     pack(package, &contents, &file)?;
     println!("{}: {} bytes", file.display(), grouped(std::fs::metadata(&file)?.len()));
-    println!("{}: {} crates", list_file.display(), crates.len());
+    println!("{}: {} parts", list_file.display(), parts.len());
     Ok(file)
 }
 
@@ -243,6 +259,7 @@ fn pack(package: Package, contents: &Contents<'_>, file: &Path) -> Result {
     let documents = format!("usr/share/doc/{name}");
     let document = |file: &str| format!("{documents}/{file}");
     staged.place(&document(&format!("{name}.cdx.json")), contents.list.as_bytes(), 0o644)?;
+    staged.place(&document("THIRD-PARTY"), contents.notices.as_bytes(), 0o644)?;
     staged.place(&document("copyright"), copyright(package)?.as_bytes(), 0o644)?;
     let version = package.workspace().version()?;
     let maintainer = workspace::maintainer()?;
@@ -255,8 +272,8 @@ fn pack(package: Package, contents: &Contents<'_>, file: &Path) -> Result {
     let overrides = format!("usr/share/lintian/overrides/{name}");
     staged.place(&overrides, package.overrides().as_bytes(), 0o644)?;
     let manual = format!("usr/share/man/man8/{name}.8");
-    for packed in [&manual, &document("changelog"), &document("NEWS.md")] {
-        staged.output("gzip", &["-9", "-n", packed])?;
+    for packed in [manual, document("changelog"), document("NEWS.md"), document("THIRD-PARTY")] {
+        staged.output("gzip", &["-9", "-n", &packed])?;
     }
     let etc = format!("etc/{}", package.folder());
     std::fs::set_permissions(staged.at(&etc), PermissionsExt::from_mode(0o750))?;
@@ -311,7 +328,7 @@ fn copyright(package: Package) -> Result<String> {
     let mut text = format!(
         "Copyright the SysFlow Edge authors; see NOTICE.\n\n\
          SysFlow Edge is under the Apache License, version 2.0. {name}.cdx.json names each\n\
-         part of others with its licence.\n"
+         part of others with its licence; THIRD-PARTY.gz has their licences and notices.\n"
     );
     if package == Package::Agent {
         text.push_str(
@@ -354,6 +371,7 @@ mod tests {
                 let contents = Contents {
                     program: &program,
                     list: "{}\n",
+                    notices: "ring: ISC\n",
                     architecture: "arm64",
                     time: Some("1700000000"),
                 };
@@ -376,6 +394,7 @@ mod tests {
                 " ./usr/lib/sysusers.d/NAME.conf",
                 " ./usr/share/man/man8/NAME.8.gz",
                 " ./usr/share/doc/NAME/NAME.cdx.json",
+                " ./usr/share/doc/NAME/THIRD-PARTY.gz",
                 " ./usr/share/doc/NAME/copyright",
                 " ./usr/share/doc/NAME/changelog.gz",
                 " ./usr/share/bash-completion/completions/NAME",

@@ -20,17 +20,19 @@ cargo xtask VERB
   check   formatting, lints, documentation, and the rules of the tree
   build TARGET
           the agent for a device: TARGET is one of cross/targets.toml. Fails if it is larger than
-          its budget. Beside it lies a list (CycloneDX) of what it is made of
+          its budget. Beside it lie a list (CycloneDX) of what it is made of, and the licences
+          and notices of those parts
   cross TARGET [--mirror URL]
-          the same as an image builder gets it, by `cross build` in the image for it; for ARM
+          the same as an image builder gets it, by `cross build` in the image for it; for ARM.
+          No list lies beside it
   image [--mirror URL]
           the container image in which `cross` builds (Cross.toml), of Debian's packages from this
           mirror or from where this machine has its own; by docker or podman
           (CROSS_CONTAINER_ENGINE)
   deb TARGET [PACKAGE]...
           the agent, or the packages that are named (agent, collector), as Debian packages for a
-          static target, each with a list (CycloneDX) of what it is made of, into
-          target/packages/. DEBFULLNAME and DEBEMAIL name their maintainer
+          static target, each with a list (CycloneDX) of what it is made of and the notices of
+          those parts, into target/packages/. DEBFULLNAME and DEBEMAIL name their maintainer
   btf TARGET KERNEL OUT
           of a kernel's types those that the agent for TARGET needs, as a BTF file for
           /usr/lib/sysflow/btf/<kernel release>.btf: KERNEL is a vmlinux, a kernel image or a
@@ -232,7 +234,9 @@ fn run(verb: Verb) -> Result {
         Verb::Check => check::run(),
         Verb::Build(target) => {
             build::run(&target)?;
-            println!("{}", sbom::beside_agent(&targets::find(&target)?)?.display());
+            for file in sbom::beside_agent(&targets::find(&target)?)? {
+                println!("{}", file.display());
+            }
             Ok(())
         }
         Verb::Deb(target, packages) if packages.is_empty() => {

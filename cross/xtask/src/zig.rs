@@ -9,7 +9,8 @@ use crate::setup;
 use crate::workspace::root;
 
 /// The versions that builds are checked with.
-const PACKAGES: [&str; 2] = ["cargo-zigbuild==0.24.0", "ziglang==0.17.1"];
+const PACKAGES: [&str; 2] = ["cargo-zigbuild==0.24.0", ZIG];
+const ZIG: &str = "ziglang==0.17.1";
 
 fn folder() -> PathBuf {
     root().join("target/zig")
@@ -21,6 +22,28 @@ fn folder() -> PathBuf {
 /// If they cannot be installed.
 pub fn install() -> Result {
     setup::python_environment(&folder().join("venv"), &PACKAGES)
+}
+
+/// The version of zig.
+pub fn version() -> &'static str {
+    ZIG.rsplit('=').next().unwrap_or_default()
+}
+
+/// The folder in which zig has its licence and the source of its libraries.
+///
+/// # Errors
+/// If it is not installed.
+pub fn libraries() -> Result<PathBuf> {
+    let environment = folder().join("venv/lib");
+    let entries = std::fs::read_dir(&environment)
+        .map_err(|e| format!("{}: {e}: zig is not installed", environment.display()))?;
+    for entry in entries {
+        let found = entry?.path().join("site-packages/ziglang");
+        if found.is_dir() {
+            return Ok(found);
+        }
+    }
+    Err(format!("{}: no ziglang in it", environment.display()).into())
 }
 
 /// Lets a command find both, and keeps what they cache below `target/`.

@@ -4,7 +4,8 @@ delivers compact SysFlow records over mutual TLS to a central collector."
 HOMEPAGE = "https://sysflow.io"
 SECTION = "net"
 
-LICENSE = "Apache-2.0 & (GPL-2.0-only | BSD-2-Clause)"
+# Ours, then those of the crates and of libbpf, which are linked statically.
+LICENSE = "Apache-2.0 & (GPL-2.0-only | BSD-2-Clause) & BSD-2-Clause & BSD-3-Clause & ISC & MIT"
 LIC_FILES_CHKSUM = "\
     file://LICENSE;md5=3b83ef96387f14655fc854ddc3c6bd57 \
     file://bpf/LICENSE-GPL-2.0-only;md5=b234ee4d69f5fce4486a80fdaf4a4263 \
