@@ -128,7 +128,7 @@ fn faults() -> Vec<Fault> {
         fault(Check::Kas, "yocto/kas.yml", "\nmachine: ", "\nmachines: ", "kas.yml: "),
         fault(Check::Kas, "yocto/kas.yml", "version: 14", "version: fourteen", "header.version"),
         fault(Check::Kas, "yocto/kas.yml", "meta-sysflow:", "meta-flow:", "no layer of this tree"),
-        fault(Check::Scripts, INIT, "|| return 3", "|| return 3 }", "error: "),
+        fault(Check::Scripts, INIT, "|| return 4", "|| return 4 }", "error: "),
         fault(Check::Scripts, "agent/sysflow-agent.bash", "esac\n", "\n", "error"),
         fault(Check::Scripts, "cross/debian/postinst", "esac\n", "\n", "error"),
         unit("ProtectSystem=strict", "ProtectSytem=strict", "Unknown key 'ProtectSytem'"),
