@@ -134,6 +134,7 @@ fn faults() -> Vec<Fault> {
         unit("ProtectSystem=strict", "ProtectSytem=strict", "Unknown key 'ProtectSytem'"),
         unit("RestrictAddressFamilies=", "#", "sysflow-agent.service: "),
         unit("User=sysflow", "User=root", "sysflow-agent.service: "),
+        unit("AssertPathExists=", "#", "and does not assert it"),
         unit("NoNewPrivileges=yes", "", "sysflow-agent.service: "),
         unit("CapabilityBoundingSet=CAP_BPF", "#", "sysflow-agent.service: "),
     ]
