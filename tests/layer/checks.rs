@@ -161,6 +161,17 @@ fn units(tree: &Path) -> Result<Vec<String>> {
     let mut faults = Vec::new();
     for (unit, program) in UNITS {
         let text = std::fs::read_to_string(tree.join(unit))?;
+        // systemd tries a unit whose credential is missing until its limit of starts, and no more.
+        let values = |key: &str| {
+            let lines = text.lines().filter_map(|line| line.split_once('='));
+            lines.filter(|(name, _)| *name == key).map(|(_, value)| value).collect::<Vec<&str>>()
+        };
+        for credential in values("LoadCredential") {
+            let path = credential.split_once(':').map_or(credential, |(_, path)| path);
+            if !values("AssertPathExists").contains(&path) {
+                faults.push(format!("{unit}: lends {path}, and does not assert it"));
+            }
+        }
         let name = Path::new(unit).file_name().unwrap_or_default();
         let copy = folder.path().join(name);
         // The program is not installed on the machine that checks.

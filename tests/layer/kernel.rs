@@ -84,3 +84,20 @@ fn a_kernel_that_lost_its_types_fails_the_build() -> Result {
     assert!(!judge(&path("kernel.c"), &path("asked"))?.status.success());
     Ok(())
 }
+
+#[test]
+fn the_fragment_has_every_option_that_the_readme_asks_for() -> Result {
+    let read = |name: &str| std::fs::read_to_string(root().join(name));
+    let fragment = read("yocto/meta-sysflow/recipes-kernel/linux/files/sysflow.cfg")?;
+    let readme = read("README.md")?;
+    let asked: Vec<&str> = readme
+        .split('`')
+        .filter(|word| word.starts_with("CONFIG_") && !word.contains('='))
+        .collect();
+    let missing =
+        asked.iter().filter(|one| !fragment.lines().any(|line| line == format!("{one}=y")));
+    assert_eq!(missing.collect::<Vec<_>>(), Vec::<&&str>::new());
+    // Without it 32-bit ARM interprets the probes.
+    assert!(asked.contains(&"CONFIG_BPF_JIT_ALWAYS_ON"), "{asked:?}");
+    Ok(())
+}

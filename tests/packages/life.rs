@@ -218,6 +218,8 @@ fn install_without_certificates(system: &System<'_>) -> Result {
     // Who starts it all the same is told what is missing; packages remain as they are.
     let (status, said) = system.container.try_sh("systemctl start sysflow-agent")?;
     assert_ne!(status, Some(0), "{said}");
+    // Without a key it is not even tried, and so not again and again.
+    assert_eq!(system.state("sysflow-agent")?, "inactive");
     let (status, said) = system.container.try_sh("sysflow-agent check")?;
     assert!(status == Some(78) && said.contains("/etc/sysflow/agent.pem"), "{status:?} {said}");
     system.container.try_sh("systemctl start sysflow-collector")?;

@@ -121,7 +121,7 @@ const WEB_SERVERS: [Package; 1] = [Package {
 }];
 
 /// What judges service units and scripts, and the agent's confinement.
-const LAYER: [Package; 3] = [
+const LAYER: [Package; 4] = [
     Package {
         name: "gdb",
         sign: Sign::Program("gdb"),
@@ -136,6 +136,11 @@ const LAYER: [Package; 3] = [
         name: "shellcheck",
         sign: Sign::Program("shellcheck"),
         why: "judges the init script",
+    },
+    Package {
+        name: "busybox-static",
+        sign: Sign::Program("busybox"),
+        why: "runs the init script as small images do",
     },
 ];
 

@@ -65,6 +65,8 @@ UNPACKED = "${@d.getVar('UNPACKDIR') or d.getVar('WORKDIR')}"
 USERADD_PACKAGES = "${PN}"
 USERADD_PARAM:${PN} = "--system --user-group --no-create-home --home-dir ${localstatedir}/lib/sysflow --shell /sbin/nologin sysflow"
 
+# Enabled, as oe-core does it unless SYSTEMD_AUTO_ENABLE says otherwise; the unit does not start
+# without the device's key.
 SYSTEMD_SERVICE:${PN} = "sysflow-agent.service"
 INITSCRIPT_NAME = "sysflow-agent"
 # Behind the network, before what is to be watched as far as that goes.
