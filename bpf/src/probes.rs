@@ -341,9 +341,9 @@ impl Probes {
         &self.missing
     }
 
-    /// Whether the probes run compiled: the `sys_exit` program has machine code.
+    /// Whether the probes run compiled: each program that is loaded has machine code.
     pub fn is_jited(&self) -> bool {
-        self.object.progs().find(|program| program.name() == "sys_exit").is_some_and(|program| {
+        self.object.progs().filter(|program| program.autoload()).all(|program| {
             use std::os::fd::{AsFd, AsRawFd};
             let mut info = libbpf_rs::libbpf_sys::bpf_prog_info::default();
             let mut length = size_of_val(&info) as u32;

@@ -71,6 +71,7 @@ fn what_is_easy_to_record_wrongly_is_recorded_right() -> Result {
         "a_datagram_socket_connects_anew",
         "a_connected_datagram_socket_sends_elsewhere",
         "a_refused_socket_connects_elsewhere",
+        "an_attempt_to_connect_is_given_up",
     ] {
         let act = act(name);
         for (port, bytes) in act.truth.as_object().unwrap() {

@@ -100,6 +100,21 @@ def a_socket_whose_attempt_failed_later_connects_elsewhere():
 
 
 @act
+def an_attempt_to_connect_is_given_up():
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    # Room for one that nobody accepts: who comes then gets no answer.
+    listener.listen(0)
+    port = listener.getsockname()[1]
+    first = socket.create_connection(("127.0.0.1", port))
+    later = socket.socket()
+    later.setblocking(False)
+    later.connect_ex(("127.0.0.1", port))
+    later.close()
+    return {port: 0} if first else None
+
+
+@act
 def a_descriptor_is_given_to_another_file():
     paths = [os.path.join(FOLDER, name) for name in ("given", "taken")]
     first, second = (os.open(path, os.O_WRONLY | os.O_CREAT) for path in paths)
