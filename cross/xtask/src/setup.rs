@@ -61,7 +61,7 @@ const COMPILERS: [Package; 6] = [
 ];
 
 /// What else building and testing on this machine needs.
-const PACKAGES: [Package; 6] = [
+const PACKAGES: [Package; 7] = [
     Package { name: "libelf-dev", sign: Sign::Header("libelf.h"), why: "libbpf reads ELF" },
     Package { name: "zlib1g-dev", sign: Sign::Header("zlib.h"), why: "libelf needs it" },
     Package {
@@ -78,6 +78,11 @@ const PACKAGES: [Package; 6] = [
         name: "python3-venv",
         sign: Sign::PythonModule("ensurepip"),
         why: "runs the reference suite's printer",
+    },
+    Package {
+        name: "git",
+        sign: Sign::Program("git"),
+        why: "lists the tree's files, tells its time",
     },
     Package {
         name: "util-linux",
