@@ -3,7 +3,7 @@ _sysflow_collector() {
 	local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]}
 	local words paths=
 	case $previous in
-		--config|--sf)
+		--config|--sf|--ca)
 			mapfile -t COMPREPLY < <(compgen -f -- "$current")
 			return
 			;;
@@ -20,7 +20,7 @@ _sysflow_collector() {
 			words="--json --process --since --until --kind --help" paths=yes
 			;;
 		ledger)
-			words="--json --help" paths=yes
+			words="--json --ca --help" paths=yes
 			;;
 		export)
 			words="--sf --help" paths=yes

@@ -10,6 +10,7 @@ complete -c sysflow-collector -n "not __fish_seen_subcommand_from $commands" -s 
 complete -c sysflow-collector -s h -l help -d 'Print a summary'
 complete -c sysflow-collector -n '__fish_seen_subcommand_from serve' -l config -r -F -d 'Configuration'
 complete -c sysflow-collector -n '__fish_seen_subcommand_from print ledger' -l json -d 'One JSON object a line'
+complete -c sysflow-collector -n '__fish_seen_subcommand_from ledger' -l ca -r -F -d 'Believe only signatures by its certificates'
 complete -c sysflow-collector -n '__fish_seen_subcommand_from print' -l process -x -d 'Only processes with this text'
 complete -c sysflow-collector -n '__fish_seen_subcommand_from print' -l since -x -d 'Only what goes on then or later'
 complete -c sysflow-collector -n '__fish_seen_subcommand_from print' -l until -x -d 'Only what began before'

@@ -20,7 +20,7 @@ _sysflow_collector() {
 				'--since[only what goes on then or later]:time:' '--until[only what began before]:time:' \
 				'*--kind[only these kinds]:kind:(PE PF FE FF NE NF KE SUM)' '--help[print a summary]' '*:path:_files'
 			;;
-		ledger) _arguments '--json[one JSON object a line]' '--help[print a summary]' '*:path:_files' ;;
+		ledger) _arguments '--json[one JSON object a line]' '--ca[believe only signatures by its certificates]:file:_files' '--help[print a summary]' '*:path:_files' ;;
 		export) _arguments '--sf[the file to write]:file:_files' '--help[print a summary]' '*:path:_files' ;;
 	esac
 }

@@ -11,7 +11,7 @@ mod lane;
 
 use codec::{
     CLASSES, Capabilities, Class, Clock, Farewell, FormerRun, GenerationStart, Header,
-    Interruption, Ledger, Record, StepChange, Steps, StreamKey, Term, Tombstones,
+    Interruption, Ledger, Record, Signature, StepChange, Steps, StreamKey, Term, Tombstones,
 };
 
 use crate::tombstones::Graveyard;
@@ -69,6 +69,12 @@ impl Sink for Vec<Vec<u8>> {
     }
 }
 
+/// Signs what generations were.
+pub trait Signer {
+    /// The signature of a message; none if there is no key for it.
+    fn sign(&mut self, message: &[u8]) -> Option<Signature>;
+}
+
 /// What became of a frame, and of others to make room for it.
 #[derive(Clone, Debug, Default)]
 pub struct Kept {
@@ -101,6 +107,7 @@ pub struct Batch {
     step: Option<StepChange>,
     /// Changes that no frame has told.
     steps: Steps,
+    signer: Option<Box<dyn Signer>>,
     sink: Box<dyn Sink>,
 }
 
@@ -139,8 +146,14 @@ impl Batch {
             dropped_told: true,
             step: None,
             steps: Steps::new(),
+            signer: None,
             sink,
         }
+    }
+
+    /// Has the seals of generations signed.
+    pub fn sign_with(&mut self, signer: Box<dyn Signer>) {
+        self.signer = Some(signer);
     }
 
     fn lane(&self, class: Class) -> &Lane {
@@ -170,7 +183,12 @@ impl Batch {
     /// Ends the generation of a class: the next frame begins a new one.
     pub fn restart_generation(&mut self, class: Class) {
         self.finish(class);
-        self.lane_mut(class).restart();
+        let Identity { agent_id, boot_id, run_id, .. } = &self.identity;
+        let signer = &mut self.signer;
+        self.lanes[class as usize].restart(|seal| {
+            let message = seal.message(agent_id, boot_id, run_id, class as u8)?;
+            signer.as_mut()?.sign(&message)
+        });
         if class == Class::Urgent {
             self.books_told = Books::default();
         }
@@ -227,10 +245,16 @@ impl Batch {
         self.lane(class).pending()
     }
 
-    /// Finishes the last frames of the run, the last of which says that the run ends, and how many
-    /// there are. `now_ns` is on the boot clock.
+    /// Finishes the last frames of the run: of each class one that has the seal of all before it,
+    /// the urgent one of which says that the run ends, and how many frames there are. `now_ns` is on
+    /// the boot clock.
     pub fn close(&mut self, now_ns: u64) {
-        self.finish(Class::Volume);
+        for class in Class::ALL {
+            self.restart_generation(class);
+        }
+        if self.lane(Class::Volume).seal.is_some() {
+            self.make(Class::Volume);
+        }
         let mut frames = self.lanes.each_ref().map(|lane| lane.sequence);
         // This one included.
         frames[Class::Urgent as usize] += 1;
@@ -241,6 +265,19 @@ impl Batch {
     /// Finishes the frame of a class, if there is anything to say: records, or counters that
     /// moved.
     pub fn finish(&mut self, class: Class) {
+        let has_news = || {
+            self.farewell.is_some()
+                || !self.dropped_told
+                || !self.steps.is_empty()
+                || self.books != self.books_told
+        };
+        if self.pending(class) > 0 || (class == Class::Urgent && has_news()) {
+            self.make(class);
+        }
+    }
+
+    /// Makes the frame of a class, also of no records.
+    fn make(&mut self, class: Class) {
         let is_urgent = class == Class::Urgent;
         let farewell = if is_urgent { self.farewell.take() } else { None };
         if farewell.is_some() {
@@ -251,11 +288,6 @@ impl Batch {
             if is_urgent { self.books.changes(&self.books_told) } else { Ledger::default() };
         let lane = &mut self.lanes[class as usize];
         let has_dropped = is_urgent && !self.dropped_told;
-        let has_steps = is_urgent && !self.steps.is_empty();
-        let has_news = farewell.is_some() || has_dropped || has_steps;
-        if lane.pending() == 0 && ledger.is_empty() && !has_news {
-            return;
-        }
         let identity = &self.identity;
         let mut run_tag = [0; 8];
         run_tag.copy_from_slice(&identity.run_id[..8]);
@@ -297,6 +329,7 @@ impl Batch {
                 Tombstones::new()
             },
             seal: if first { lane.seal } else { None },
+            signature: if first { lane.signature.clone() } else { None },
             steps,
         };
         lane.clock_told = Some(self.clock);

@@ -22,6 +22,7 @@ use crate::budget::{self, Division};
 use crate::config::{Config, ConfigError, Spool};
 use crate::pipeline::Settings;
 use crate::tls::clock::Clock;
+use crate::tls::seal_key::SealKey;
 use crate::tls::{self, Files, SetupError};
 use crate::wear::STATE_BYTES_PER_DAY;
 
@@ -279,6 +280,11 @@ fn credentials(files: &Files, config: &Config, findings: &mut Vec<Finding>) {
     let now = Clock::peek(config.state_directory()).now_s();
     certificate(files, config, &chain, now, findings);
     if let Some(key) = key {
+        if SealKey::of(&key).is_none() {
+            let remedy = "issue one with a key of P-256, P-384 or Ed25519";
+            let subject = files.key.display().to_string();
+            findings.push(Finding::new(Level::Warning, subject, "signs no seals", remedy));
+        }
         let pair = CertifiedKey::from_der(chain.clone(), key, &tls::provider());
         findings.push(match pair {
             Ok(_) => {

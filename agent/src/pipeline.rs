@@ -25,7 +25,7 @@ use codec::{CLASSES, Capabilities, Class, Clock, DropReason, Step, StepChange, T
 use rustix::time::{ClockId, clock_gettime};
 use smol::Timer;
 
-use crate::batch::{Batch, Books, Identity, Sink};
+use crate::batch::{Batch, Books, Identity, Signer, Sink};
 use crate::confinement::{self, Needs};
 use crate::engine::Engine;
 use crate::ladder::Measures;
@@ -167,6 +167,10 @@ trait Outlet: Sink {
     fn losses(&mut self) -> Losses {
         Losses::default()
     }
+    /// Signs what the frames were.
+    fn signer(&self) -> Option<Box<dyn Signer>> {
+        None
+    }
     /// Adds what strains the outlet.
     fn measure(&self, _measures: &mut Measures) {}
     /// Which step of the ladder holds from now on.
@@ -243,6 +247,9 @@ fn watch(
     let sink = Box::new(Rc::clone(outlet));
     let limits = settings.limits;
     let mut batch = Batch::new(identity, limits, capabilities, offset, interruption, former, sink);
+    if let Some(signer) = outlet.borrow().signer() {
+        batch.sign_with(signer);
+    }
     batch.books.add_lost_records(Term::LostPurged, purged_records);
     for stone in dropped.stones() {
         // What no frame told of, no ledger counted. A purge has a count of its own.

@@ -9,6 +9,7 @@ pub mod certificate;
 pub mod clock;
 pub mod connector;
 mod fault;
+pub mod seal_key;
 
 use std::fmt;
 use std::io;
@@ -26,6 +27,7 @@ use rustls::{ClientConfig, RootCertStore};
 use crate::config;
 use certificate::Certificate;
 use clock::Clock;
+use seal_key::SealKey;
 
 pub use fault::Fault;
 
@@ -114,6 +116,8 @@ pub struct Credentials {
     pub certificate: Certificate,
     /// For rustls.
     pub client: Arc<ClientConfig>,
+    /// What signs seals, if the key is of a kind that does.
+    pub seal_key: Option<Arc<SealKey>>,
     /// Where all of it is from.
     pub files: Files,
     stamps: [Option<SystemTime>; 3],
@@ -137,6 +141,7 @@ impl Credentials {
         let certificate = leaf(&files.certificate, &chain)?;
         let agent_id = identity(&files.certificate, &certificate, expected_id)?;
         let key = key(&files.key)?;
+        let seal_key = SealKey::of(&key).map(Arc::new);
         let mut client = ClientConfig::builder_with_details(provider(), Arc::clone(clock) as _)
             .with_protocol_versions(&[&TLS13, &TLS12])
             .map_err(|error| SetupError::contents(&files.ca, error.to_string()))?
@@ -145,7 +150,7 @@ impl Credentials {
             .map_err(|error| pair_error(files, &error))?;
         client.resumption = Resumption::in_memory_sessions(SESSIONS);
         let client = Arc::new(client);
-        Ok(Credentials { agent_id, certificate, client, files: files.clone(), stamps })
+        Ok(Credentials { agent_id, certificate, client, seal_key, files: files.clone(), stamps })
     }
 
     /// Whether a file has another modification time than when it was read.

@@ -24,6 +24,7 @@ use crate::day_budget::DayBudget;
 use crate::spool::Reader;
 use crate::tls::Credentials;
 use crate::tls::clock::Clock;
+use crate::tls::seal_key::Sealer;
 use crate::wear::Meter;
 
 pub use answer::{Held, Outcome, Refusal, decide};
@@ -46,6 +47,8 @@ pub struct Settings {
     pub credentials: Credentials,
     /// The time for certificates.
     pub clock: Arc<Clock>,
+    /// What signs seals with the key of the credentials.
+    pub sealer: Sealer,
     /// Bounds of one request.
     pub timeouts: Timeouts,
     /// What the link may carry.
@@ -103,8 +106,8 @@ pub fn spawn(settings: Settings, reader: Reader) -> std::io::Result<Upload> {
         changed: Condvar::new(),
         counters: Counters::default(),
     });
-    let Settings { collector, credentials, clock, timeouts, budget, meter } = settings;
-    let client = Client::new(&collector, credentials, clock, timeouts);
+    let Settings { collector, credentials, clock, sealer, timeouts, budget, meter } = settings;
+    let client = Client::new(&collector, credentials, clock, sealer, timeouts);
     // Whoever looks before the thread does finds no zeros.
     shared.counters.certificate(client.days_left());
     shared.counters.link(client.traffic(), budget.standing());

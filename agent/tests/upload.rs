@@ -16,6 +16,7 @@ use agent::config::{self, Config};
 use agent::day_budget::DayBudget;
 use agent::spool::{Limits, Spool, Sync, Writer};
 use agent::tls::clock::Clock;
+use agent::tls::seal_key::Sealer;
 use agent::tls::{Credentials, Files};
 use agent::upload::{self, Settings, Snapshot, Timeouts, Upload};
 use fleet::Ca;
@@ -100,6 +101,7 @@ fn settings(collector: &Collector, files: &Files, state: &Path) -> Settings {
         },
         credentials: Credentials::load(files, None, &clock).unwrap(),
         clock,
+        sealer: Sealer::default(),
         timeouts: Timeouts::default(),
         budget: DayBudget::unlimited(),
         meter: Default::default(),

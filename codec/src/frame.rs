@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use crate::record::Record;
 use crate::stream::{
     Capabilities, Clock, Counter, Farewell, FormerRun, GenerationStart, Header, Interruption,
-    LEDGER_COUNTERS_MAX, Ledger, STEPS_MAX, Seal, StepChange, Steps, StreamKey, TOMBSTONES_MAX,
-    Tombstone, Tombstones,
+    LEDGER_COUNTERS_MAX, Ledger, STEPS_MAX, Seal, Signature, StepChange, Steps, StreamKey,
+    TOMBSTONES_MAX, Tombstone, Tombstones,
 };
 
 /// Largest frame, bytes: a receiver may refuse more without looking.
@@ -49,6 +49,7 @@ const EXTENSION_FORMER: u8 = 7;
 const EXTENSION_TOMBSTONES: u8 = 8;
 const EXTENSION_SEAL: u8 = 9;
 const EXTENSION_STEPS: u8 = 10;
+const EXTENSION_SIGNATURE: u8 = 11;
 
 /// Why bytes are not a frame. As many answers as a receiver has choices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -242,6 +243,9 @@ impl<'b> FrameWriter<'b> {
         if !header.steps.is_empty() {
             cursor.extension(EXTENSION_STEPS, &header.steps)?;
         }
+        if let Some(signature) = &header.signature {
+            cursor.extension(EXTENSION_SIGNATURE, signature)?;
+        }
         cursor.value(&EXTENSION_END)?;
         let header_bytes = cursor.at;
         let start = body_start - header_bytes - PREFIX_BYTES;
@@ -423,6 +427,7 @@ fn decode_header(bytes: &[u8]) -> Result<(Header<'_>, &[u8]), DecodeError> {
         former: None,
         tombstones: Tombstones::new(),
         seal: None,
+        signature: None,
         steps: Steps::new(),
     };
     loop {
@@ -461,6 +466,9 @@ fn decode_header(bytes: &[u8]) -> Result<(Header<'_>, &[u8]), DecodeError> {
                 header.steps = whole::<Vec<StepChange, STEPS_MAX>>(value, "steps of the ladder")?;
             }
             EXTENSION_SEAL => header.seal = Some(whole::<Seal>(value, "seal")?),
+            EXTENSION_SIGNATURE => {
+                header.signature = Some(whole::<Signature>(value, "signature")?);
+            }
             // A later agent may say more: that is no reason to refuse what is understood.
             _ => {}
         }

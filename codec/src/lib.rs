@@ -25,7 +25,8 @@ pub use record::{
 };
 pub use stream::{
     Capabilities, Clock, Counter, DropReason, Farewell, FormerRun, GenerationStart, Header,
-    Interruption, LEDGER_COUNTERS_MAX, Ledger, Operation, STEPS_MAX, Seal, Step, StepChange, Steps,
-    Strain, StreamKey, TOMBSTONES_MAX, Term, Tombstone, Tombstones, hook,
+    Interruption, LEDGER_COUNTERS_MAX, Ledger, Operation, SIGNATURE_BYTES_MAX, STEPS_MAX, Seal,
+    SealMessage, Signature, SignatureScheme, Step, StepChange, Steps, Strain, StreamKey,
+    TOMBSTONES_MAX, Term, Tombstone, Tombstones, hook,
 };
 pub use summary::{Subject, Summary};

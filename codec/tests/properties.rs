@@ -141,6 +141,7 @@ fn header(sequence: u64) -> Header<'static> {
         former: None,
         tombstones: Default::default(),
         seal: None,
+        signature: None,
         steps: Default::default(),
     }
 }

@@ -6,11 +6,14 @@
 //! many frames of each class there are, and the run after it how far it came.
 
 use std::collections::{BTreeMap, HashSet};
+use std::io;
+use std::path::Path;
 
 use codec::{CLASSES, Counter, Frame, Operation, Term};
 use serde_json::{Value, json};
 
 use crate::capture::Origin;
+use crate::certificates::Certificates;
 use crate::chain::{self, Chain, Checked};
 use crate::convert::Unresolved;
 use crate::gap::{Gap, Graves, run_tag};
@@ -46,7 +49,6 @@ pub(crate) struct Run {
 /// How far a run came.
 #[derive(Clone, Debug, Default)]
 struct Reach {
-    agent: String,
     boot: String,
     /// By class, frames made at least.
     frames: [u64; CLASSES],
@@ -57,27 +59,58 @@ struct Reach {
 pub(crate) struct Account {
     runs: Vec<Run>,
     gaps: Vec<Gap>,
-    interruptions: HashSet<[u8; 16]>,
-    /// How far runs came, as they tell themselves and later ones do, by run tag.
-    reaches: BTreeMap<String, Reach>,
-    /// Runs of which a later one tells.
-    formers: HashSet<[u8; 16]>,
+    /// Runs whose end was told, by agent.
+    interruptions: HashSet<(String, [u8; 16])>,
+    /// How far runs came, as they tell themselves and later ones do, by agent and run tag.
+    reaches: BTreeMap<(String, String), Reach>,
+    /// Runs of which a later one tells, by agent.
+    formers: HashSet<(String, [u8; 16])>,
     graves: Graves,
     unresolved: Unresolved,
+    certificates: Certificates,
 }
 
 impl Account {
+    /// Of nothing yet; signatures are held against these certificates, and those that are found.
+    pub(crate) fn with(certificates: Certificates) -> Account {
+        Account { certificates, ..Account::default() }
+    }
+
+    /// Takes note of the certificates in an agent's folder of a store.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub(crate) fn certificates(&mut self, agent: &Path) -> io::Result<()> {
+        for (path, why) in self.certificates.load(agent)? {
+            self.unreadable(&path, &why);
+        }
+        Ok(())
+    }
+
+    /// Takes note of a file that cannot be read, or the rest of it.
+    pub(crate) fn unreadable(&mut self, path: &Path, why: &str) {
+        log::error!("{}: {why}", path.display());
+        self.gaps.push(Gap::Unreadable { path: path.display().to_string(), why: why.to_owned() });
+    }
+
+    /// Takes note of frames `first` to `last` of a stream, which are missing.
+    pub(crate) fn missing(&mut self, origin: &Origin, first: u64, last: u64) {
+        self.gaps.push(Gap::Missing { origin: origin.clone(), first, last });
+    }
+
     /// Takes note of a frame.
     pub(crate) fn frame(&mut self, origin: &Origin, frame: &Frame<'_>) {
-        let position = self.runs.iter().position(|run| run.run == origin.run);
-        let position = position.unwrap_or_else(|| {
-            self.runs.push(Run { run: origin.run.clone(), ..Run::default() });
+        // Two agents, or boots, may say one run tag, honestly or not: each has books of its own.
+        let is_run = |run: &Run| {
+            run.run == origin.run && run.agent == origin.agent && run.boot == origin.boot
+        };
+        let position = self.runs.iter().position(is_run).unwrap_or_else(|| {
+            let Origin { agent, boot, run, .. } = origin.clone();
+            self.runs.push(Run { agent, boot, run, ..Run::default() });
             self.runs.len() - 1
         });
         let Some(run) = self.runs.get_mut(position) else { return };
         let header = &frame.header;
-        run.agent.clone_from(&origin.agent);
-        run.boot.clone_from(&origin.boot);
         if let Some(start) = &header.start {
             run.agent_version = start.agent_version.to_owned();
             run.kernel = start.kernel.to_owned();
@@ -85,8 +118,9 @@ impl Account {
         }
         run.capabilities = header.capabilities.or(run.capabilities);
         run.frames += 1;
-        if let Some((generation, fault)) = run.chains.entry(origin.class).or_default().frame(frame)
-        {
+        let proof = self.certificates.prove(&origin.agent, header);
+        let chain = run.chains.entry(origin.class).or_default();
+        if let Some((generation, fault)) = chain.frame(frame, proof) {
             let origin = Origin { generation, ..origin.clone() };
             self.gaps.push(Gap::Chain { origin, fault });
         }
@@ -103,13 +137,13 @@ impl Account {
             self.reaches(&origin.run, &origin.agent, origin.boot.clone(), farewell.frames);
         }
         if let Some(former) = header.former {
-            self.formers.insert(former.run_id);
+            self.formers.insert((origin.agent.clone(), former.run_id));
             let boot = layout::uuid(former.boot_id);
             self.reaches(&run_tag(&former.run_id), &origin.agent, boot, former.frames);
         }
-        self.graves.note(&origin.run, &header.tombstones);
+        self.graves.note(origin, &header.tombstones);
         if let Some(interruption) = header.interruption
-            && self.interruptions.insert(interruption.run_id)
+            && self.interruptions.insert((origin.agent.clone(), interruption.run_id))
         {
             self.gaps.push(Gap::Interruption {
                 agent: origin.agent.clone(),
@@ -120,17 +154,11 @@ impl Account {
     }
 
     fn reaches(&mut self, run: &str, agent: &str, boot: String, frames: [u64; CLASSES]) {
-        let known = self.reaches.entry(run.to_owned()).or_default();
-        known.agent = agent.to_owned();
+        let known = self.reaches.entry((agent.to_owned(), run.to_owned())).or_default();
         known.boot = boot;
         for (known, told) in known.frames.iter_mut().zip(frames) {
             *known = told.max(*known);
         }
-    }
-
-    /// Takes note of a gap.
-    pub(crate) fn gap(&mut self, gap: Gap) {
-        self.gaps.push(gap);
     }
 
     /// Takes note of references that led nowhere.
@@ -162,13 +190,15 @@ impl Account {
                 other => gaps.push(other.clone()),
             }
         }
-        for (tag, reach) in &self.reaches {
-            let run = self.runs.iter().find(|run| run.run == *tag);
+        for ((agent, tag), reach) in &self.reaches {
+            let is_run =
+                |run: &&Run| run.run == *tag && run.agent == *agent && run.boot == reach.boot;
+            let run = self.runs.iter().find(is_run);
             for (class, frames) in (0..).zip(reach.frames) {
                 let first = run.and_then(|run| run.last.get(&class)).map_or(0, |last| last + 1);
                 if first < frames {
                     let origin = Origin {
-                        agent: reach.agent.clone(),
+                        agent: agent.clone(),
                         boot: reach.boot.clone(),
                         run: tag.clone(),
                         class,
@@ -183,13 +213,16 @@ impl Account {
 
     /// Whether a later run tells of the end of this one.
     pub(crate) fn has_successor(&self, run: &Run) -> bool {
-        self.formers.iter().chain(&self.interruptions).any(|id| run_tag(id) == run.run)
+        let told = self.formers.iter().chain(&self.interruptions);
+        told.into_iter().any(|(agent, id)| *agent == run.agent && run_tag(id) == run.run)
     }
 
     /// When a run ended at the latest, boot clock, ns: by its farewell, or as the run after it tells.
     pub(crate) fn end_ns(&self, run: &Run) -> Option<u64> {
         let told = self.gaps.iter().find_map(|gap| match gap {
-            Gap::Interruption { interruption, .. } if run_tag(&interruption.run_id) == run.run => {
+            Gap::Interruption { agent, interruption, .. }
+                if *agent == run.agent && run_tag(&interruption.run_id) == run.run =>
+            {
                 Some(interruption.to_ns.max(interruption.from_ns))
             }
             _ => None,

@@ -6,7 +6,7 @@
 //! by the moment that they begin, frames by sequence; file names do not matter. In memory is
 //! one entry a frame and one frame's bytes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -14,8 +14,9 @@ use std::rc::Rc;
 
 use codec::{FRAME_BYTES_MAX, Frame};
 
+use crate::account::Account;
 use crate::avro;
-use crate::convert::{Stream, Unresolved};
+use crate::convert::Stream;
 use crate::layout;
 use crate::manifest::FixedClock;
 use crate::sysflow::{Header, Record, SCHEMA_VERSION};
@@ -38,18 +39,20 @@ pub(crate) struct Origin {
 
 /// Takes what is found, in order.
 pub(crate) trait Sink {
+    /// What takes frames' headers, before the frames' records, and all that is missing.
+    fn account(&mut self) -> &mut Account;
     /// A `.sf` file, or a stream of frames, begins.
-    fn source(&mut self) -> io::Result<()>;
-    /// A frame's header, before the frame's records.
-    fn frame(&mut self, origin: &Origin, frame: &Frame<'_>) -> io::Result<()>;
+    ///
+    /// # Errors
+    /// Those of the output.
+    fn source(&mut self) -> io::Result<()> {
+        Ok(())
+    }
     /// A record; records of `.sf` files have no origin.
+    ///
+    /// # Errors
+    /// Those of the output.
     fn record(&mut self, record: Record, origin: Option<&Origin>) -> io::Result<()>;
-    /// A stream of frames has ended, with so many references that led nowhere.
-    fn stream_end(&mut self, unresolved: Unresolved) -> io::Result<()>;
-    /// Frames `first` to `last` of a stream are missing.
-    fn missing(&mut self, origin: &Origin, first: u64, last: u64) -> io::Result<()>;
-    /// A file, or the rest of it, cannot be read.
-    fn unreadable(&mut self, path: &Path, why: &str) -> io::Result<()>;
 }
 
 struct Located {
@@ -75,11 +78,16 @@ enum Source {
     Frames,
 }
 
+/// Where a stream lies in a store, its run tag, and its class.
+type StreamId = (PathBuf, [u8; 8], u8);
+
 #[derive(Default)]
 struct Found {
     sources: Vec<Source>,
-    streams: HashMap<(PathBuf, [u8; 8], u8), FrameStream>,
+    streams: HashMap<StreamId, FrameStream>,
     clocks: HashMap<PathBuf, Option<i64>>,
+    /// Folders of agents in a store.
+    agents: BTreeSet<PathBuf>,
     unreadable: Vec<(PathBuf, String)>,
 }
 
@@ -87,15 +95,19 @@ struct Found {
 ///
 /// # Errors
 /// Those of `sink`, and of a path that cannot be opened at all. What is damaged inside goes
-/// to [`Sink::unreadable`].
+/// to [`Account::unreadable`].
 pub(crate) fn read(paths: &[PathBuf], sink: &mut dyn Sink) -> io::Result<()> {
     let mut found = Found::default();
     for path in paths {
         found.path(path)?;
     }
     for (path, why) in &found.unreadable {
-        sink.unreadable(path, why)?;
+        sink.account().unreadable(path, why);
     }
+    for agent in &found.agents {
+        sink.account().certificates(agent)?;
+    }
+    share_names(&mut found.streams);
     let mut streams: Vec<FrameStream> = found.streams.into_values().collect();
     streams.sort_by_key(|stream| (stream.begins_ns, stream.run, stream.class));
     share_offsets(&mut streams);
@@ -107,6 +119,25 @@ pub(crate) fn read(paths: &[PathBuf], sink: &mut dyn Sink) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Gives a stream whose generations' first frames are all missing the names of agent and boot that
+/// another stream of the run has.
+fn share_names(streams: &mut HashMap<StreamId, FrameStream>) {
+    let mut named = HashMap::new();
+    for ((home, run, _), stream) in &*streams {
+        if let Some(boot) = stream.boot {
+            named.insert((home.clone(), *run), (stream.agent.clone(), boot));
+        }
+    }
+    for ((home, run, _), stream) in streams {
+        if stream.boot.is_none()
+            && let Some((agent, boot)) = named.get(&(home.clone(), *run))
+        {
+            stream.agent.clone_from(agent);
+            stream.boot = Some(*boot);
+        }
+    }
 }
 
 /// Gives the streams of one boot the offset of the first: object ids have to agree.
@@ -253,6 +284,9 @@ impl Found {
         }
         let offset = FixedClock::load(boot)?.map(|clock| clock.offset_ns);
         self.clocks.insert(boot.to_owned(), offset);
+        if let (Some(_), Some(agent)) = (offset, boot.parent()) {
+            self.agents.insert(agent.to_owned());
+        }
         Ok(offset)
     }
 }
@@ -287,12 +321,18 @@ fn read_sf(path: &Path, sink: &mut dyn Sink) -> io::Result<()> {
     let file = File::open(path).map_err(|error| named(path, &error))?;
     let reader = match avro::Reader::new(file) {
         Ok(reader) => reader,
-        Err(error) => return sink.unreadable(path, &error.to_string()),
+        Err(error) => {
+            sink.account().unreadable(path, &error.to_string());
+            return Ok(());
+        }
     };
     for record in reader {
         match record {
             Ok(record) => sink.record(record, None)?,
-            Err(error) => return sink.unreadable(path, &error.to_string()),
+            Err(error) => {
+                sink.account().unreadable(path, &error.to_string());
+                break;
+            }
         }
     }
     Ok(())
@@ -316,7 +356,7 @@ impl FrameStream {
         let mut buffer = Vec::new();
         for (sequence, located) in self.frames {
             if sequence > next {
-                sink.missing(&origin, next, sequence - 1)?;
+                sink.account().missing(&origin, next, sequence - 1);
                 stream.forget_names();
             }
             next = sequence.saturating_add(1);
@@ -325,7 +365,7 @@ impl FrameStream {
             let (frame, _) = match Frame::decode(&buffer) {
                 Ok(frame) => frame,
                 Err(error) => {
-                    sink.unreadable(path, &error.to_string())?;
+                    sink.account().unreadable(path, &error.to_string());
                     stream.forget_names();
                     continue;
                 }
@@ -333,7 +373,7 @@ impl FrameStream {
             stream.enter(&frame.header);
             origin.generation = frame.header.generation;
             origin.sequence = sequence;
-            sink.frame(&origin, &frame)?;
+            sink.account().frame(&origin, &frame);
             if generation != Some(origin.generation) {
                 generation = Some(origin.generation);
                 let header = Header {
@@ -351,13 +391,14 @@ impl FrameStream {
                 match converted {
                     Ok(record) => sink.record(record, Some(&origin))?,
                     Err(why) => {
-                        sink.unreadable(path, &why)?;
+                        sink.account().unreadable(path, &why);
                         stream.forget_names();
                     }
                 }
             }
         }
-        sink.stream_end(stream.unresolved())
+        sink.account().unresolved(stream.unresolved());
+        Ok(())
     }
 }
 

@@ -8,6 +8,9 @@ use std::collections::BTreeMap;
 
 use codec::Frame;
 use ring::digest::{Context, SHA256};
+use serde_json::{Value, json};
+
+use crate::certificates::Proof;
 
 /// What is wrong with a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +21,10 @@ pub(crate) enum Fault {
     Fork,
     /// A generation comes behind a later one.
     Rewind,
+    /// No certificate of the agent proves the signature of its seal.
+    Signature,
+    /// Its seal is not signed by a certificate of the CA that is to be believed.
+    Unsigned,
 }
 
 impl Fault {
@@ -27,15 +34,21 @@ impl Fault {
             Fault::Break => "chain_break",
             Fault::Fork => "chain_fork",
             Fault::Rewind => "chain_rewind",
+            Fault::Signature => "chain_signature",
+            Fault::Unsigned => "chain_unsigned",
         }
     }
 
     /// The same for people.
     pub(crate) fn text(self) -> &'static str {
         match self {
-            Fault::Break => "is not as the next one says that it was: frames were changed",
+            Fault::Break => {
+                "is not as the next one says that it was, or that says nothing: frames were changed"
+            }
             Fault::Fork => "begins twice",
             Fault::Rewind => "comes behind a later one",
+            Fault::Signature => "has a seal that no certificate of the agent has signed",
+            Fault::Unsigned => "has a seal that no certificate of this CA is known to have signed",
         }
     }
 }
@@ -47,6 +60,25 @@ pub(crate) struct Checked {
     pub(crate) whole: u64,
     /// Not to be checked: frames of it, or the next one's first, are missing.
     pub(crate) incomplete: u64,
+    /// Of the whole ones, those that the device has signed, ...
+    pub(crate) signed: u64,
+    /// ... those that it has not, ...
+    pub(crate) unsigned: u64,
+    /// ... and those for whose signature no certificate is there.
+    pub(crate) unchecked: u64,
+}
+
+impl Checked {
+    /// As reports give it.
+    pub(crate) fn json(&self) -> Value {
+        json!({
+            "whole": self.whole,
+            "incomplete": self.incomplete,
+            "signed": self.signed,
+            "unsigned": self.unsigned,
+            "unchecked": self.unchecked,
+        })
+    }
 }
 
 /// One stream.
@@ -66,8 +98,9 @@ struct Present {
 }
 
 impl Chain {
-    /// Takes in the stream's next frame that is there. What is wrong is of the generation named.
-    pub(crate) fn frame(&mut self, frame: &Frame<'_>) -> Option<(u32, Fault)> {
+    /// Takes in the stream's next frame that is there; `proof` says what is known of the signature
+    /// of the seal that it carries. What is wrong is of the generation named.
+    pub(crate) fn frame(&mut self, frame: &Frame<'_>, proof: Proof) -> Option<(u32, Fault)> {
         let header = &frame.header;
         let (sequence, generation) = (header.key.sequence, header.generation);
         let mut fault = None;
@@ -88,9 +121,20 @@ impl Chain {
                 let seal = header.seal.filter(|seal| seal.generation == present.generation);
                 let is_whole = present.is_whole && present.next == sequence;
                 match seal.filter(|_| is_whole) {
+                    // Whoever took the seal away has changed a frame, too.
+                    None if is_whole && header.start.is_some() => {
+                        fault = Some((present.generation, Fault::Break));
+                    }
                     None => self.checked.incomplete += 1,
                     Some(seal) if present.digest.clone().finish().as_ref() == seal.digest => {
                         self.checked.whole += 1;
+                        match proof {
+                            Proof::Signed => self.checked.signed += 1,
+                            Proof::Unsigned => self.checked.unsigned += 1,
+                            Proof::Unchecked => self.checked.unchecked += 1,
+                            Proof::Missing => fault = Some((present.generation, Fault::Unsigned)),
+                            Proof::Wrong => fault = Some((present.generation, Fault::Signature)),
+                        }
                     }
                     Some(_) => fault = Some((present.generation, Fault::Break)),
                 }
@@ -111,9 +155,13 @@ impl Chain {
 
 /// The generations of all streams of a run.
 pub(crate) fn sum(chains: &BTreeMap<u8, Chain>) -> Checked {
-    chains.values().fold(Checked::default(), |sum, chain| Checked {
-        whole: sum.whole + chain.checked.whole,
-        incomplete: sum.incomplete + chain.checked.incomplete,
+    let checked = chains.values().map(|chain| chain.checked);
+    checked.fold(Checked::default(), |sum, checked| Checked {
+        whole: sum.whole + checked.whole,
+        incomplete: sum.incomplete + checked.incomplete,
+        signed: sum.signed + checked.signed,
+        unsigned: sum.unsigned + checked.unsigned,
+        unchecked: sum.unchecked + checked.unchecked,
     })
 }
 
@@ -155,6 +203,7 @@ mod tests {
             former: None,
             tombstones: Default::default(),
             seal,
+            signature: None,
             steps: Default::default(),
         };
         let mut buffer = vec![0; 16 * 1024];
@@ -181,7 +230,7 @@ mod tests {
         let mut chain = Chain::default();
         let mut faults = Vec::new();
         for bytes in frames {
-            faults.extend(chain.frame(&Frame::decode(bytes).unwrap().0));
+            faults.extend(chain.frame(&Frame::decode(bytes).unwrap().0, Proof::Signed));
         }
         (chain.checked.whole, chain.checked.incomplete, faults)
     }
@@ -206,6 +255,37 @@ mod tests {
             frames.remove(gone);
             assert_eq!(check(&frames), (whole, incomplete, vec![]), "frame {gone}");
         }
+    }
+
+    #[test]
+    fn a_seal_that_was_taken_away_breaks_the_chain() {
+        let mut frames = stream();
+        frames[4] = frame(4, 2, true, None, 0);
+        assert_eq!(check(&frames), (1, 0, vec![(1, Fault::Break)]));
+        // One of another generation is none.
+        frames[4] = frame(4, 2, true, Some(Seal { generation: 0, digest: [0; 32] }), 0);
+        assert_eq!(check(&frames), (1, 0, vec![(1, Fault::Break)]));
+    }
+
+    #[test]
+    fn what_is_known_of_signatures_is_counted_or_named() {
+        let run = |proof| {
+            let mut chain = Chain::default();
+            let frames = stream();
+            let faults = frames
+                .iter()
+                .filter_map(|bytes| chain.frame(&Frame::decode(bytes).unwrap().0, proof));
+            let faults: Vec<_> = faults.collect();
+            let Checked { whole, signed, unsigned, unchecked, .. } = chain.checked;
+            assert_eq!(whole, 2);
+            ([signed, unsigned, unchecked], faults)
+        };
+        assert_eq!(run(Proof::Signed), ([2, 0, 0], vec![]));
+        assert_eq!(run(Proof::Unsigned), ([0, 2, 0], vec![]));
+        assert_eq!(run(Proof::Unchecked), ([0, 0, 2], vec![]));
+        let named = |fault| vec![(0, fault), (1, fault)];
+        assert_eq!(run(Proof::Missing), ([0, 0, 0], named(Fault::Unsigned)));
+        assert_eq!(run(Proof::Wrong), ([0, 0, 0], named(Fault::Signature)));
     }
 
     #[test]

@@ -180,6 +180,7 @@ impl Worker {
             self.usage.forget_unbounded(&id);
             let sysflow = agent.join(layout::SYSFLOW);
             remove_abandoned(&sysflow);
+            remove_abandoned(&agent.join(layout::CERTIFICATES));
             let done = written_generations(&sysflow);
             for boot in folders(&agent) {
                 let Some(boot_id) = name_of(&boot).and_then(|name| layout::parse_uuid(&name))

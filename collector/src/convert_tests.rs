@@ -73,6 +73,7 @@ fn with_header(generation: u32, clock_ns: Option<i64>, then: impl FnOnce(&Header
         former: None,
         tombstones: Default::default(),
         seal: None,
+        signature: None,
         steps: Default::default(),
     };
     let mut buffer = vec![0; codec::FRAME_BYTES_MAX];

@@ -27,16 +27,19 @@ pub(crate) enum Gap {
     Unreadable { path: String, why: String },
 }
 
-/// Tombstones by the run that tells of them, the run and class that they are of, their reason and
-/// where their range begins: what is told later in the same place takes its place.
+/// Tombstones by the agent and run that tell of them, the run and class that they are of, their
+/// reason and where their range begins: what is told later in the same place takes its place.
 #[derive(Default)]
-pub(crate) struct Graves(BTreeMap<(String, [u8; 8], u8, DropReason, u64), Tombstone>);
+pub(crate) struct Graves(BTreeMap<Place, Tombstone>);
+
+type Place = (String, String, [u8; 8], u8, DropReason, u64);
 
 impl Graves {
-    /// Takes note of what a run's frame tells.
-    pub(crate) fn note(&mut self, teller: &str, tombstones: &[Tombstone]) {
+    /// Takes note of what a frame of the run `teller` tells.
+    pub(crate) fn note(&mut self, teller: &Origin, tombstones: &[Tombstone]) {
         for stone in tombstones {
-            let key = (teller.to_owned(), stone.run_tag, stone.class, stone.reason, stone.first);
+            let (agent, run) = (teller.agent.clone(), teller.run.clone());
+            let key = (agent, run, stone.run_tag, stone.class, stone.reason, stone.first);
             self.0.insert(key, *stone);
         }
     }
@@ -45,10 +48,13 @@ impl Graves {
     pub(crate) fn name(&self, origin: &Origin, first: u64, last: u64, gaps: &mut Vec<Gap>) {
         let mut stones: Vec<&Tombstone> = self
             .0
-            .values()
-            .filter(|stone| {
-                stone.class == origin.class && layout::hex(&stone.run_tag) == origin.run
+            .iter()
+            .filter(|((agent, ..), stone)| {
+                *agent == origin.agent
+                    && stone.class == origin.class
+                    && layout::hex(&stone.run_tag) == origin.run
             })
+            .map(|(_, stone)| stone)
             .collect();
         // Of those that begin alike the longest comes first, and what lies in it says nothing new.
         stones.sort_by_key(|stone| (stone.first, u64::MAX - stone.last));
@@ -197,8 +203,13 @@ mod tests {
     /// How the frames 5 to 20 of class 1 are named: range, and the records of those dropped.
     fn named(stones: &[Tombstone]) -> Vec<(u64, u64, Option<u64>)> {
         let mut graves = Graves::default();
-        graves.note("teller", stones);
-        let origin = Origin { run: layout::hex(&[1; 8]), class: 1, ..Origin::default() };
+        let agent = || "gw".to_owned();
+        let teller = |agent| Origin { agent, run: "teller".to_owned(), ..Origin::default() };
+        graves.note(&teller(agent()), stones);
+        // Nobody explains what another lacks.
+        graves.note(&teller("other".to_owned()), &[stone(1, 0, 30)]);
+        let run = layout::hex(&[1; 8]);
+        let origin = Origin { agent: agent(), run, class: 1, ..Origin::default() };
         let mut gaps = Vec::new();
         graves.name(&origin, 5, 20, &mut gaps);
         gaps.into_iter()

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <directory>/<agent>/usage.json                                          bytes in the folder, where they are bounded
+//! <directory>/<agent>/certificates/<SHA-256>.pem                          certificates that frames came with
 //! <directory>/<agent>/<boot uuid>/clock.json                              one offset for object ids
 //! <directory>/<agent>/<boot uuid>/<run tag>/<class>/<sequence>.frame      a frame, as received
 //! <directory>/<agent>/<boot uuid>/<run tag>/<class>/<generation>.start    the generation's first frame, again
@@ -17,6 +18,9 @@ const AGENT_ID_BYTES_MAX: usize = 63;
 
 /// The folder of an agent's `.sf` files.
 pub(crate) const SYSFLOW: &str = "sysflow";
+
+/// The folder of the certificates that an agent showed.
+pub(crate) const CERTIFICATES: &str = "certificates";
 
 /// The file of what an agent takes of the store.
 pub(crate) const USAGE: &str = "usage.json";

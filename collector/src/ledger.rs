@@ -7,17 +7,16 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use codec::{Frame, Operation, Term};
+use codec::{Operation, Term};
 use serde_json::{Value, json};
 
 use crate::account::{Account, Run};
 use crate::capture::{self, Origin, Sink};
+use crate::certificates::Certificates;
 use crate::chain::Checked;
-use crate::convert::Unresolved;
-use crate::gap::Gap;
-use crate::print::{Format, Outcome, escape, unreadable};
+use crate::print::{Format, Outcome, escape};
 use crate::sysflow::Record;
 
 /// Kinds that are one line: a flow's counters do not tell which of the two calls was used on a
@@ -25,12 +24,18 @@ use crate::sysflow::Record;
 const JOINED: [(Operation, Operation); 2] =
     [(Operation::Read, Operation::Receive), (Operation::Write, Operation::Send)];
 
-/// Prints the books of all runs that `paths` lead to.
+/// Prints the books of all runs that `paths` lead to; seals are held against `certificates`, and
+/// those in the store.
 ///
 /// # Errors
 /// Those of the output and of paths that cannot be opened.
-pub(crate) fn print(paths: &[PathBuf], format: Format, out: &mut dyn Write) -> io::Result<Outcome> {
-    let mut books = Books::default();
+pub(crate) fn print(
+    paths: &[PathBuf],
+    certificates: Certificates,
+    format: Format,
+    out: &mut dyn Write,
+) -> io::Result<Outcome> {
+    let mut books = Books(Account::with(certificates));
     capture::read(paths, &mut books)?;
     let account = &books.0;
     let gaps = account.gaps();
@@ -198,9 +203,13 @@ impl<'a> Statement<'a> {
             lines.push(format!("  lost: {total} records, {}", term.name()));
         }
         lines.extend(run.ladder.lines(self.end_ns));
-        let Checked { whole, incomplete } = run.checked();
+        let Checked { whole, incomplete, signed, unsigned, unchecked } = run.checked();
         lines.push(format!(
             "  chain: {whole} generations are as they were sealed, {incomplete} cannot be checked"
+        ));
+        lines.push(format!(
+            "  of their seals {signed} are signed by the device, {unsigned} are not signed, \
+             {unchecked} without a certificate to check"
         ));
         match (self.verdict(), self.ending) {
             (Err(faults), _) => {
@@ -246,7 +255,7 @@ impl<'a> Statement<'a> {
             "records": run.records,
             "operations": lines,
             "records_lost": records_lost,
-            "chain": { "whole": run.checked().whole, "incomplete": run.checked().incomplete },
+            "chain": run.checked().json(),
             "ladder": run.ladder.json(self.end_ns),
             "faults": self.verdict().err().unwrap_or_default(),
         })
@@ -254,44 +263,25 @@ impl<'a> Statement<'a> {
 }
 
 /// Only the account of what was read.
-#[derive(Default)]
 struct Books(Account);
 
 impl Sink for Books {
-    fn source(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn frame(&mut self, origin: &Origin, frame: &Frame<'_>) -> io::Result<()> {
-        self.0.frame(origin, frame);
-        Ok(())
-    }
-
-    fn stream_end(&mut self, _: Unresolved) -> io::Result<()> {
-        Ok(())
+    fn account(&mut self) -> &mut Account {
+        &mut self.0
     }
 
     fn record(&mut self, _: Record, _: Option<&Origin>) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn missing(&mut self, origin: &Origin, first: u64, last: u64) -> io::Result<()> {
-        self.0.gap(Gap::Missing { origin: origin.clone(), first, last });
-        Ok(())
-    }
-
-    fn unreadable(&mut self, path: &Path, why: &str) -> io::Result<()> {
-        self.0.gap(unreadable(path, why));
         Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use codec::{Counter, Farewell, FormerRun, Header, Ledger, StreamKey};
+    use codec::{Counter, Farewell, FormerRun, Frame, Header, Ledger, StreamKey};
 
     use super::*;
-    use crate::gap::run_tag;
+    use crate::gap::{Gap, run_tag};
+    use crate::layout;
 
     fn header() -> Header<'static> {
         Header {
@@ -309,6 +299,7 @@ mod tests {
             former: None,
             tombstones: Default::default(),
             seal: None,
+            signature: None,
             steps: Default::default(),
         }
     }
@@ -337,7 +328,7 @@ mod tests {
         let mut account = Account::default();
         let origin = Origin {
             agent: "gw".to_owned(),
-            boot: "b".to_owned(),
+            boot: layout::uuid([7; 16]),
             run: run_tag(&[1; 16]),
             class: 0,
             ..Origin::default()
@@ -382,7 +373,9 @@ mod tests {
             ..header()
         };
         let bytes = codec::FrameWriter::new(&mut buffer).unwrap().finish(&header).unwrap();
-        let origin = Origin { run: run_tag(&[1; 16]), ..Origin::default() };
+        let run = account.runs()[0].run.clone();
+        let (agent, boot) = ("gw".to_owned(), layout::uuid([7; 16]));
+        let origin = Origin { agent, boot, run, ..Origin::default() };
         account.frame(&origin, &Frame::decode(bytes).unwrap().0);
         let gaps = account.gaps();
         let [Gap::Missing { origin, first: 0, last: 2 }] = &gaps[..] else { panic!("{gaps:?}") };
@@ -413,6 +406,26 @@ mod tests {
         assert_eq!(gaps(1, [1, 2]), [(one, 1, 0, 1)]);
         assert_eq!(gaps(9, [2, 1]), [(nine.clone(), 0, 0, 1), (nine, 1, 0, 0)]);
         assert_eq!(gaps(9, [0, 0]), []);
+    }
+
+    #[test]
+    fn two_agents_with_one_run_tag_have_books_of_their_own() {
+        let mut account = account(&[(READ, Term::Observed, 1), (READ, Term::Stored, 1)], true);
+        let mut buffer = vec![0; 16 * 1024];
+        let counter = Counter { operation: READ, term: Term::Observed, total: 9 };
+        let header = Header { ledger: Ledger::from_iter([counter]), ..header() };
+        let bytes = codec::FrameWriter::new(&mut buffer).unwrap().finish(&header).unwrap();
+        let frame = Frame::decode(bytes).unwrap().0;
+        let run = run_tag(&[1; 16]);
+        for (agent, boot) in [("other", 7), ("gw", 8)] {
+            let (agent, boot) = (agent.to_owned(), layout::uuid([boot; 16]));
+            account.frame(&Origin { agent, boot, run: run.clone(), ..Origin::default() }, &frame);
+        }
+        let endings: Vec<_> =
+            account.runs().iter().map(|run| Statement::of(run, false, None).ending).collect();
+        assert_eq!(endings, [Ending::Closed, Ending::Open, Ending::Open]);
+        assert_eq!(verdict(&account, false), (Ending::Closed, Ok(())));
+        assert_eq!(account.gaps(), []);
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod account;
 mod avro;
 mod body;
 mod capture;
+mod certificates;
 mod chain;
 mod compact;
 mod config;
@@ -39,6 +40,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use certificates::Certificates;
 use config::Config;
 use print::{Filter, Format, Outcome};
 use serve::StartError;
@@ -96,6 +98,10 @@ enum Command {
         /// One JSON object a line instead of tables.
         #[arg(long)]
         json: bool,
+        /// Believe only signatures by certificates of the CAs in this file (PEM), and miss those
+        /// that are not there.
+        #[arg(long, value_name = "FILE")]
+        ca: Option<PathBuf>,
         /// Frames, or folders of them (a store, too).
         #[arg(required = true, value_name = "PATH")]
         paths: Vec<PathBuf>,
@@ -128,9 +134,16 @@ fn main() -> ExitCode {
             let mut out = BufWriter::new(io::stdout().lock());
             ended(print::print(&paths, Format::of(json), filter, &mut out))
         }
-        Command::Ledger { json, paths } => {
+        Command::Ledger { json, ca, paths } => {
+            let certificates = match ca.as_deref().map(Certificates::of_authority).transpose() {
+                Ok(certificates) => certificates.unwrap_or_default(),
+                Err(error) => {
+                    log::error!("{error}");
+                    return ExitCode::from(EXIT_NO_INPUT);
+                }
+            };
             let mut out = BufWriter::new(io::stdout().lock());
-            ended(ledger::print(&paths, Format::of(json), &mut out))
+            ended(ledger::print(&paths, certificates, Format::of(json), &mut out))
         }
         Command::Export { sf, paths } => {
             ended(print::export(&sf, &paths, &mut io::stdout().lock()))

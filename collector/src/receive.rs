@@ -12,6 +12,7 @@ use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use log::Level;
+use rustls::pki_types::CertificateDer;
 use serde_json::json;
 use tokio::sync::Semaphore;
 
@@ -55,6 +56,8 @@ pub(crate) struct Client {
     pub(crate) address: std::net::SocketAddr,
     /// The agent's id, or why the certificate has none that can be used.
     pub(crate) agent: Result<String, String>,
+    /// The certificate, and those between it and the CA.
+    pub(crate) chain: Arc<[CertificateDer<'static>]>,
     /// The connection is one too many: everything is answered with 503.
     pub(crate) surplus: bool,
 }
@@ -211,10 +214,13 @@ impl Receiver {
             refuse(StatusCode::REQUEST_TIMEOUT, "timeout", detail)
         })??;
         let receiver = Arc::clone(self);
+        let chain = Arc::clone(&client.chain);
         // Not stopped by the timeout: what has begun to be stored is stored whole.
         let stored = tokio::task::spawn_blocking(move || {
             let _permit = permit;
             let frames = body::frames(&agent, &bytes)?;
+            // Before the frames: seals in them may be signed with it.
+            receiver.store.keep_certificate(&agent, &chain)?;
             let mut stored = receiver.store.put(&agent, &frames)?;
             receiver.compactor.mark(std::mem::take(&mut stored.generations));
             receiver.health.update(|counters| {

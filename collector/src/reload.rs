@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
-use rustls::ServerConfig;
 use tokio::sync::watch;
 
 use crate::config::{Config, Tls};
@@ -22,15 +21,15 @@ pub(crate) const INTERVAL: Duration = Duration::from_secs(1);
 
 /// The rules by which clients are taken now.
 pub(crate) struct Rules {
-    server: RwLock<Arc<ServerConfig>>,
+    server: RwLock<tls::Server>,
     denied: RwLock<Arc<BTreeSet<String>>>,
     renewed: watch::Sender<()>,
 }
 
 impl Rules {
     /// For new connections.
-    pub(crate) fn server(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.server.read().unwrap_or_else(PoisonError::into_inner))
+    pub(crate) fn server(&self) -> tls::Server {
+        self.server.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether the frames of this agent are refused.
@@ -69,7 +68,7 @@ impl Sources {
     /// Names the file, what is wrong with it, and the remedy.
     pub(crate) fn read(file: &Path, config: &Config) -> Result<(Self, Arc<Rules>), String> {
         let stamps = stamps(file, &config.tls);
-        let server = tls::server_config(&config.tls)?;
+        let server = tls::server(&config.tls)?;
         tls::warn_of_old_lists(&config.tls);
         let rules = Arc::new(Rules {
             server: RwLock::new(server),
@@ -121,7 +120,7 @@ impl Sources {
             // The parser shows the place over several lines.
             error.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" ")
         })?;
-        let server = tls::server_config(&config.tls)?;
+        let server = tls::server(&config.tls)?;
         let denied: BTreeSet<String> = config.agents.denied.into_iter().collect();
         let rules = &self.rules;
         *rules.denied.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(denied);

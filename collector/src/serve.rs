@@ -207,7 +207,8 @@ impl Connection {
         if let Err(error) = SockRef::from(&stream).set_tcp_user_timeout(Some(timeout)) {
             log::debug!("{}: TCP_USER_TIMEOUT: {error}", self.peer);
         }
-        let acceptor = TlsAcceptor::from(self.receiver.rules.server());
+        let server = self.receiver.rules.server();
+        let acceptor = TlsAcceptor::from(Arc::clone(&server.config));
         let shaking = tokio::time::timeout(timeout, acceptor.accept(stream).into_fallible());
         let shaken = tokio::select! {
             shaken = shaking => shaken,
@@ -227,16 +228,14 @@ impl Connection {
             }
         };
         let (_, session) = tls.get_ref();
-        let agent = match session.peer_certificates().and_then(<[_]>::first) {
-            Some(certificate) => tls::agent_id(certificate),
-            None => Err("no certificate".to_owned()),
-        };
+        let agent = server.agent_id(session);
+        let chain = session.peer_certificates().unwrap_or_default().into();
         let surplus = match self.ticket.promote(agent.as_deref().ok()) {
             Place::Served => false,
             Place::Surplus => true,
             Place::None => return,
         };
-        let client = Client { address: self.peer, agent, surplus };
+        let client = Client { address: self.peer, agent, chain, surplus };
         let receiver = Arc::clone(&self.receiver);
         let activity = Arc::clone(&self.ticket.activity);
         let service = service_fn(move |request| {

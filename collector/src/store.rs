@@ -17,11 +17,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use rustls::pki_types::CertificateDer;
+
 use crate::body::{self, Checked, Refusal};
+use crate::certificates;
 use crate::frame_files::{held_start, link_if_absent, list, write_durable};
 use crate::layout::{self, GenerationKey};
 use crate::ranges::{RANGES_MAX, Ranges};
-use crate::usage::Usage;
+use crate::usage::{self, Usage};
 
 const STREAMS_MAX: usize = 1024;
 const AGENTS_MAX: usize = 16 * 1024;
@@ -142,6 +145,32 @@ impl Store {
                 WriteError::Io(error) => Refusal::Unavailable(error),
             }
         })
+    }
+
+    /// Keeps the certificate that an agent sends frames with. When it returns it is durable.
+    ///
+    /// # Errors
+    /// [`Refusal::Unavailable`] if it cannot be written.
+    pub(crate) fn keep_certificate(
+        &self,
+        agent: &str,
+        chain: &[CertificateDer<'_>],
+    ) -> Result<(), Refusal> {
+        let directory = self.root.join(agent).join(layout::CERTIFICATES);
+        let file = directory.join(certificates::file_name(chain));
+        let kept = || {
+            if file.try_exists()? {
+                return Ok(());
+            }
+            let text = certificates::to_pem(chain);
+            let folder = if directory.is_dir() { 0 } else { usage::rounded(1) };
+            self.create_directories(&directory)?;
+            if self.make(&directory, &file, text.as_bytes())? {
+                self.usage.changed(agent, 0, folder + usage::rounded(text.len() as u64));
+            }
+            File::open(&directory)?.sync_all()
+        };
+        kept().map_err(Refusal::Unavailable)
     }
 
     /// Agents that have sent frames since the start.
@@ -370,16 +399,21 @@ impl Store {
         file: &Path,
         frame: &Checked<'_>,
     ) -> Result<bool, WriteError> {
-        let serial = self.serial.fetch_add(1, Ordering::Relaxed);
-        let making = directory.join(format!(".{:016x}-{serial}.making", self.salt));
-        let written =
-            write_durable(&making, frame.bytes).and_then(|()| link_if_absent(&making, file));
-        let removed = fs::remove_file(&making);
-        let new = written?;
-        removed?;
+        let new = self.make(directory, file, frame.bytes)?;
         if !new && fs::read(file)? != frame.bytes {
             return Err(WriteError::Taken(frame.key));
         }
+        Ok(new)
+    }
+
+    /// Makes a file, whole or not at all; `false` if there is one of its name.
+    fn make(&self, directory: &Path, file: &Path, bytes: &[u8]) -> io::Result<bool> {
+        let serial = self.serial.fetch_add(1, Ordering::Relaxed);
+        let making = directory.join(format!(".{:016x}-{serial}.making", self.salt));
+        let written = write_durable(&making, bytes).and_then(|()| link_if_absent(&making, file));
+        let removed = fs::remove_file(&making);
+        let new = written?;
+        removed?;
         Ok(new)
     }
 }

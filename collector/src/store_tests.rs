@@ -27,6 +27,7 @@ fn bytes(sequence: u64, is_start: bool, salt: u64) -> Vec<u8> {
         former: None,
         tombstones: Default::default(),
         seal: None,
+        signature: None,
         steps: Default::default(),
     };
     let mut buffer = vec![0; codec::FRAME_BYTES_MAX];

@@ -10,10 +10,12 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{CertificateError, RootCertStore, ServerConfig};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{ServerSessionMemoryCache, WebPkiClientVerifier};
+use rustls::{CertificateError, HandshakeKind, RootCertStore, ServerConfig, ServerConnection};
 use x509_parser::prelude::{
     ASN1Time, CertificateRevocationList, FromDer, GeneralName, X509Certificate,
 };
@@ -23,29 +25,75 @@ use crate::layout;
 
 const AGENT_URI: &str = "sysflow:agent:";
 
+/// Sessions that can be resumed; of more, the oldest take a whole handshake.
+const SESSIONS: usize = 4096;
+
+/// The server side of TLS.
+#[derive(Clone, Debug)]
+pub(crate) struct Server {
+    /// For new connections.
+    pub(crate) config: Arc<ServerConfig>,
+    verifier: Arc<dyn ClientCertVerifier>,
+}
+
+impl Server {
+    /// The agent id in the certificate of a client, whose handshake is over. A session that is
+    /// resumed has its certificate from the handshake that began it: it may have expired meanwhile.
+    ///
+    /// # Errors
+    /// Why there is none that can be used, for the answer.
+    pub(crate) fn agent_id(&self, session: &ServerConnection) -> Result<String, String> {
+        let chain = session.peer_certificates().unwrap_or_default();
+        let (first, above) = chain.split_first().ok_or("no certificate")?;
+        if session.handshake_kind() == Some(HandshakeKind::Resumed) {
+            self.verifier
+                .verify_client_cert(first, above, UnixTime::now())
+                .map_err(|error| format!("certificate is not valid any more: {error}"))?;
+        }
+        agent_id(first)
+    }
+}
+
+/// What client certificates are held against: the CAs in `ca`, and revocation lists.
+///
+/// # Errors
+/// Names the file and what is wrong with it.
+pub(crate) fn verifier(
+    ca: &Path,
+    lists: Vec<CertificateRevocationListDer<'static>>,
+) -> Result<Arc<dyn ClientCertVerifier>, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(ca)? {
+        roots.add(certificate).map_err(|error| named(ca, &error))?;
+    }
+    let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
+    if !lists.is_empty() {
+        verifier = verifier.with_crls(lists).allow_unknown_revocation_status();
+    }
+    verifier.build().map_err(|error| named(ca, &error))
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn named(path: &Path, error: &dyn std::fmt::Display) -> String {
+    format!("{}: {error}", path.display())
+}
+
 /// The server side of TLS by the configuration's files.
 ///
 /// # Errors
 /// Names the file and what is wrong with it.
-pub(crate) fn server_config(tls: &config::Tls) -> Result<Arc<ServerConfig>, String> {
-    let named = |path: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates(&tls.ca)? {
-        roots.add(certificate).map_err(|error| named(&tls.ca, &error))?;
-    }
+pub(crate) fn server(tls: &config::Tls) -> Result<Server, String> {
+    let verifier = verifier(&tls.ca, revocation_lists(tls)?)?;
     let chain = certificates(&tls.certificate)?;
     let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|error| named(&tls.key, &error))?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut verifier =
-        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
-    if !tls.crl.is_empty() {
-        verifier = verifier.with_crls(revocation_lists(tls)?).allow_unknown_revocation_status();
-    }
-    let verifier = verifier.build().map_err(|error| named(&tls.ca, &error))?;
-    let mut config = ServerConfig::builder_with_provider(provider)
+    let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .and_then(|builder| {
-            builder.with_client_cert_verifier(verifier).with_single_cert(chain, key)
+            let builder = builder.with_client_cert_verifier(Arc::clone(&verifier));
+            builder.with_single_cert(chain, key)
         })
         .map_err(|error| match error {
             rustls::Error::InconsistentKeys(_) => {
@@ -54,10 +102,11 @@ pub(crate) fn server_config(tls: &config::Tls) -> Result<Arc<ServerConfig>, Stri
             }
             error => named(&tls.certificate, &error),
         })?;
-    // A resumed session would not see a certificate that has expired meanwhile.
-    config.send_tls13_tickets = 0;
-    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-    Ok(Arc::new(config))
+    // A ticket is a number here, good for one resumption; what it stands for stays in memory, and
+    // goes with these rules.
+    config.send_tls13_tickets = 1;
+    config.session_storage = ServerSessionMemoryCache::new(SESSIONS);
+    Ok(Server { config: Arc::new(config), verifier })
 }
 
 /// The lists of `tls.crl`, each signed by a CA of `tls.ca`.
@@ -114,12 +163,11 @@ pub(crate) fn warn_of_old_lists(tls: &config::Tls) {
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let named = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
     let certificates: Vec<_> = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect)
-        .map_err(|error| named(&error))?;
+        .map_err(|error| named(path, &error))?;
     if certificates.is_empty() {
-        return Err(named(&"holds no certificate in PEM form"));
+        return Err(named(path, &"holds no certificate in PEM form"));
     }
     Ok(certificates)
 }

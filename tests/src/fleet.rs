@@ -1,6 +1,6 @@
 //! A throw-away fleet: its certificates, one collector and agents, all in one folder.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -217,8 +217,17 @@ impl<'m> Fleet<'m> {
     /// # Errors
     /// If the collector's `ledger` cannot be run or prints anything but JSON.
     pub fn ledger(&self) -> Result<(Option<i32>, Vec<Value>)> {
+        self.ledger_with(&[])
+    }
+
+    /// The same with more options.
+    ///
+    /// # Errors
+    /// As [`Fleet::ledger`].
+    pub fn ledger_with(&self, options: &[&OsStr]) -> Result<(Option<i32>, Vec<Value>)> {
         let output = Command::new(self.machine.collector())
             .args(["ledger", "--json"])
+            .args(options)
             .arg(self.store())
             .output()?;
         let lines = crate::records::parse(&String::from_utf8(output.stdout)?)?;

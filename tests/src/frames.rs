@@ -221,6 +221,7 @@ pub fn sample(agent_id: &str, run_id: [u8; 16], sequence: u64) -> Result<Vec<u8>
         former: None,
         tombstones: Default::default(),
         seal: None,
+        signature: None,
         steps: Default::default(),
     };
     Ok(writer.finish(&header)?.to_vec())

@@ -4,7 +4,7 @@
 use codec::{Counter, Ledger, Operation, Term};
 
 /// Totals of operations by kind and term, since the start of the run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Books {
     totals: [[u64; Term::ALL.len()]; Operation::ALL.len()],
     /// Losses of whole records, which have no kind.

@@ -1,7 +1,7 @@
 //! The stream of one class: its frame in the making, its sequence, its generation. Bound: one
 //! frame.
 
-use codec::{Class, Clock, EncodeError, FrameWriter, Header, Record, Seal, Suspended};
+use codec::{Class, Clock, EncodeError, FrameWriter, Header, Record, Seal, Signature, Suspended};
 use ring::digest::{Context, SHA256};
 
 /// Room for prefix, header and checksum beside the records.
@@ -44,6 +44,8 @@ pub(super) struct Lane {
     digest: Context,
     /// Of the last generation that is over.
     pub(super) seal: Option<Seal>,
+    /// Of that seal.
+    pub(super) signature: Option<Signature>,
 }
 
 fn bytes_max(class: Class, frame_bytes_max: usize) -> usize {
@@ -76,6 +78,7 @@ impl Lane {
             pending_since_ns: None,
             digest: Context::new(&SHA256),
             seal: None,
+            signature: None,
         }
     }
 
@@ -116,13 +119,14 @@ impl Lane {
         Some(frame)
     }
 
-    /// The next frame begins a new generation.
-    pub(super) fn restart(&mut self) {
+    /// The next frame begins a new generation. `sign` signs the seal of the one that ends.
+    pub(super) fn restart(&mut self, sign: impl FnOnce(&Seal) -> Option<Signature>) {
         self.restart = false;
         if self.generation_started {
             let digest = std::mem::replace(&mut self.digest, Context::new(&SHA256)).finish();
             let mut seal = Seal { generation: self.generation, digest: [0; 32] };
             seal.digest.copy_from_slice(digest.as_ref());
+            self.signature = sign(&seal);
             self.seal = Some(seal);
         }
         self.generation += 1;

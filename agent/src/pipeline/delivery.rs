@@ -13,7 +13,7 @@ use super::strain::percent;
 use super::{
     Error, Former, Losses, Outlet, Settings, boot_id, boot_ns, drop_privileges, identity, watch,
 };
-use crate::batch::{Books, Identity, Kept, Sink};
+use crate::batch::{Books, Identity, Kept, Signer, Sink};
 use crate::config::{Config, SpoolSync};
 use crate::confinement::Needs;
 use crate::day_budget::DayBudget;
@@ -24,6 +24,7 @@ use crate::spool::{self, Appended, Purged, Reader, Spool, SpoolError, Sync, Writ
 use crate::status::{self, Status};
 use crate::supervisor::Supervisor;
 use crate::tls::clock::Clock;
+use crate::tls::seal_key::Sealer;
 use crate::tls::{Credentials, Files};
 use crate::tombstones::Graveyard;
 use crate::untold::{self, Untold};
@@ -42,6 +43,7 @@ struct Delivery {
     /// What the upload thread is started with, once no privilege is left to inherit.
     thread: Option<(upload::Settings, Reader)>,
     upload: Option<Upload>,
+    sealer: Sealer,
     state: RunState,
     /// What was dropped, until a frame that tells of it is in the spool.
     untold: Option<Untold>,
@@ -266,6 +268,10 @@ impl Outlet for Delivery {
         }
     }
 
+    fn signer(&self) -> Option<Box<dyn Signer>> {
+        Some(Box::new(self.sealer.clone()))
+    }
+
     fn measure(&self, measures: &mut Measures) {
         let depth = self.writer.depth();
         let full = percent(depth.waiting_bytes, self.writer.bytes_max());
@@ -375,6 +381,11 @@ pub fn run(config: &Config) -> Result<(), Error> {
     }
     let (state, before) = RunState::begin(folder, boot_id, boot_ns(), wear.clone())
         .map_err(super::file_error(folder))?;
+    if credentials.seal_key.is_none() {
+        let key = credentials.files.key.display();
+        log::warn!("{key}: no key of P-256, P-384 or Ed25519: seals of generations are not signed");
+    }
+    let sealer = Sealer::new(credentials.seal_key.clone());
     let identity: Identity = identity(credentials.agent_id.clone(), boot_id, state.run_id());
     let status = Status {
         version: env!("CARGO_PKG_VERSION").into(),
@@ -390,6 +401,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
         collector: config.collector.clone(),
         credentials,
         clock,
+        sealer: sealer.clone(),
         timeouts: upload::Timeouts::default(),
         budget,
         meter: Meter::new(wear.clone()),
@@ -402,6 +414,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
         writer,
         thread: Some((settings, reader)),
         upload: None,
+        sealer,
         state,
         untold,
         wear,

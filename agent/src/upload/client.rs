@@ -13,6 +13,7 @@ use super::answer::{self, Outcome};
 use crate::config;
 use crate::tls::clock::Clock;
 use crate::tls::connector::TlsConnector;
+use crate::tls::seal_key::Sealer;
 use crate::tls::{Credentials, Fault, Files, SetupError};
 
 const PATH: &str = "/v1/frames";
@@ -61,6 +62,7 @@ pub(super) struct Client {
     proxy: Option<String>,
     files: Files,
     clock: Arc<Clock>,
+    sealer: Sealer,
     timeouts: Timeouts,
     credentials: Arc<Credentials>,
     agent: ureq::Agent,
@@ -73,6 +75,7 @@ impl Client {
         collector: &config::Collector,
         credentials: Credentials,
         clock: Arc<Clock>,
+        sealer: Sealer,
         timeouts: Timeouts,
     ) -> Client {
         let credentials = Arc::new(credentials);
@@ -83,6 +86,7 @@ impl Client {
             proxy: collector.proxy.clone(),
             files: collector.into(),
             clock,
+            sealer,
             timeouts,
             collector_not_after: connector.collector_not_after(),
             agent: agent(connector, timeouts, collector.proxy.as_deref()),
@@ -110,6 +114,7 @@ impl Client {
         let connector = TlsConnector::new(Arc::clone(&credentials), Arc::clone(&self.traffic));
         self.collector_not_after = connector.collector_not_after();
         self.agent = agent(connector, self.timeouts, self.proxy.as_deref());
+        self.sealer.renew(credentials.seal_key.clone());
         self.credentials = credentials;
         Ok(true)
     }

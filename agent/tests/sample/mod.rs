@@ -53,6 +53,7 @@ pub(crate) fn frame_of(
         former: None,
         tombstones: Default::default(),
         seal: None,
+        signature: None,
         steps: Default::default(),
     };
     writer.finish(&header).unwrap().to_vec()

@@ -182,6 +182,7 @@ pub(crate) fn header() -> Header<'static> {
         former: None,
         tombstones: Default::default(),
         seal: None,
+        signature: None,
         steps: Default::default(),
     }
 }

@@ -13,12 +13,8 @@ mod text;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use codec::Frame;
-
 use crate::account::Account;
 use crate::capture::{self, Origin, Sink};
-use crate::convert::Unresolved;
-use crate::gap::Gap;
 use crate::sf::{self, SfFile};
 use crate::sysflow::Record;
 pub(crate) use filter::{Filter, KINDS, moment};
@@ -149,20 +145,14 @@ impl Printer<'_> {
 }
 
 impl Sink for Printer<'_> {
+    fn account(&mut self) -> &mut Account {
+        &mut self.account
+    }
+
     fn source(&mut self) -> io::Result<()> {
         self.joiner = Joiner::default();
         let fresh = Table::new(table::terminal_columns());
         std::mem::replace(&mut self.table, fresh).finish(self.out)
-    }
-
-    fn frame(&mut self, origin: &Origin, frame: &Frame<'_>) -> io::Result<()> {
-        self.account.frame(origin, frame);
-        Ok(())
-    }
-
-    fn stream_end(&mut self, unresolved: Unresolved) -> io::Result<()> {
-        self.account.unresolved(unresolved);
-        Ok(())
     }
 
     fn record(&mut self, record: Record, origin: Option<&Origin>) -> io::Result<()> {
@@ -181,16 +171,6 @@ impl Sink for Printer<'_> {
             }
         }
     }
-
-    fn missing(&mut self, origin: &Origin, first: u64, last: u64) -> io::Result<()> {
-        self.account.gap(Gap::Missing { origin: origin.clone(), first, last });
-        Ok(())
-    }
-
-    fn unreadable(&mut self, path: &Path, why: &str) -> io::Result<()> {
-        self.account.gap(unreadable(path, why));
-        Ok(())
-    }
 }
 
 struct Exporter {
@@ -200,18 +180,8 @@ struct Exporter {
 }
 
 impl Sink for Exporter {
-    fn source(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn frame(&mut self, origin: &Origin, frame: &Frame<'_>) -> io::Result<()> {
-        self.account.frame(origin, frame);
-        Ok(())
-    }
-
-    fn stream_end(&mut self, unresolved: Unresolved) -> io::Result<()> {
-        self.account.unresolved(unresolved);
-        Ok(())
+    fn account(&mut self) -> &mut Account {
+        &mut self.account
     }
 
     fn record(&mut self, mut record: Record, origin: Option<&Origin>) -> io::Result<()> {
@@ -220,19 +190,4 @@ impl Sink for Exporter {
         }
         self.file.push(&record)
     }
-
-    fn missing(&mut self, origin: &Origin, first: u64, last: u64) -> io::Result<()> {
-        self.account.gap(Gap::Missing { origin: origin.clone(), first, last });
-        Ok(())
-    }
-
-    fn unreadable(&mut self, path: &Path, why: &str) -> io::Result<()> {
-        self.account.gap(unreadable(path, why));
-        Ok(())
-    }
-}
-
-pub(crate) fn unreadable(path: &Path, why: &str) -> Gap {
-    log::error!("{}: {why}", path.display());
-    Gap::Unreadable { path: path.display().to_string(), why: why.to_owned() }
 }

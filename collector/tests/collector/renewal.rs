@@ -1,5 +1,6 @@
 //! Certificates, revocation lists and the list of denied devices change while the collector runs.
 
+use crate::harness::client::{Client, config};
 use crate::harness::frames::Run;
 use crate::harness::pki::{Identity, Pki};
 use crate::harness::{Collector, Site, until};
@@ -68,6 +69,55 @@ fn a_list_that_changes_holds_from_then_on_also_for_open_connections() {
     write(&site, "crl.pem", &site.pki.revocation_list(&[], 30));
     collector.signal("HUP");
     until("the device to be taken again", || is_served(&collector, &lost).then_some(()));
+}
+
+#[test]
+fn a_session_is_resumed_as_long_as_its_certificate_is_good() {
+    let site = Site::new("");
+    let collector = site.start();
+    let frames = Run::new(AGENT, 1).start(0, 0);
+    let post = |config| {
+        let mut client = Client::over(collector.address, config);
+        let answer = client.post(&frames);
+        (client.is_resumed(), answer)
+    };
+    let lasting = config(&site.pki, Some(&site.pki.agent(AGENT)));
+    for is_resumed in [false, true, true] {
+        let (found, answer) = post(&lasting);
+        assert_eq!((found, answer.status), (is_resumed, 200));
+    }
+    // Long enough for a first upload on a busy machine.
+    let brief = config(&site.pki, Some(&site.pki.brief(AGENT, 20)));
+    assert_eq!(post(&brief).1.status, 200);
+    let detail = until("the certificate to end", || {
+        let (is_resumed, answer) = post(&brief);
+        assert!(is_resumed);
+        (answer.status != 200).then(|| answer.refusal(401, "identity"))
+    });
+    assert!(detail.contains("is not valid any more"), "{detail}");
+    // It holds what others say for good.
+    assert!(post(&lasting).0);
+}
+
+#[test]
+fn new_rules_end_all_sessions() {
+    let site = Site::new("");
+    let lost = site.pki.agent("gw-lost");
+    write(&site, "crl.pem", &site.pki.revocation_list(&[], 30));
+    configure(&site, "crl = ['crl.pem']", "");
+    let collector = site.start();
+    let config = config(&site.pki, Some(&lost));
+    for is_resumed in [false, true] {
+        let mut client = Client::over(collector.address, &config);
+        client.get("/v1/health");
+        assert_eq!(client.is_resumed(), is_resumed);
+    }
+    write(&site, "crl.pem", &site.pki.revocation_list(&[&lost], 30));
+    collector.signal("HUP");
+    collector.logged(&["read anew"]);
+    refused_as_revoked(&collector, &lost);
+    let error = Client::over(collector.address, &config).alert();
+    assert!(error.contains("CertificateRevoked"), "{error}");
 }
 
 #[test]

@@ -116,6 +116,32 @@ fn a_full_disk_is_told_as_503_and_nothing_that_was_acknowledged_is_lost() {
 }
 
 #[test]
+fn the_certificates_that_frames_came_with_are_kept() {
+    let site = Site::new("");
+    let collector = site.start();
+    let (first, renewed) = (site.pki.agent(AGENT), site.pki.agent(AGENT));
+    let run = Run::new(AGENT, 1);
+    for (sequence, identity) in [(0, &first), (1, &first), (2, &renewed)] {
+        let mut client = collector.connect_as(Some(identity));
+        assert_eq!(client.post(&frame(&run, sequence)).status, 200);
+    }
+    let kept: Vec<String> = site
+        .stored("pem")
+        .iter()
+        .map(|path| std::fs::read_to_string(path).unwrap().trim().to_owned())
+        .collect();
+    let mut shown =
+        [&first, &renewed].map(|identity| identity.certificate_pem.replace("\r\n", "\n"));
+    let mut kept = kept;
+    kept.sort();
+    shown.sort();
+    assert_eq!(kept, shown.each_ref().map(|text| text.trim()));
+    let folder = site.store().join(AGENT).join("certificates");
+    assert_eq!(left_over(&folder), 0);
+    assert_eq!(std::fs::read_dir(folder).unwrap().count(), 2);
+}
+
+#[test]
 fn a_store_that_takes_no_writes_any_more_acknowledges_nothing() {
     let site = Site::new("");
     let Some(disk) = Disk::mount(&site, "64m") else { return };

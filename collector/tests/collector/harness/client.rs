@@ -6,10 +6,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore, StreamOwned};
 use serde_json::Value;
 
 use super::pki::{Identity, Pki};
+
+/// What a client with this certificate connects with; it keeps sessions.
+pub(crate) fn config(pki: &Pki, identity: Option<&Identity>) -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add(pki.ca()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots);
+    Arc::new(match identity {
+        Some(identity) => builder.with_client_auth_cert(identity.chain(), identity.key()).unwrap(),
+        None => builder.with_no_client_auth(),
+    })
+}
 
 /// An answer.
 #[derive(Debug)]
@@ -46,26 +61,23 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn connect(address: SocketAddr, pki: &Pki, identity: Option<&Identity>) -> Self {
-        let mut roots = RootCertStore::empty();
-        roots.add(pki.ca()).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots);
-        let config = match identity {
-            Some(identity) => {
-                builder.with_client_auth_cert(identity.chain(), identity.key()).unwrap()
-            }
-            None => builder.with_no_client_auth(),
-        };
+        Client::over(address, &config(pki, identity))
+    }
+
+    /// A connection that goes on with a session of before, if `config` has one.
+    pub(crate) fn over(address: SocketAddr, config: &Arc<ClientConfig>) -> Self {
         let name = ServerName::try_from("127.0.0.1").unwrap();
-        let tls = ClientConnection::new(Arc::new(config), name).unwrap();
+        let tls = ClientConnection::new(Arc::clone(config), name).unwrap();
         let tcp = TcpStream::connect(address).unwrap();
         tcp.set_nodelay(true).unwrap();
         tcp.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         tcp.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
         Client { stream: BufReader::new(StreamOwned::new(tls, tcp)) }
+    }
+
+    /// Whether it went on with a session of before.
+    pub(crate) fn is_resumed(&self) -> bool {
+        self.stream.get_ref().conn.handshake_kind() == Some(HandshakeKind::Resumed)
     }
 
     pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {

@@ -51,6 +51,7 @@ impl Run {
             former: None,
             tombstones: Default::default(),
             seal: None,
+            signature: None,
             steps: Default::default(),
         }
     }
@@ -71,6 +72,7 @@ impl Run {
             former: None,
             tombstones: Default::default(),
             seal: None,
+            signature: None,
             steps: Default::default(),
             ..self.header(generation, sequence)
         }

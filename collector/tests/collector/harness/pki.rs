@@ -75,6 +75,13 @@ impl Pki {
         self.sign(params)
     }
 
+    /// An agent's certificate that is good for so many seconds more.
+    pub(crate) fn brief(&self, id: &str, seconds: i64) -> Identity {
+        let mut params = client(&[&format!("sysflow:agent:{id}")]);
+        params.not_after = OffsetDateTime::now_utc() + time::Duration::seconds(seconds);
+        self.sign(params)
+    }
+
     /// An agent's certificate that will be good from tomorrow on.
     pub(crate) fn early(&self, id: &str) -> Identity {
         let mut params = client(&[&format!("sysflow:agent:{id}")]);
