@@ -145,6 +145,29 @@ fn frames_arrive_in_order_over_one_connection_and_leave_the_spool() {
 }
 
 #[test]
+fn a_collector_whose_clock_is_stepped_back_does_not_lock_its_devices_out() {
+    // 2016, before its certificate. The connection ends, so that the next one shakes hands.
+    let run = "5a".repeat(8);
+    let answer = format!(
+        r#"{{"streams":[{{"run":"{run}","class":0,"contiguous":1,"holes":[]}}],"time_ns":{}}}"#,
+        1_451_606_400_000_000_000_u64
+    );
+    let collector = collector(move |number, _| match number {
+        0 => Reply::Answer(200, "connection: close\r\n", answer.clone()),
+        _ => Reply::Take,
+    });
+    let mut device = Device::start(&collector, &[100], |_| {});
+    device.empty();
+    device.append(100);
+    device.empty();
+    assert_eq!(collector.requests(2)[1].connection, 2);
+    assert_eq!(device.counters().last_error, "");
+    // Nor does it when the device starts again.
+    let told = Clock::peek(device.directory.path());
+    assert!(told.now_s().abs_diff(receiver::unix_time().as_secs()) < 60);
+}
+
+#[test]
 fn a_collector_of_another_ca_is_named() {
     let server = receiver::server(&FLEETS.foreign, "collector", &FLEETS.ours, &TLS13);
     let collector = Collector::start(server, |_, _| Reply::Take);

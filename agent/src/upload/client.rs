@@ -12,7 +12,7 @@ use ureq::unversioned::transport::{ConnectProxyConnector, Connector, TcpConnecto
 use super::answer::{self, Outcome};
 use crate::config;
 use crate::tls::clock::Clock;
-use crate::tls::connector::TlsConnector;
+use crate::tls::connector::{CollectorValid, TlsConnector};
 use crate::tls::{Credentials, Fault, Files, SetupError};
 
 const PATH: &str = "/v1/frames";
@@ -64,7 +64,7 @@ pub(super) struct Client {
     timeouts: Timeouts,
     credentials: Arc<Credentials>,
     agent: ureq::Agent,
-    collector_not_after: Arc<AtomicU64>,
+    collector_valid: CollectorValid,
     traffic: Arc<AtomicU64>,
 }
 
@@ -84,7 +84,7 @@ impl Client {
             files: collector.into(),
             clock,
             timeouts,
-            collector_not_after: connector.collector_not_after(),
+            collector_valid: connector.collector_valid(),
             agent: agent(connector, timeouts, collector.proxy.as_deref()),
             credentials,
             traffic,
@@ -108,7 +108,7 @@ impl Client {
         let id = self.credentials.agent_id.as_str();
         let credentials = Arc::new(Credentials::load(&self.files, Some(id), &self.clock)?);
         let connector = TlsConnector::new(Arc::clone(&credentials), Arc::clone(&self.traffic));
-        self.collector_not_after = connector.collector_not_after();
+        self.collector_valid = connector.collector_valid();
         self.agent = agent(connector, self.timeouts, self.proxy.as_deref());
         self.credentials = credentials;
         Ok(true)
@@ -141,12 +141,16 @@ impl Client {
                 if let Outcome::Delivered(held) = &outcome
                     && let Some(time_ns) = held.time_ns
                 {
-                    let not_after = self.collector_not_after.load(Ordering::Relaxed);
-                    self.clock.told(time_ns / 1_000_000_000, not_after);
+                    self.clock.told(time_ns / 1_000_000_000, &self.collector_valid.range());
                 }
                 outcome
             }
-            Err(error) => Outcome::RetryAfter { wait: None, reason: self.reason(&error) },
+            Err(error) => {
+                if fault(&error).is_some_and(Fault::is_expiry) {
+                    self.clock.doubt();
+                }
+                Outcome::RetryAfter { wait: None, reason: self.reason(&error) }
+            }
         }
     }
 
@@ -173,6 +177,9 @@ impl Client {
     }
 
     fn reason(&self, error: &ureq::Error) -> String {
+        if let Some(fault) = fault(error) {
+            return fault.to_string();
+        }
         let url = &match &self.proxy {
             Some(proxy) => format!("{} by way of {proxy} (collector.proxy)", self.url),
             None => self.url.clone(),
@@ -192,12 +199,17 @@ impl Client {
             },
             ureq::Error::Timeout(which) => format!("{url}: no progress in time ({which})"),
             ureq::Error::HostNotFound => format!("{url}: host not found: check DNS"),
-            ureq::Error::Other(other) => match other.downcast_ref::<Fault>() {
-                Some(fault) => fault.to_string(),
-                None => format!("{url}: {other}"),
-            },
+            ureq::Error::Other(other) => format!("{url}: {other}"),
             error => format!("{url}: {error}"),
         }
+    }
+}
+
+/// What TLS failed at, if it did.
+fn fault(error: &ureq::Error) -> Option<&Fault> {
+    match error {
+        ureq::Error::Other(other) => other.downcast_ref(),
+        _ => None,
     }
 }
 
