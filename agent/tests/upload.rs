@@ -308,6 +308,40 @@ fn an_answer_that_comes_before_the_body_is_read() {
 }
 
 #[test]
+fn an_urgent_backlog_drains_over_a_link_that_carries_little_in_time() {
+    for is_told in [true, false] {
+        let collector = collector(move |_, _| Reply::Slow(120_000, is_told));
+        let device = Device::start(&collector, &[25_000; 16], |_| {});
+        device.empty();
+        assert_eq!(collector.held(), (0..16).collect::<Vec<u64>>());
+        assert_eq!(device.upload.counters().refused_records(), 0);
+        let sizes: Vec<usize> =
+            collector.requests(1).iter().map(|request| request.sequences.len()).collect();
+        // Halved until it arrives in time, and not tried again at once.
+        assert_eq!(sizes[..2], [0, 0], "{is_told}");
+        assert!(sizes[2..].iter().all(|frames| (1..=4).contains(frames)), "{is_told}: {sizes:?}");
+    }
+}
+
+#[test]
+fn a_proxy_that_takes_no_large_body_makes_no_frame_be_dropped() {
+    // Bodies of several frames, and then one alone for a while.
+    let collector = collector(|number, _| match number {
+        0..=3 => Reply::Answer(413, "", "<html>".into()),
+        _ => Reply::Take,
+    });
+    let device = Device::start(&collector, &[100; 4], |_| {});
+    let expected = "collector answers 413, without a collector's reason: check collector.url";
+    assert_eq!(device.error(), expected);
+    device.empty();
+    let sizes: Vec<usize> =
+        collector.requests(5).iter().map(|request| request.sequences.len()).collect();
+    assert_eq!(sizes[..4], [4, 2, 1, 1]);
+    assert_eq!(collector.held(), [0, 1, 2, 3]);
+    assert_eq!(device.upload.counters().refused_records(), 0);
+}
+
+#[test]
 fn one_bad_frame_is_found_dropped_and_counted() {
     for (status, kind) in [(400, "malformed"), (403, "foreign-frame"), (409, "conflict")] {
         let collector = collector(move |_, sequences| match sequences.contains(&5) {

@@ -9,7 +9,7 @@ use ureq::Proxy;
 use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{ConnectProxyConnector, Connector, TcpConnector};
 
-use super::answer::{self, Outcome};
+use super::answer::{self, Less, Outcome};
 use crate::config;
 use crate::tls::clock::Clock;
 use crate::tls::connector::{CollectorValid, TlsConnector};
@@ -22,6 +22,8 @@ const CONTENT_TYPE: &str = "application/vnd.sysflow.frames";
 /// an upload: a device that is refused then has not paid for the whole body. Below that the
 /// extra round trip costs more.
 const ASK_FIRST_BYTES: usize = 16 * 1024;
+/// So many bytes on the link are more than a handshake: a large body had begun.
+const BEGUN_BYTES: u64 = 16 * 1024;
 /// How long to wait for leave; then the body is sent, since not every server gives it.
 const LEAVE_TIME: Duration = Duration::from_secs(3);
 /// A connection unused for so long is not used again: NAT tables on the way forget it.
@@ -136,6 +138,7 @@ impl Client {
     /// Sends `body` and takes the answer, within `limit` if there is one. `first` says that it
     /// is the first of an upload.
     pub(super) fn post(&self, body: &[u8], first: bool, limit: Option<Duration>) -> Outcome {
+        let before = self.traffic();
         match self.exchange(body, first, limit) {
             Ok(outcome) => {
                 if let Outcome::Delivered(held) = &outcome
@@ -149,7 +152,12 @@ impl Client {
                 if fault(&error).is_some_and(Fault::is_expiry) {
                     self.clock.doubt();
                 }
-                Outcome::RetryAfter { wait: None, reason: self.reason(&error) }
+                let reason = self.reason(&error);
+                let broke = matches!(error, ureq::Error::Io(_) | ureq::Error::Timeout(_));
+                match self.traffic().saturating_sub(before) {
+                    BEGUN_BYTES.. if broke => Outcome::SendLess { less: Less::Cut, reason },
+                    _ => Outcome::RetryAfter { wait: None, reason },
+                }
             }
         }
     }
