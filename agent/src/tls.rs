@@ -13,9 +13,9 @@ mod verifier;
 
 use std::fmt;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, ring};
@@ -118,7 +118,7 @@ pub struct Credentials {
     pub client: Arc<ClientConfig>,
     /// Where all of it is from.
     pub files: Files,
-    stamps: [Option<SystemTime>; 3],
+    stamps: [Option<Stamp>; 3],
 }
 
 impl Credentials {
@@ -154,7 +154,7 @@ impl Credentials {
         Ok(Credentials { agent_id, certificate, client, files: files.clone(), stamps })
     }
 
-    /// Whether a file has another modification time than when it was read.
+    /// Whether a file is another one than when it was read, or was changed.
     pub fn changed(&self) -> bool {
         stamps(&self.files) != self.stamps
     }
@@ -233,14 +233,42 @@ fn read(file: &Path) -> Result<Vec<u8>, SetupError> {
     std::fs::read(file).map_err(|source| SetupError::Read { file: file.into(), source })
 }
 
-fn stamps(files: &Files) -> [Option<SystemTime>; 3] {
-    [&files.ca, &files.certificate, &files.key]
-        .map(|file| std::fs::metadata(file).and_then(|metadata| metadata.modified()).ok())
+/// What tells a file from what it was: device, number, size, and (s, ns) the time of its contents,
+/// which a copy may take over, and of its last change, which nobody sets.
+type Stamp = ([u64; 3], [i64; 4]);
+
+fn stamps(files: &Files) -> [Option<Stamp>; 3] {
+    [&files.ca, &files.certificate, &files.key].map(|file| {
+        let of = std::fs::metadata(file).ok()?;
+        let times = [of.mtime(), of.mtime_nsec(), of.ctime(), of.ctime_nsec()];
+        Some(([of.dev(), of.ino(), of.size()], times))
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_of_another_time_of_change_is_another_one_whatever_its_own_time_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, name).unwrap();
+            path
+        };
+        let (ca, certificate, key) = (file("ca.pem"), file("agent.pem"), file("agent.key"));
+        let files = Files { ca, certificate: certificate.clone(), key };
+        let before = stamps(&files);
+        assert_eq!(stamps(&files), before);
+        // Of the same size and age.
+        let time = std::fs::metadata(&certificate).unwrap().modified().unwrap();
+        let other = file("other.pem");
+        std::fs::File::options().write(true).open(&other).unwrap().set_modified(time).unwrap();
+        std::fs::rename(&other, &certificate).unwrap();
+        assert_eq!(std::fs::metadata(&certificate).unwrap().modified().unwrap(), time);
+        assert_ne!(stamps(&files), before);
+    }
 
     #[test]
     fn a_credential_stands_in_for_the_file_of_its_name() {
