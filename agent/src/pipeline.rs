@@ -417,6 +417,14 @@ pub fn stop_on_signal() -> Result<Arc<AtomicBool>, Error> {
     Ok(stop)
 }
 
+/// A flag that SIGHUP sets, which then ends nothing.
+fn reload_on_signal() -> Result<Arc<AtomicBool>, Error> {
+    let reload = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(signal_hook::consts::SIGHUP, Arc::clone(&reload))
+        .map_err(|e| Error::System("signal handler", e))?;
+    Ok(reload)
+}
+
 fn file_error(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     let path = path.to_path_buf();
     move |error| Error::File(path, error)

@@ -81,6 +81,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Signals {
     wake: bool,
+    /// Read the certificate files anew, and upload.
+    reload: bool,
     /// Stop, and be finished by then.
     deadline: Option<Instant>,
     done: Option<Report>,
@@ -119,6 +121,12 @@ impl Upload {
     /// Much is spooled: upload now. During a back-off this changes nothing.
     pub fn wake(&self) {
         self.shared.signals().wake = true;
+        self.shared.changed.notify_all();
+    }
+
+    /// Read the certificate files anew, and upload with them now, also during a back-off.
+    pub fn reload(&self) {
+        self.shared.signals().reload = true;
         self.shared.changed.notify_all();
     }
 

@@ -99,12 +99,13 @@ impl Client {
         self.traffic.load(Ordering::Relaxed)
     }
 
-    /// Reads the credentials anew if their files have changed. Returns whether they have.
+    /// Reads the credentials anew if their files have changed, or if that `is_asked` for.
+    /// Returns whether they were read.
     ///
     /// # Errors
     /// If they cannot be used; the former stay in use.
-    pub(super) fn refresh(&mut self) -> Result<bool, SetupError> {
-        if !self.credentials.changed() {
+    pub(super) fn refresh(&mut self, is_asked: bool) -> Result<bool, SetupError> {
+        if !is_asked && !self.credentials.changed() {
             return Ok(false);
         }
         let id = self.credentials.agent_id.as_str();

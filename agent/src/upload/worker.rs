@@ -144,7 +144,8 @@ impl Worker {
         let mut signals = self.shared.signals();
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            if signals.deadline.is_some() || left.is_zero() || (signals.wake && !backing_off) {
+            let is_due = left.is_zero() || (signals.wake && !backing_off);
+            if is_due || signals.reload || signals.deadline.is_some() {
                 signals.wake = false;
                 return signals.deadline;
             }
@@ -157,6 +158,9 @@ impl Worker {
     fn upload(&mut self, stop: Option<Instant>) -> End {
         let mut first = true;
         loop {
+            if self.shared.signals().reload {
+                self.check_certificate();
+            }
             // An order to stop that comes now bounds what is still to be done.
             let stop = stop.or(self.shared.signals().deadline);
             let limit = stop.map(|stop| stop.saturating_duration_since(Instant::now()));
@@ -363,11 +367,21 @@ impl Worker {
 
     /// Takes renewed files over, and warns of a certificate that ends soon.
     fn check_certificate(&mut self) {
-        match self.client.refresh() {
+        let is_asked = std::mem::take(&mut self.shared.signals().reload);
+        if is_asked {
+            // Whoever asks is answered.
+            self.renewal.settle();
+        }
+        match self.client.refresh(is_asked) {
             Ok(true) => {
                 self.renewal.settle();
                 self.shared.signals().agent = Some(self.client.agent());
-                log::info!("{}: read anew", self.certificate.display());
+                let file = self.certificate.display();
+                if is_asked {
+                    log::info!("reload: {file}: read anew (the configuration takes a restart)");
+                } else {
+                    log::info!("{file}: read anew");
+                }
             }
             Ok(false) => {}
             Err(error) => self.renewal.say(&error.to_string(), |text| {
