@@ -389,6 +389,20 @@ fn what_concerns_the_device_drops_nothing() {
 }
 
 #[test]
+fn only_what_the_collector_lacks_is_sent_again() {
+    let collector = collector(|number, _| if number == 0 { Reply::Lack(3) } else { Reply::Take });
+    let mut device = Device::start(&collector, &[100; 8], |_| {});
+    device.empty();
+    device.append(100);
+    device.empty();
+    let sent: Vec<Vec<u64>> =
+        collector.requests(3).into_iter().map(|request| request.sequences).collect();
+    assert_eq!(sent, [(0..8).collect(), vec![3], vec![8]]);
+    assert_eq!(collector.held(), (0..9).collect::<Vec<u64>>());
+    assert_eq!((device.counters().frames, device.counters().failures), (9, 0));
+}
+
+#[test]
 fn a_collector_that_forgets_is_not_believed() {
     let nothing = r#"{"streams":[]}"#;
     let collector = collector(move |number, _| match number {

@@ -61,6 +61,8 @@ fn roots(ca: &Ca) -> RootCertStore {
 pub(crate) enum Reply {
     /// Takes the frames.
     Take,
+    /// Takes them, but for the one with this sequence.
+    Lack(u64),
     /// Reads the body and answers this status, headers and text.
     Answer(u16, &'static str, String),
     /// Answers so without reading the body, and closes.
@@ -211,8 +213,10 @@ fn serve(
         let (class, sequences) = frames(&body);
         let reply = script(number, &sequences);
         match reply {
-            Reply::Take | Reply::Slow(..) => {
-                let text = take(seen, class, &sequences);
+            Reply::Take | Reply::Slow(..) | Reply::Lack(_) => {
+                let is_taken = |sequence: &u64| !matches!(reply, Reply::Lack(s) if s == *sequence);
+                let taken: Vec<u64> = sequences.iter().copied().filter(is_taken).collect();
+                let text = take(seen, class, &taken);
                 note(class, &sequences);
                 answer(&mut stream, 200, "", &text)?;
             }
