@@ -3,10 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use serde_json::Value;
 use tests::Result;
 use tests::fleet::{AGENT_ID, Fleet};
-use tests::frames::Summary;
 use tests::machine::{Machine, Need};
 use tests::program::Program;
 use tests::wait::wait_for;
@@ -63,10 +61,9 @@ fn a_new_certificate_is_in_use_as_soon_as_the_agent_is_told() -> Result {
     copy(&fleet.path("pki"), &device)?;
     agent.program.reload()?;
     says(&agent.program, "reload: ", 2)?;
-    assert!(run.is_string() && agent.status()?["run_id"] == run && run != Value::Null);
+    assert!(run.is_string() && agent.status()?["run_id"] == run, "{run}");
     agent.program.stop()?;
     collector.program.stop()?;
-    assert!(Summary::of(&fleet.store())?.holes().is_empty());
     let (code, _) = fleet.ledger()?;
     assert_eq!(code, Some(0), "nothing is lost");
     Ok(())
