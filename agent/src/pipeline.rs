@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bpf::{Hook, Probes};
 use codec::{CLASSES, Capabilities, Class, Clock, DropReason, Step, StepChange, Term, hook};
@@ -114,10 +114,20 @@ fn nanoseconds(clock: ClockId) -> i64 {
     time.tv_sec * 1_000_000_000 + time.tv_nsec
 }
 
+/// Nanoseconds on the wall clock, before 1970 negative. By the C library, as all that asks for this
+/// clock: there tests can move it for one program.
+fn wall_ns() -> i64 {
+    let ns = |time: Duration| i64::try_from(time.as_nanos()).unwrap_or(i64::MAX);
+    match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(since) => ns(since),
+        Err(before) => -ns(before.duration()),
+    }
+}
+
 /// Reads both clocks around each other: the gap between the two boot readings bounds the error.
 fn clock() -> Clock {
     let before = nanoseconds(ClockId::Boottime);
-    let wall = nanoseconds(ClockId::Realtime);
+    let wall = wall_ns();
     let after = nanoseconds(ClockId::Boottime);
     Clock {
         offset_ns: wall - (before + (after - before) / 2),
@@ -412,6 +422,14 @@ pub fn stop_on_signal() -> Result<Arc<AtomicBool>, Error> {
             .map_err(|e| Error::System("signal handler", e))?;
     }
     Ok(stop)
+}
+
+/// A flag that SIGHUP sets, which then ends nothing.
+fn reload_on_signal() -> Result<Arc<AtomicBool>, Error> {
+    let reload = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(signal_hook::consts::SIGHUP, Arc::clone(&reload))
+        .map_err(|e| Error::System("signal handler", e))?;
+    Ok(reload)
 }
 
 fn file_error(path: &Path) -> impl FnOnce(std::io::Error) -> Error {

@@ -13,8 +13,9 @@
 //!    cuts what follows the last whole frame of each segment.
 //! 2. A frame leaves by [`Reader::acknowledge`], by [`Reader::discard`], with its segment for
 //!    the quota, because its bytes are damaged, or by [`purge`]; each of the last four is counted.
-//! 3. Frames of a class leave in the order in which they came, those of the pinned segment apart;
-//!    no frame waits for one of a less urgent class.
+//! 3. Frames of a class leave in the order in which they came, those of the pinned segment apart,
+//!    and what the collector holds behind a frame that it lacks; no frame waits for one of a less
+//!    urgent class.
 //! 4. Segments together have at most `bytes_max` bytes, and there are at most
 //!    [`SEGMENTS_MAX`].
 //! 5. The segment that a batch came from is pinned until the batch is settled: the quota

@@ -10,12 +10,13 @@ pub mod clock;
 pub mod connector;
 mod fault;
 pub mod seal_key;
+mod verifier;
 
 use std::fmt;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, ring};
@@ -28,6 +29,7 @@ use crate::config;
 use certificate::Certificate;
 use clock::Clock;
 use seal_key::SealKey;
+use verifier::Verifier;
 
 pub use fault::Fault;
 
@@ -120,7 +122,7 @@ pub struct Credentials {
     pub seal_key: Option<Arc<SealKey>>,
     /// Where all of it is from.
     pub files: Files,
-    stamps: [Option<SystemTime>; 3],
+    stamps: [Option<Stamp>; 3],
 }
 
 impl Credentials {
@@ -142,18 +144,22 @@ impl Credentials {
         let agent_id = identity(&files.certificate, &certificate, expected_id)?;
         let key = key(&files.key)?;
         let seal_key = SealKey::of(&key).map(Arc::new);
+        let verifier = Verifier::new(roots(&files.ca)?, provider())
+            .map_err(|error| SetupError::contents(&files.ca, error.to_string()))?;
         let mut client = ClientConfig::builder_with_details(provider(), Arc::clone(clock) as _)
             .with_protocol_versions(&[&TLS13, &TLS12])
             .map_err(|error| SetupError::contents(&files.ca, error.to_string()))?
-            .with_root_certificates(roots(&files.ca)?)
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
             .with_client_auth_cert(chain, key)
             .map_err(|error| pair_error(files, &error))?;
         client.resumption = Resumption::in_memory_sessions(SESSIONS);
         let client = Arc::new(client);
+        clock.own_certificate(certificate.not_after);
         Ok(Credentials { agent_id, certificate, client, seal_key, files: files.clone(), stamps })
     }
 
-    /// Whether a file has another modification time than when it was read.
+    /// Whether a file is another one than when it was read, or was changed.
     pub fn changed(&self) -> bool {
         stamps(&self.files) != self.stamps
     }
@@ -232,14 +238,42 @@ fn read(file: &Path) -> Result<Vec<u8>, SetupError> {
     std::fs::read(file).map_err(|source| SetupError::Read { file: file.into(), source })
 }
 
-fn stamps(files: &Files) -> [Option<SystemTime>; 3] {
-    [&files.ca, &files.certificate, &files.key]
-        .map(|file| std::fs::metadata(file).and_then(|metadata| metadata.modified()).ok())
+/// What tells a file from what it was: device, number, size, and (s, ns) the time of its contents,
+/// which a copy may take over, and of its last change, which nobody sets.
+type Stamp = ([u64; 3], [i64; 4]);
+
+fn stamps(files: &Files) -> [Option<Stamp>; 3] {
+    [&files.ca, &files.certificate, &files.key].map(|file| {
+        let of = std::fs::metadata(file).ok()?;
+        let times = [of.mtime(), of.mtime_nsec(), of.ctime(), of.ctime_nsec()];
+        Some(([of.dev(), of.ino(), of.size()], times))
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_of_another_time_of_change_is_another_one_whatever_its_own_time_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, name).unwrap();
+            path
+        };
+        let (ca, certificate, key) = (file("ca.pem"), file("agent.pem"), file("agent.key"));
+        let files = Files { ca, certificate: certificate.clone(), key };
+        let before = stamps(&files);
+        assert_eq!(stamps(&files), before);
+        // Of the same size and age.
+        let time = std::fs::metadata(&certificate).unwrap().modified().unwrap();
+        let other = file("other.pem");
+        std::fs::File::options().write(true).open(&other).unwrap().set_modified(time).unwrap();
+        std::fs::rename(&other, &certificate).unwrap();
+        assert_eq!(std::fs::metadata(&certificate).unwrap().modified().unwrap(), time);
+        assert_ne!(stamps(&files), before);
+    }
 
     #[test]
     fn a_credential_stands_in_for_the_file_of_its_name() {

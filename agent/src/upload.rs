@@ -1,8 +1,9 @@
 //! The second thread: takes frames from the spool and brings them to the collector.
 //!
 //! In: a spool [`Reader`], wake-ups and the order to stop. Out: frames over mutual TLS, and
-//! [`Counters`]. Urgent frames go before volumes, and a body of volumes is small enough for the
-//! link that an urgent frame does not wait long behind it. Bound: one batch in memory, one request at a time, every wait limited.
+//! [`Counters`]. Urgent frames go before volumes, and a body is small enough for the link that it
+//! arrives in time, and that an urgent frame does not wait long behind it. Bound: one batch in
+//! memory, one request at a time, every wait limited.
 //! A frame leaves the spool when the collector holds it durably; a failure of any kind leaves
 //! it there. A batch that the collector refuses is cut in half until the one bad frame stands
 //! alone: that one is dropped and counted, so that it cannot block the others. What concerns
@@ -13,6 +14,7 @@ mod backoff;
 mod budget;
 mod client;
 mod counters;
+mod pace;
 mod worker;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -27,7 +29,7 @@ use crate::tls::clock::Clock;
 use crate::tls::seal_key::Sealer;
 use crate::wear::Meter;
 
-pub use answer::{Held, Outcome, Refusal, decide};
+pub use answer::{Held, Less, Outcome, Refusal, decide};
 pub use budget::FILE as BUDGET_FILE;
 pub use client::Timeouts;
 pub use counters::{Counters, Snapshot};
@@ -82,6 +84,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Signals {
     wake: bool,
+    /// Read the certificate files anew, and upload.
+    reload: bool,
     /// Stop, and be finished by then.
     deadline: Option<Instant>,
     done: Option<Report>,
@@ -120,6 +124,12 @@ impl Upload {
     /// Much is spooled: upload now. During a back-off this changes nothing.
     pub fn wake(&self) {
         self.shared.signals().wake = true;
+        self.shared.changed.notify_all();
+    }
+
+    /// Read the certificate files anew, and upload with them now, also during a back-off.
+    pub fn reload(&self) {
+        self.shared.signals().reload = true;
         self.shared.changed.notify_all();
     }
 

@@ -147,6 +147,34 @@ fn frames_arrive_in_order_over_one_connection_and_leave_the_spool() {
 }
 
 #[test]
+fn a_collector_whose_clock_is_stepped_back_does_not_lock_its_devices_out() {
+    // 2016, before its certificate. The connection ends, so that the next one shakes hands.
+    let run = "5a".repeat(8);
+    let answer = format!(
+        r#"{{"streams":[{{"run":"{run}","class":0,"contiguous":1,"holes":[]}}],"time_ns":{}}}"#,
+        1_451_606_400_000_000_000_u64
+    );
+    let collector = collector(move |number, _| match number {
+        0 => Reply::Answer(200, "connection: close\r\n", answer.clone()),
+        _ => Reply::Take,
+    });
+    let mut device = Device::start(&collector, &[100], |settings| {
+        // A resumed session looks at no certificate.
+        let mut client = (*settings.credentials.client).clone();
+        client.resumption = rustls::client::Resumption::disabled();
+        settings.credentials.client = Arc::new(client);
+    });
+    device.empty();
+    device.append(100);
+    device.empty();
+    assert_eq!(collector.requests(2)[1].connection, 2);
+    assert_eq!(device.counters().last_error, "");
+    // Nor does it when the device starts again.
+    let told = Clock::peek(device.directory.path());
+    assert!(told.now_s().abs_diff(receiver::unix_time().as_secs()) < 60);
+}
+
+#[test]
 fn a_collector_of_another_ca_is_named() {
     let server = receiver::server(&FLEETS.foreign, "collector", &FLEETS.ours, &TLS13);
     let collector = Collector::start(server, |_, _| Reply::Take);
@@ -287,6 +315,40 @@ fn an_answer_that_comes_before_the_body_is_read() {
 }
 
 #[test]
+fn an_urgent_backlog_drains_over_a_link_that_carries_little_in_time() {
+    for is_told in [true, false] {
+        let collector = collector(move |_, _| Reply::Slow(120_000, is_told));
+        let device = Device::start(&collector, &[25_000; 16], |_| {});
+        device.empty();
+        assert_eq!(collector.held(), (0..16).collect::<Vec<u64>>());
+        assert_eq!(device.upload.counters().refused_records(), 0);
+        let sizes: Vec<usize> =
+            collector.requests(1).iter().map(|request| request.sequences.len()).collect();
+        // Halved until it arrives in time, and not tried again at once.
+        assert_eq!(sizes[..2], [0, 0], "{is_told}");
+        assert!(sizes[2..].iter().all(|frames| (1..=4).contains(frames)), "{is_told}: {sizes:?}");
+    }
+}
+
+#[test]
+fn a_proxy_that_takes_no_large_body_makes_no_frame_be_dropped() {
+    // Bodies of several frames, and then one alone for a while.
+    let collector = collector(|number, _| match number {
+        0..=3 => Reply::Answer(413, "", "<html>".into()),
+        _ => Reply::Take,
+    });
+    let device = Device::start(&collector, &[100; 4], |_| {});
+    let expected = "collector answers 413, without a collector's reason: check collector.url";
+    assert_eq!(device.error(), expected);
+    device.empty();
+    let sizes: Vec<usize> =
+        collector.requests(5).iter().map(|request| request.sequences.len()).collect();
+    assert_eq!(sizes[..4], [4, 2, 1, 1]);
+    assert_eq!(collector.held(), [0, 1, 2, 3]);
+    assert_eq!(device.upload.counters().refused_records(), 0);
+}
+
+#[test]
 fn one_bad_frame_is_found_dropped_and_counted() {
     for (status, kind) in [(400, "malformed"), (403, "foreign-frame"), (409, "conflict")] {
         let collector = collector(move |_, sequences| match sequences.contains(&5) {
@@ -331,6 +393,20 @@ fn what_concerns_the_device_drops_nothing() {
         device.empty();
         assert_eq!(collector.held(), [0, 1, 2]);
     }
+}
+
+#[test]
+fn only_what_the_collector_lacks_is_sent_again() {
+    let collector = collector(|number, _| if number == 0 { Reply::Lack(3) } else { Reply::Take });
+    let mut device = Device::start(&collector, &[100; 8], |_| {});
+    device.empty();
+    device.append(100);
+    device.empty();
+    let sent: Vec<Vec<u64>> =
+        collector.requests(3).into_iter().map(|request| request.sequences).collect();
+    assert_eq!(sent, [(0..8).collect(), vec![3], vec![8]]);
+    assert_eq!(collector.held(), (0..9).collect::<Vec<u64>>());
+    assert_eq!((device.counters().frames, device.counters().failures), (9, 0));
 }
 
 #[test]

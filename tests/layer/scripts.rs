@@ -59,14 +59,17 @@ const ACTOR: &str = r#"
 
 static volatile sig_atomic_t asked;
 static void ask(int signal) { asked = signal; }
+static volatile sig_atomic_t told;
+static void hear(int signal) { told = signal; }
 
 int main(int argc, char **argv)
 {
-	char part[16] = "", used[512], text[32] = "";
+	char part[16] = "", used[512], reloaded[512], text[32] = "";
 	FILE *config = fopen(argv[argc - 1], "r");
 	if (!config || fscanf(config, "%15s", part) != 1 || !strcmp(part, "wrong"))
 		return 78;
 	snprintf(used, sizeof used, "%s.used", argv[argc - 1]);
+	snprintf(reloaded, sizeof reloaded, "%s.reloaded", argv[argc - 1]);
 	if (!strcmp(argv[1], "status")) {
 		FILE *status = fopen(used, "r");
 		if (!status || !fgets(text, sizeof text, status))
@@ -79,9 +82,15 @@ int main(int argc, char **argv)
 		return 1;
 	dprintf(file, "%d", getpid());
 	signal(SIGTERM, strcmp(part, "deaf") ? ask : SIG_IGN);
+	signal(SIGHUP, hear);
 	alarm(300);
-	while (!asked)
+	while (!asked) {
 		usleep(10000);
+		if (told) {
+			told = 0;
+			close(open(reloaded, O_CREAT | O_WRONLY, 0600));
+		}
+	}
 	if (!strcmp(part, "slow"))
 		sleep(2);
 	unlink(used);
@@ -197,6 +206,7 @@ fn life(init: &Init) -> Result {
     init.configure("slow")?;
     init.expect("status", 3)?;
     init.expect("stop", 0)?;
+    init.expect("reload", 7)?;
     init.expect("start", 0)?;
     let first = init.pid()?;
     assert!(init.is_program(first));
@@ -208,6 +218,10 @@ fn life(init: &Init) -> Result {
     init.expect("restart", 0)?;
     let second = init.pid()?;
     assert!(second != first && !init.is_program(first) && init.is_program(second));
+    init.expect("reload", 0)?;
+    let reloaded = init.folder.join("agent.toml.reloaded");
+    wait_for("the reload", DEADLINE, || Ok(reloaded.exists().then_some(())))?;
+    assert!(init.pid()? == second && init.is_program(second));
     // An upgrade has replaced the program of one that runs.
     let replaced = init.program.with_extension("new");
     std::fs::copy(&init.program, &replaced)?;

@@ -137,6 +137,14 @@ impl Program {
         self.end_by(Signal::INT)
     }
 
+    /// Asks it to read its files anew (SIGHUP).
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn reload(&mut self) -> Result {
+        self.signal(Signal::HUP)
+    }
+
     fn end_by(&mut self, signal: Signal) -> Result {
         self.signal(signal)?;
         let status = self.wait(END_DEADLINE)?;

@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bpf::Probes;
@@ -44,6 +45,8 @@ struct Delivery {
     thread: Option<(upload::Settings, Reader)>,
     upload: Option<Upload>,
     sealer: Sealer,
+    /// Set by whoever wants the certificate files to be read anew.
+    reload: Arc<AtomicBool>,
     state: RunState,
     /// What was dropped, until a frame that tells of it is in the spool.
     untold: Option<Untold>,
@@ -290,6 +293,11 @@ impl Outlet for Delivery {
 
     fn alive(&mut self, now: Instant) {
         self.supervisor.alive(now);
+        if let Some(upload) = &self.upload
+            && self.reload.swap(false, Ordering::Relaxed)
+        {
+            upload.reload();
+        }
     }
 
     fn stopping(&mut self) {
@@ -324,12 +332,13 @@ pub fn purge(config: &Config) -> Result<Purged, Error> {
     purged.map_err(Error::Spool)
 }
 
-/// Watches, spools and delivers until SIGTERM.
+/// Watches, spools and delivers until SIGTERM; at SIGHUP reads the certificate files anew.
 ///
 /// # Errors
 /// See [`Error`].
 pub fn run(config: &Config) -> Result<(), Error> {
     let stop = super::stop_on_signal()?;
+    let reload = super::reload_on_signal()?;
     let path = Settings::new(config)?;
     let folder = config.state_directory();
     let sync = match config.spool.sync {
@@ -415,6 +424,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
         thread: Some((settings, reader)),
         upload: None,
         sealer,
+        reload,
         state,
         untold,
         wear,

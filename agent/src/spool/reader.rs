@@ -7,7 +7,7 @@ use std::sync::Arc;
 use codec::{CLASSES, FRAME_BYTES_MAX, StreamKey};
 
 use super::scan::{self, Found};
-use super::{Depth, POSITION_BYTES, Positions, Shared, SpoolError, failed};
+use super::{Depth, POSITION_BYTES, Positions, Shared, SpoolError, failed, lane_of};
 use crate::slots::Slots;
 use crate::wear::{Meter, Wear};
 
@@ -31,6 +31,8 @@ pub struct Reader {
     number: u64,
     /// The frames of the last batch that are not settled.
     in_flight: Vec<Sent>,
+    /// By class, frames behind the settled ones that are held, too.
+    ahead: [Ahead; CLASSES],
     damaged_records: u64,
 }
 
@@ -62,6 +64,45 @@ pub struct Settled {
     pub bytes: u64,
 }
 
+/// Frames of a segment that the collector holds, behind one that it does not: they are settled
+/// with that one, and not given out again in this run. At most as many as a batch has.
+#[derive(Debug, Default)]
+struct Ahead {
+    number: u64,
+    /// Offsets behind the frames.
+    ends: Vec<u64>,
+}
+
+impl Ahead {
+    fn has(&self, number: u64, end: u64) -> bool {
+        self.number == number && self.ends.contains(&end)
+    }
+
+    /// Whether there was room to note it.
+    fn note(&mut self, number: u64, end: u64) -> bool {
+        if self.number != number {
+            (self.number, self.ends) = (number, Vec::new());
+        }
+        let has_room = self.ends.len() < BATCH_FRAMES_MAX;
+        if has_room {
+            self.ends.push(end);
+        }
+        has_room
+    }
+
+    fn settle(&mut self, number: u64, end: u64) {
+        self.ends.retain(|ahead| self.number != number || *ahead > end);
+    }
+}
+
+impl Settled {
+    fn add(&mut self, sent: &Sent) {
+        self.frames += 1;
+        self.records += u64::from(sent.records);
+        self.bytes += sent.bytes as u64;
+    }
+}
+
 /// What of one segment is to be given out next.
 struct Span {
     number: u64,
@@ -85,6 +126,7 @@ impl Reader {
             file: None,
             number: 0,
             in_flight: Vec::new(),
+            ahead: Default::default(),
             damaged_records: 0,
         }
     }
@@ -137,7 +179,7 @@ impl Reader {
                 if !self.in_flight.is_empty() {
                     return Ok(&self.in_flight);
                 }
-                // All of it is damaged.
+                // All of it is damaged, or held.
                 self.settle_to(span.number, span.class, end, 0, 0);
             }
         }
@@ -150,11 +192,32 @@ impl Reader {
     }
 
     /// Settles the leading frames of the batch for which `held` says that the collector has
-    /// them durably, and gives the others back. A frame that is held behind one that is not is
-    /// sent again.
+    /// them durably, and gives the others back. Frames that are held behind one that is not have
+    /// left, too, and are not given out again; after a restart they may be.
     pub fn acknowledge(&mut self, held: impl Fn(&StreamKey) -> bool) -> Settled {
         let leading = self.in_flight.iter().take_while(|sent| held(&sent.key)).count();
-        self.settle(leading)
+        let mut ahead = Settled::default();
+        for sent in self.in_flight.iter().skip(leading).filter(|sent| held(&sent.key)) {
+            let lane = lane_of(sent.key.class);
+            let noted = self.ahead.get_mut(lane).is_some_and(|a| a.note(self.number, sent.end));
+            if noted {
+                ahead.add(sent);
+            }
+        }
+        if ahead.frames > 0 {
+            // Before the quota may take the segment, and counts what is in it as lost.
+            let mut state = self.shared.state();
+            if let Some(segment) = state.segments.iter_mut().find(|s| s.number == self.number) {
+                segment.frames = segment.frames.saturating_sub(ahead.frames);
+                segment.records = segment.records.saturating_sub(ahead.records);
+            }
+        }
+        let Settled { frames, records, bytes } = self.settle(leading);
+        Settled {
+            frames: frames + ahead.frames,
+            records: records + ahead.records,
+            bytes: bytes + ahead.bytes,
+        }
     }
 
     /// Settles the first `frames` of the batch, which nobody will ever take, and gives the
@@ -225,6 +288,9 @@ impl Reader {
             let (mut at, mut kept) = (0, 0);
             while self.in_flight.len() < frames_max.min(BATCH_FRAMES_MAX) {
                 match scan::find(buffer.get(at..).unwrap_or_default(), last) {
+                    Found::Frame(found) if self.is_ahead(span, at + found.bytes) => {
+                        at += found.bytes;
+                    }
                     // Only where one frame was too large for what was asked is there more.
                     Found::Frame(found) if kept > 0 && kept + found.bytes > bytes_max => break,
                     Found::Frame(found) => {
@@ -252,6 +318,12 @@ impl Reader {
             buffer.truncate(kept);
             return Ok(span.from + at as u64);
         }
+    }
+
+    /// Whether the frame that ends so many bytes behind the beginning of the span is held.
+    fn is_ahead(&self, span: &Span, at: usize) -> bool {
+        let ahead = self.ahead.get(lane_of(span.class));
+        ahead.is_some_and(|ahead| ahead.has(span.number, span.from + at as u64))
     }
 
     /// Fills `buffer` with what the segment has from the beginning of the span on: the part that is
@@ -293,9 +365,7 @@ impl Reader {
         let mut settled = Settled::default();
         let mut end = None;
         for sent in self.in_flight.iter().take(frames) {
-            settled.frames += 1;
-            settled.records += u64::from(sent.records);
-            settled.bytes += sent.bytes as u64;
+            settled.add(sent);
             end = Some((sent.end, sent.key.class));
         }
         self.in_flight.clear();
@@ -343,6 +413,9 @@ impl Reader {
             self.file = None;
             // What cannot be removed now is removed when the spool is opened next.
             let _ = fs::remove_file(self.shared.path(number));
+        }
+        if let Some(ahead) = self.ahead.get_mut(lane_of(class)) {
+            ahead.settle(number, end);
         }
         // A position that is not written costs a repeat after a restart, no more.
         self.settled.settle(class, number, end);

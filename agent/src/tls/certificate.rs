@@ -3,6 +3,8 @@
 //! A walk over the few DER elements on the way there (RFC 5280, 4.1), no more; whether the
 //! certificate is signed, and by whom, is for rustls. Hostile bytes end the walk.
 
+use std::ops::RangeInclusive;
+
 use crate::config::is_agent_id;
 
 /// What stands before the id in the certificate's URI.
@@ -97,6 +99,11 @@ impl Certificate {
             (Some(id), None) if is_agent_id(id) => Ok(id),
             (Some(id), None) => Err(IdentityError::Form(id.to_string())),
         }
+    }
+
+    /// When it is valid, Unix time, s.
+    pub fn validity(&self) -> RangeInclusive<u64> {
+        self.not_before..=self.not_after
     }
 
     /// Whole days of validity left at `now` (Unix time, s); negative once it is over.

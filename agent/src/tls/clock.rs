@@ -6,9 +6,20 @@
 //! has told the time in this run, the boot clock carries it on, and the system's clock, which
 //! may be stepped at any time and in either direction, is not asked any more.
 //!
-//! A told time is not believed if the collector's own certificate would be over by then: so a
-//! collector with a wrong clock cannot lock its devices out for good.
+//! No wild step of a clock, here or there, locks a device out:
+//!
+//! - A told time is believed only within the validity of the collector's own certificate, and
+//!   never if it is before the build: a collector that would not pass its own check is wrong.
+//! - The system's clock is not believed where the device's own certificate would be over: were
+//!   it right, the collector would refuse the device anyway.
+//! - A clock that is behind refuses nobody: the check of certificates (`verifier`) takes it for
+//!   the earliest that it may be.
+//! - Where the collector's certificate is over by the clock ([`Clock::doubt`]), the next
+//!   handshake goes by the other one: the system's instead of what was told in this run. Before
+//!   anything is told, the system's clock is doubted only far behind the build, so that a
+//!   certificate that is over stays so.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -26,7 +37,14 @@ pub const FILE: &str = "clock";
 const WRITE_INTERVAL_S: u64 = 3600;
 
 /// Unix time of the build, s.
-const BUILD_UNIX_S: &str = env!("SYSFLOW_BUILD_UNIX_S");
+const BUILD_UNIX_S: u64 = match u64::from_str_radix(env!("SYSFLOW_BUILD_UNIX_S"), 10) {
+    Ok(unix_s) => unix_s,
+    Err(_) => 0,
+};
+
+/// A system's clock that is so far behind the build may be doubted, s: ten years, longer than a
+/// build is in use as a rule.
+const DOUBTFUL_S: u64 = 10 * 365 * 86_400;
 
 /// The time for checking certificates.
 #[derive(Debug)]
@@ -42,6 +60,10 @@ struct State {
     written_s: u64,
     /// Unix time minus boot time, told in this run, s.
     offset_s: Option<u64>,
+    /// When the device's own certificate is over, Unix time, s.
+    own_not_after: u64,
+    /// Whether the collector's certificate was over by the clock that is asked first.
+    is_doubted: bool,
 }
 
 impl Clock {
@@ -63,18 +85,31 @@ impl Clock {
 
     fn new(slots: Option<Slots<8>>, written: Option<[u8; 8]>) -> Clock {
         let written_s = written.map_or(0, u64::from_le_bytes);
-        Clock { state: Mutex::new(State { slots, written_s, offset_s: None }) }
+        let (offset_s, own_not_after, is_doubted) = (None, u64::MAX, false);
+        let state = State { slots, written_s, offset_s, own_not_after, is_doubted };
+        Clock { state: Mutex::new(state) }
     }
 
-    /// Unix time, s.
+    /// Unix time, s: the likeliest, for what people read.
     pub fn now_s(&self) -> u64 {
         let state = self.state();
-        state.now_s(boot_s(), system_s())
+        state.carried_s(boot_s()).unwrap_or_else(|| state.started_s(system_s()))
     }
 
-    /// A collector whose certificate is valid until `not_after` says that it is `unix_s`.
-    pub fn told(&self, unix_s: u64, not_after: u64) {
-        self.state().told(unix_s, not_after, boot_s());
+    /// A collector whose certificate is valid at the times `valid` says that it is `unix_s`.
+    pub fn told(&self, unix_s: u64, valid: &RangeInclusive<u64>) {
+        self.state().told(unix_s, valid, boot_s());
+    }
+
+    /// The certificate that this device shows is over at `not_after`, Unix time, s.
+    pub fn own_certificate(&self, not_after: u64) {
+        self.state().own_not_after = not_after;
+    }
+
+    /// By the time given last, the collector's certificate is over, or the clock is ahead.
+    pub fn doubt(&self) {
+        let mut state = self.state();
+        state.is_doubted = !state.is_doubted;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -84,24 +119,44 @@ impl Clock {
 
 impl TimeProvider for Clock {
     fn current_time(&self) -> Option<UnixTime> {
-        Some(UnixTime::since_unix_epoch(Duration::from_secs(self.now_s())))
+        let checked_s = self.state().checked_s(boot_s(), system_s());
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(checked_s)))
     }
 }
 
 impl State {
-    fn now_s(&self, boot_s: u64, system_s: u64) -> u64 {
-        match self.offset_s {
-            Some(offset_s) => boot_s + offset_s,
-            None => system_s.max(self.written_s).max(BUILD_UNIX_S.parse().unwrap_or(0)),
-        }
+    /// What was told in this run, carried on by the boot clock.
+    fn carried_s(&self, boot_s: u64) -> Option<u64> {
+        self.offset_s.map(|offset_s| boot_s.saturating_add(offset_s).max(BUILD_UNIX_S))
     }
 
-    fn told(&mut self, unix_s: u64, not_after: u64, boot_s: u64) {
-        if unix_s > not_after {
+    /// What is known at a start.
+    fn started_s(&self, system_s: u64) -> u64 {
+        system_s.max(self.written_s).max(BUILD_UNIX_S)
+    }
+
+    /// The time by which certificates are checked.
+    fn checked_s(&self, boot_s: u64, system_s: u64) -> u64 {
+        let carried_s = self.carried_s(boot_s);
+        if let Some(carried_s) = carried_s
+            && !self.is_doubted
+        {
+            return carried_s;
+        }
+        let is_far = system_s > BUILD_UNIX_S.saturating_add(DOUBTFUL_S);
+        let is_doubted = self.is_doubted && carried_s.is_none() && is_far;
+        let is_believed = system_s <= self.own_not_after && !is_doubted;
+        self.started_s(if is_believed { system_s } else { 0 })
+    }
+
+    fn told(&mut self, unix_s: u64, valid: &RangeInclusive<u64>, boot_s: u64) {
+        if unix_s < BUILD_UNIX_S || !valid.contains(&unix_s) {
             return;
         }
         self.offset_s = Some(unix_s.saturating_sub(boot_s));
-        if unix_s >= self.written_s + WRITE_INTERVAL_S
+        self.is_doubted = false;
+        // Also back: what a collector with a wrong clock told is not kept longer than that.
+        if unix_s.abs_diff(self.written_s) >= WRITE_INTERVAL_S
             && let Some(slots) = &mut self.slots
             // A failure costs the memory of one hour; the next answer tries again.
             && slots.write(&unix_s.to_le_bytes()).is_ok()
@@ -124,7 +179,9 @@ fn system_s() -> u64 {
 mod tests {
     use super::*;
 
+    const BUILD: u64 = BUILD_UNIX_S;
     const FAR: u64 = 5_000_000_000;
+    const VALID: RangeInclusive<u64> = BUILD - 1000..=FAR;
 
     fn state(directory: &Path) -> State {
         Clock::open(directory).0.state.into_inner().unwrap()
@@ -133,34 +190,75 @@ mod tests {
     #[test]
     fn without_a_clock_it_is_the_time_of_the_build_or_what_was_told_before() {
         let directory = tempfile::tempdir().unwrap();
-        let build: u64 = BUILD_UNIX_S.parse().unwrap();
         let mut clock = state(directory.path());
-        assert_eq!(clock.now_s(10, 0), build);
-        assert_eq!(clock.now_s(10, build + 5), build + 5);
-        clock.told(build + 100_000, FAR, 20);
-        assert_eq!(clock.now_s(30, 0), build + 100_010);
+        assert_eq!(clock.checked_s(10, 0), BUILD);
+        assert_eq!(clock.checked_s(10, BUILD + 5), BUILD + 5);
+        clock.told(BUILD + 100_000, &VALID, 20);
+        assert_eq!(clock.checked_s(30, 0), BUILD + 100_010);
         // Not written again within the hour.
-        clock.told(build + 100_000 + WRITE_INTERVAL_S - 1, FAR, 20);
-        let clock = state(directory.path());
-        assert_eq!(clock.now_s(5, 0), build + 100_000);
+        clock.told(BUILD + 100_000 + WRITE_INTERVAL_S - 1, &VALID, 20);
+        assert_eq!(state(directory.path()).checked_s(5, 0), BUILD + 100_000);
+        // What was told last counts, also if it is earlier.
+        clock.told(BUILD + 50_000, &VALID, 30);
+        assert_eq!(state(directory.path()).checked_s(5, 0), BUILD + 50_000);
     }
 
     #[test]
     fn once_told_a_step_of_the_system_clock_does_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let mut clock = state(directory.path());
-        clock.told(FAR - 100, FAR, 50);
-        assert_eq!(clock.now_s(60, FAR * 2), FAR - 90);
-        assert_eq!(clock.now_s(60, 0), FAR - 90);
+        clock.told(FAR - 100, &VALID, 50);
+        assert_eq!(clock.checked_s(60, FAR * 2), FAR - 90);
+        assert_eq!(clock.checked_s(60, 0), FAR - 90);
     }
 
     #[test]
-    fn a_collector_that_is_past_its_own_certificate_is_not_believed() {
+    fn a_collector_outside_its_own_certificate_or_before_the_build_is_not_believed() {
         let directory = tempfile::tempdir().unwrap();
         let mut clock = state(directory.path());
-        clock.told(FAR + 1, FAR, 50);
-        assert_eq!(clock.now_s(60, FAR / 2), FAR / 2);
-        assert_eq!(state(directory.path()).written_s, 0);
+        for (unix_s, valid) in
+            [(FAR + 1, VALID), (BUILD + 9, BUILD + 10..=FAR), (BUILD - 1, VALID), (0, 0..=0)]
+        {
+            clock.told(unix_s, &valid, 50);
+            assert_eq!(clock.checked_s(60, FAR / 2), FAR / 2, "{unix_s}");
+            assert_eq!(state(directory.path()).written_s, 0);
+        }
+        // Nor does it take away what was told before.
+        clock.told(FAR - 100, &VALID, 50);
+        clock.told(BUILD - 1, &VALID, 60);
+        assert_eq!(clock.checked_s(60, 0), FAR - 90);
+    }
+
+    #[test]
+    fn a_system_clock_that_is_ahead_of_our_own_certificate_is_not_asked() {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = Clock::open(directory.path()).0;
+        clock.own_certificate(BUILD + 1000);
+        let mut state = clock.state();
+        assert_eq!(state.checked_s(10, BUILD + 1000), BUILD + 1000);
+        assert_eq!(state.checked_s(10, BUILD + 1001), BUILD);
+        state.told(BUILD + 500, &VALID, 10);
+        assert_eq!(state.checked_s(20, FAR), BUILD + 510);
+        drop(state);
+        // People see what the system says, since it may be the certificate that is over.
+        assert!(Clock::open(directory.path()).0.now_s() >= system_s());
+    }
+
+    #[test]
+    fn a_clock_that_is_doubted_gives_way_to_the_other_one_until_time_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = Clock::open(directory.path()).0;
+        clock.doubt();
+        // A certificate that is over by a plausible clock stays over, ...
+        assert_eq!(clock.state().checked_s(10, BUILD + 1000), BUILD + 1000);
+        // ... but a clock of the far future is wrong, whatever our own certificate says.
+        assert_eq!(clock.state().checked_s(10, BUILD + 2 * DOUBTFUL_S), BUILD);
+        clock.state().told(BUILD + 500, &VALID, 10);
+        assert_eq!(clock.state().checked_s(10, BUILD + 1000), BUILD + 500);
+        clock.doubt();
+        assert_eq!(clock.state().checked_s(10, BUILD + 1000), BUILD + 1000);
+        clock.doubt();
+        assert_eq!(clock.state().checked_s(10, BUILD + 1000), BUILD + 500);
     }
 
     #[test]

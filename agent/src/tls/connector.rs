@@ -9,8 +9,9 @@
 
 use std::fmt;
 use std::io::{self, Read as _, Write as _};
-use std::sync::Arc;
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::ClientConnection;
 use rustls::pki_types::ServerName;
@@ -27,11 +28,31 @@ use super::{Credentials, Fault, Files};
 /// How long to look for what the other side said before it closed. It has arrived by then.
 const LAST_WORDS_TIME: Duration = Duration::from_secs(1);
 
+/// When the certificate is valid that the collector showed last.
+#[derive(Clone, Debug)]
+pub struct CollectorValid(Arc<Mutex<RangeInclusive<u64>>>);
+
+impl CollectorValid {
+    /// Before the first handshake: in 1970, when no time is told.
+    fn unknown() -> Self {
+        CollectorValid(Arc::new(Mutex::new(0..=0)))
+    }
+
+    fn set(&self, valid: RangeInclusive<u64>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = valid;
+    }
+
+    /// First and last second of its validity, Unix time.
+    pub fn range(&self) -> RangeInclusive<u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 /// Wraps connections into TLS with one set of credentials.
 #[derive(Clone, Debug)]
 pub struct TlsConnector {
     credentials: Arc<Credentials>,
-    collector_not_after: Arc<AtomicU64>,
+    collector_valid: CollectorValid,
     traffic: Arc<AtomicU64>,
 }
 
@@ -39,13 +60,12 @@ impl TlsConnector {
     /// For these credentials. `traffic` counts the bytes that TLS sends and receives, handshakes
     /// included.
     pub fn new(credentials: Arc<Credentials>, traffic: Arc<AtomicU64>) -> Self {
-        TlsConnector { credentials, collector_not_after: Arc::default(), traffic }
+        TlsConnector { credentials, collector_valid: CollectorValid::unknown(), traffic }
     }
 
-    /// Until when the certificate is valid that the collector showed last (Unix time, s);
-    /// 0 before the first handshake.
-    pub fn collector_not_after(&self) -> Arc<AtomicU64> {
-        Arc::clone(&self.collector_not_after)
+    /// When the certificate is valid that the collector showed last.
+    pub fn collector_valid(&self) -> CollectorValid {
+        self.collector_valid.clone()
     }
 }
 
@@ -78,8 +98,7 @@ impl<In: Transport> Connector<In> for TlsConnector {
         session.handshake().or_else(|error| session.explain(error))?;
         let peer = session.connection.peer_certificates().and_then(|chain| chain.first());
         let certificate = peer.and_then(|first| Certificate::parse(first));
-        let not_after = certificate.map_or(0, |certificate| certificate.not_after);
-        self.collector_not_after.store(not_after, Ordering::Relaxed);
+        self.collector_valid.set(certificate.map_or(0..=0, |certificate| certificate.validity()));
         let config = details.config;
         let buffers = LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size());
         Ok(Some(Either::B(TlsTransport { buffers, session })))

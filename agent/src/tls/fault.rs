@@ -8,11 +8,14 @@ use super::Files;
 
 /// A failure of TLS as an operator reads it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault(String);
+pub struct Fault {
+    text: String,
+    is_expiry: bool,
+}
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 
@@ -20,7 +23,7 @@ impl std::error::Error for Fault {}
 
 impl Fault {
     pub(super) fn new(error: &Error, files: &Files) -> Fault {
-        Fault(match error {
+        let text = match error {
             Error::AlertReceived(alert) => collector_refused(*alert, files),
             Error::InvalidCertificate(error) => we_refused(error, files),
             Error::NoCertificatesPresented => "collector presented no certificate".into(),
@@ -28,7 +31,19 @@ impl Fault {
                 format!("what answers is not TLS ({error}): check collector.url")
             }
             error => format!("TLS with the collector failed: {error}"),
-        })
+        };
+        let is_expiry = matches!(
+            error,
+            Error::InvalidCertificate(
+                CertificateError::Expired | CertificateError::ExpiredContext { .. }
+            )
+        );
+        Fault { text, is_expiry }
+    }
+
+    /// Whether the collector's certificate is over by our clock: one of them is wrong.
+    pub fn is_expiry(&self) -> bool {
+        self.is_expiry
     }
 }
 

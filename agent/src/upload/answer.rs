@@ -22,6 +22,13 @@ pub enum Outcome {
         /// Why, for the operator.
         reason: String,
     },
+    /// It does not have them: too much at a time. A smaller body may arrive.
+    SendLess {
+        /// What was too much.
+        less: Less,
+        /// Why, for the operator.
+        reason: String,
+    },
     /// It will never take this body; a smaller one perhaps.
     Refused {
         /// Why, for the counters.
@@ -29,6 +36,17 @@ pub enum Outcome {
         /// Why, for the operator.
         reason: String,
     },
+}
+
+/// Why less is to be sent at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Less {
+    /// Something on the way takes no body of this size.
+    Size,
+    /// The body took too long.
+    Time,
+    /// The connection ended while a large body was on its way.
+    Cut,
 }
 
 /// Why a collector refuses frames for good.
@@ -140,15 +158,22 @@ pub fn decide(status: u16, retry_after: Option<&str>, body: &[u8]) -> Outcome {
     };
     let kind = error.as_ref().map_or("", |error| error.error.as_str());
     let refusal = match status {
-        400 | 403 | 409 => Refusal::ALL.into_iter().find(|refusal| refusal.name() == kind),
-        413 => Some(Refusal::TooLarge),
+        400 | 403 | 409 | 413 => Refusal::ALL.into_iter().find(|refusal| refusal.name() == kind),
         _ => None,
     };
-    match refusal {
-        Some(refusal) => {
+    let less = match status {
+        408 => Some(Less::Time),
+        413 => Some(Less::Size),
+        _ => None,
+    };
+    match (refusal, less) {
+        (Some(refusal), _) => {
             Outcome::Refused { refusal, reason: format!("collector answers {reason}") }
         }
-        None => {
+        (None, Some(less)) => {
+            Outcome::SendLess { less, reason: format!("collector answers {reason}") }
+        }
+        (None, None) => {
             let wait = retry_after.and_then(|text| text.trim().parse().ok());
             let wait = wait.map(|seconds| Duration::from_secs(seconds).min(RETRY_AFTER_MAX));
             retry(wait, format!("collector answers {reason}"))
@@ -209,13 +234,13 @@ mod tests {
     fn only_words_about_frames_make_frames_be_dropped() {
         let kind = |status, body: &str| match decide(status, None, body.as_bytes()) {
             Outcome::Refused { refusal, .. } => Some(refusal),
-            Outcome::RetryAfter { wait: None, .. } => None,
+            Outcome::RetryAfter { wait: None, .. } | Outcome::SendLess { .. } => None,
             other => panic!("{other:?}"),
         };
         assert_eq!(kind(400, r#"{"error":"malformed","detail":"x"}"#), Some(Refusal::Malformed));
         assert_eq!(kind(403, r#"{"error":"foreign-frame"}"#), Some(Refusal::Foreign));
         assert_eq!(kind(409, r#"{"error":"generation-lost"}"#), Some(Refusal::GenerationLost));
-        assert_eq!(kind(413, "<html>"), Some(Refusal::TooLarge));
+        assert_eq!(kind(413, r#"{"error":"too-large"}"#), Some(Refusal::TooLarge));
         for (status, body) in [
             (400, "<html>"),
             (401, r#"{"error":"identity","detail":"x"}"#),
@@ -223,6 +248,7 @@ mod tests {
             (403, "<html>"),
             (404, r#"{"error":"path","detail":"x"}"#),
             (408, r#"{"error":"timeout","detail":"x"}"#),
+            (413, "<html>"),
             (301, ""),
             (500, ""),
             (507, r#"{"error":"quota","detail":"x"}"#),
@@ -231,6 +257,19 @@ mod tests {
         ] {
             assert_eq!(kind(status, body), None, "{status} {body}");
         }
+    }
+
+    #[test]
+    fn too_much_at_a_time_is_told_from_what_is_too_much_for_good() {
+        let less = |status, body: &str| match decide(status, None, body.as_bytes()) {
+            Outcome::SendLess { less, .. } => Some(less),
+            _ => None,
+        };
+        assert_eq!(less(408, r#"{"error":"timeout"}"#), Some(Less::Time));
+        assert_eq!(less(408, ""), Some(Less::Time));
+        assert_eq!(less(413, "<html>"), Some(Less::Size));
+        assert_eq!(less(413, r#"{"error":"too-large"}"#), None);
+        assert_eq!(less(503, ""), None);
     }
 
     #[test]

@@ -9,10 +9,10 @@ use ureq::Proxy;
 use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{ConnectProxyConnector, Connector, TcpConnector};
 
-use super::answer::{self, Outcome};
+use super::answer::{self, Less, Outcome};
 use crate::config;
 use crate::tls::clock::Clock;
-use crate::tls::connector::TlsConnector;
+use crate::tls::connector::{CollectorValid, TlsConnector};
 use crate::tls::seal_key::Sealer;
 use crate::tls::{Credentials, Fault, Files, SetupError};
 
@@ -23,6 +23,8 @@ const CONTENT_TYPE: &str = "application/vnd.sysflow.frames";
 /// an upload: a device that is refused then has not paid for the whole body. Below that the
 /// extra round trip costs more.
 const ASK_FIRST_BYTES: usize = 16 * 1024;
+/// So many bytes on the link are more than a handshake: a large body had begun.
+const BEGUN_BYTES: u64 = 16 * 1024;
 /// How long to wait for leave; then the body is sent, since not every server gives it.
 const LEAVE_TIME: Duration = Duration::from_secs(3);
 /// A connection unused for so long is not used again: NAT tables on the way forget it.
@@ -66,7 +68,7 @@ pub(super) struct Client {
     timeouts: Timeouts,
     credentials: Arc<Credentials>,
     agent: ureq::Agent,
-    collector_not_after: Arc<AtomicU64>,
+    collector_valid: CollectorValid,
     traffic: Arc<AtomicU64>,
 }
 
@@ -88,7 +90,7 @@ impl Client {
             clock,
             sealer,
             timeouts,
-            collector_not_after: connector.collector_not_after(),
+            collector_valid: connector.collector_valid(),
             agent: agent(connector, timeouts, collector.proxy.as_deref()),
             credentials,
             traffic,
@@ -101,18 +103,19 @@ impl Client {
         self.traffic.load(Ordering::Relaxed)
     }
 
-    /// Reads the credentials anew if their files have changed. Returns whether they have.
+    /// Reads the credentials anew if their files have changed, or if that `is_asked` for.
+    /// Returns whether they were read.
     ///
     /// # Errors
     /// If they cannot be used; the former stay in use.
-    pub(super) fn refresh(&mut self) -> Result<bool, SetupError> {
-        if !self.credentials.changed() {
+    pub(super) fn refresh(&mut self, is_asked: bool) -> Result<bool, SetupError> {
+        if !is_asked && !self.credentials.changed() {
             return Ok(false);
         }
         let id = self.credentials.agent_id.as_str();
         let credentials = Arc::new(Credentials::load(&self.files, Some(id), &self.clock)?);
         let connector = TlsConnector::new(Arc::clone(&credentials), Arc::clone(&self.traffic));
-        self.collector_not_after = connector.collector_not_after();
+        self.collector_valid = connector.collector_valid();
         self.agent = agent(connector, self.timeouts, self.proxy.as_deref());
         self.sealer.renew(credentials.seal_key.clone());
         self.credentials = credentials;
@@ -141,17 +144,27 @@ impl Client {
     /// Sends `body` and takes the answer, within `limit` if there is one. `first` says that it
     /// is the first of an upload.
     pub(super) fn post(&self, body: &[u8], first: bool, limit: Option<Duration>) -> Outcome {
+        let before = self.traffic();
         match self.exchange(body, first, limit) {
             Ok(outcome) => {
                 if let Outcome::Delivered(held) = &outcome
                     && let Some(time_ns) = held.time_ns
                 {
-                    let not_after = self.collector_not_after.load(Ordering::Relaxed);
-                    self.clock.told(time_ns / 1_000_000_000, not_after);
+                    self.clock.told(time_ns / 1_000_000_000, &self.collector_valid.range());
                 }
                 outcome
             }
-            Err(error) => Outcome::RetryAfter { wait: None, reason: self.reason(&error) },
+            Err(error) => {
+                if fault(&error).is_some_and(Fault::is_expiry) {
+                    self.clock.doubt();
+                }
+                let reason = self.reason(&error);
+                let broke = matches!(error, ureq::Error::Io(_) | ureq::Error::Timeout(_));
+                match self.traffic().saturating_sub(before) {
+                    BEGUN_BYTES.. if broke => Outcome::SendLess { less: Less::Cut, reason },
+                    _ => Outcome::RetryAfter { wait: None, reason },
+                }
+            }
         }
     }
 
@@ -178,6 +191,9 @@ impl Client {
     }
 
     fn reason(&self, error: &ureq::Error) -> String {
+        if let Some(fault) = fault(error) {
+            return fault.to_string();
+        }
         let url = &match &self.proxy {
             Some(proxy) => format!("{} by way of {proxy} (collector.proxy)", self.url),
             None => self.url.clone(),
@@ -197,12 +213,17 @@ impl Client {
             },
             ureq::Error::Timeout(which) => format!("{url}: no progress in time ({which})"),
             ureq::Error::HostNotFound => format!("{url}: host not found: check DNS"),
-            ureq::Error::Other(other) => match other.downcast_ref::<Fault>() {
-                Some(fault) => fault.to_string(),
-                None => format!("{url}: {other}"),
-            },
+            ureq::Error::Other(other) => format!("{url}: {other}"),
             error => format!("{url}: {error}"),
         }
+    }
+}
+
+/// What TLS failed at, if it did.
+fn fault(error: &ureq::Error) -> Option<&Fault> {
+    match error {
+        ureq::Error::Other(other) => other.downcast_ref(),
+        _ => None,
     }
 }
 

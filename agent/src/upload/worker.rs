@@ -10,10 +10,11 @@ use codec::CLASSES;
 use rustix::rand::{GetRandomFlags, getrandom};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::answer::{Held, Outcome, Refusal};
+use super::answer::{Held, Less, Outcome, Refusal};
 use super::backoff::{self, Backoff};
 use super::budget;
 use super::client::Client;
+use super::pace::Pace;
 use super::{Report, Shared};
 use crate::config;
 use crate::day_budget::DayBudget;
@@ -25,12 +26,6 @@ use crate::wear::Meter;
 const READ_FAILURES_MAX: u32 = 3;
 /// So many lost generations are remembered: a few runs of a few classes.
 const LOST_MAX: usize = 16;
-/// Smallest body that a collector's 413 makes us come down to, bytes.
-const BODY_BYTES_MIN: usize = 16 * 1024;
-/// A body of volumes takes the link for about so long, s, ...
-const VOLUME_TIME_S: usize = 5;
-/// ... and has so many bytes at most before the link has been measured.
-const VOLUME_BYTES_FIRST: usize = 128 * 1024;
 /// The same complaint is repeated so often.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(600);
 /// Days before its end from which on a certificate is complained about.
@@ -64,19 +59,17 @@ pub(super) struct Worker {
     interval: Duration,
     reader: Reader,
     buffer: Vec<u8>,
-    /// Largest body: what the settings say, or less if the collector takes less.
-    bytes_max: usize,
+    pace: Pace,
     budget: DayBudget,
     /// Counts the writes of its state.
     meter: Meter,
-    /// What the link carried in the last request, bytes a second; none before the first.
-    rate: Option<usize>,
     backoff: Backoff,
     search: Option<Search>,
     /// Generations whose start the collector lacks, newest last: no frame of them is sent.
     lost: VecDeque<Generation>,
     read_failures: u32,
     complaint: Complaint,
+    shrinking: Complaint,
     unwritten: Complaint,
     renewal: Complaint,
     expiry: RateLimit,
@@ -94,7 +87,7 @@ impl Worker {
     ) -> Worker {
         Worker {
             shared,
-            bytes_max: collector.upload_bytes_max,
+            pace: Pace::new(collector.upload_bytes_max),
             certificate: collector.certificate.clone(),
             interval: Duration::from_secs(collector.upload_interval_s.into()),
             client,
@@ -102,12 +95,12 @@ impl Worker {
             buffer: Vec::new(),
             budget,
             meter,
-            rate: None,
             backoff: Backoff::default(),
             search: None,
             lost: VecDeque::with_capacity(LOST_MAX),
             read_failures: 0,
             complaint: Complaint::new(),
+            shrinking: Complaint::new(),
             unwritten: Complaint::new(),
             renewal: Complaint::new(),
             expiry: RateLimit::new(Duration::from_secs(86_400)),
@@ -151,7 +144,8 @@ impl Worker {
         let mut signals = self.shared.signals();
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            if signals.deadline.is_some() || left.is_zero() || (signals.wake && !backing_off) {
+            let is_due = left.is_zero() || (signals.wake && !backing_off);
+            if is_due || signals.reload || signals.deadline.is_some() {
                 signals.wake = false;
                 return signals.deadline;
             }
@@ -164,6 +158,9 @@ impl Worker {
     fn upload(&mut self, stop: Option<Instant>) -> End {
         let mut first = true;
         loop {
+            if self.shared.signals().reload {
+                self.check_certificate();
+            }
             // An order to stop that comes now bounds what is still to be done.
             let stop = stop.or(self.shared.signals().deadline);
             let limit = stop.map(|stop| stop.saturating_duration_since(Instant::now()));
@@ -181,6 +178,7 @@ impl Worker {
             let ended = match outcome {
                 Outcome::Delivered(held) => self.delivered(&held),
                 Outcome::RetryAfter { wait, reason } => Some(self.failed(wait, &reason)),
+                Outcome::SendLess { less, reason } => self.send_less(less, &reason),
                 Outcome::Refused { refusal, reason } => {
                     self.refused(refusal, &reason);
                     None
@@ -206,8 +204,9 @@ impl Worker {
             None => budget.give_back(reserved - cost),
         });
         self.shared.counters.link(self.client.traffic(), self.budget.standing());
-        let taken_ms = usize::try_from(begun.elapsed().as_millis()).unwrap_or(usize::MAX);
-        self.rate = Some(self.buffer.len().saturating_mul(1000) / taken_ms.max(1));
+        if matches!(outcome, Outcome::Delivered(_)) {
+            self.pace.arrived(self.buffer.len(), begun.elapsed());
+        }
         outcome
     }
 
@@ -221,14 +220,13 @@ impl Worker {
         }
     }
 
-    /// How large the next body may be, by class; 0: none. Volumes take the link for some seconds
-    /// only, since an urgent frame waits for the end of a body.
+    /// How large the next body may be, by class; 0: none.
     fn body_bytes_max(&mut self) -> [usize; CLASSES] {
         self.budget.look(boot_ns());
         self.shared.counters.link(self.client.traffic(), self.budget.standing());
-        let quick = self.rate.map_or(VOLUME_BYTES_FIRST, |rate| rate.saturating_mul(VOLUME_TIME_S));
         let [urgent, volume] = budget::body_bytes_max(&self.budget);
-        [urgent.min(self.bytes_max), volume.min(self.bytes_max).min(quick.max(BODY_BYTES_MIN))]
+        let [urgent_max, volume_max] = self.pace.body_bytes_max();
+        [urgent.min(urgent_max), volume.min(volume_max)]
     }
 
     /// Fills the buffer; returns the number of frames in it, 0 also where the budget holds back
@@ -309,13 +307,39 @@ impl Worker {
         End::Retry(wait)
     }
 
+    /// Less is sent at a time from now on; nothing is dropped.
+    fn send_less(&mut self, less: Less, reason: &str) -> Option<End> {
+        match less {
+            Less::Size => self.pace.too_large(self.buffer.len()),
+            Less::Time | Less::Cut => self.pace.too_slow(self.buffer.len()),
+        }
+        let frames = self.reader.in_flight().len();
+        if frames < 2 {
+            return Some(self.failed(None, &reason));
+        }
+        self.search = Some(Search { frames: frames / 2, left: frames });
+        if less == Less::Cut {
+            // It may not be there any more.
+            return Some(self.failed(None, &reason));
+        }
+        self.say_less(reason);
+        None
+    }
+
+    fn say_less(&mut self, reason: &str) {
+        let [bytes_max, _] = self.pace.body_bytes_max();
+        self.shrinking.say(reason, |text| {
+            log::warn!("upload: {text}; sending less at a time, at most {bytes_max} bytes");
+        });
+    }
+
     fn refused(&mut self, refusal: Refusal, reason: &str) {
         let sent = self.reader.in_flight();
         let frames = sent.len();
         if frames > 1 {
-            if refusal == Refusal::TooLarge && self.bytes_max > BODY_BYTES_MIN {
-                self.bytes_max = (self.buffer.len() / 2).max(BODY_BYTES_MIN);
-                log::warn!("upload: {reason}; sending at most {} bytes", self.bytes_max);
+            if refusal == Refusal::TooLarge {
+                self.pace.too_large(self.buffer.len());
+                self.say_less(reason);
             }
             self.search = Some(Search { frames: frames / 2, left: frames });
             return;
@@ -343,11 +367,21 @@ impl Worker {
 
     /// Takes renewed files over, and warns of a certificate that ends soon.
     fn check_certificate(&mut self) {
-        match self.client.refresh() {
+        let is_asked = std::mem::take(&mut self.shared.signals().reload);
+        if is_asked {
+            // Whoever asks is answered.
+            self.renewal.settle();
+        }
+        match self.client.refresh(is_asked) {
             Ok(true) => {
                 self.renewal.settle();
                 self.shared.signals().agent = Some(self.client.agent());
-                log::info!("{}: read anew", self.certificate.display());
+                let file = self.certificate.display();
+                if is_asked {
+                    log::info!("reload: {file}: read anew (the configuration takes a restart)");
+                } else {
+                    log::info!("{file}: read anew");
+                }
             }
             Ok(false) => {}
             Err(error) => self.renewal.say(&error.to_string(), |text| {

@@ -34,6 +34,10 @@ pub(crate) enum Step {
     Acknowledge {
         frames: usize,
     },
+    /// All of the batch are held, but for one.
+    AcknowledgeBut {
+        missing: usize,
+    },
     Discard,
     /// The agent ends or is killed, and starts again.
     Reopen,
@@ -67,6 +71,7 @@ pub(crate) fn calm_step() -> impl Strategy<Value = Step> {
         3 => (1..80_000_usize, 1..9_usize)
             .prop_map(|(bytes_max, frames_max)| Step::Take { bytes_max, frames_max }),
         3 => (0..9_usize).prop_map(|frames| Step::Acknowledge { frames }),
+        2 => (0..4_usize).prop_map(|missing| Step::AcknowledgeBut { missing }),
         1 => Just(Step::Discard),
         1 => Just(Step::Reopen),
     ]
@@ -93,6 +98,8 @@ pub(crate) struct Model {
     waiting: Vec<u64>,
     /// The ones that may come again: they were settled, and the position was torn.
     settled: Vec<u64>,
+    /// The ones that are held behind one that is not: after a restart they may come again.
+    ahead: Vec<u64>,
     /// The last batch.
     batch: Vec<u64>,
     next: u64,
@@ -116,6 +123,7 @@ impl Model {
             frames: BTreeMap::new(),
             waiting: Vec::new(),
             settled: Vec::new(),
+            ahead: Vec::new(),
             batch: Vec::new(),
             next: 0,
             generations: [(0, 0); CLASSES],
@@ -190,8 +198,10 @@ impl Model {
         let again: Vec<u64> =
             self.settled.iter().copied().filter(|sequence| whole.contains(sequence)).collect();
         assert!(depth.frames as usize >= self.waiting.len(), "whole frames that waited are gone");
+        let ahead: Vec<u64> = std::mem::take(&mut self.ahead);
         let more = depth.frames as usize - self.waiting.len();
-        assert!(more <= if torn { again.len() } else { 0 }, "{more} settled frames wait again");
+        let most = ahead.len() + if torn { again.len() } else { 0 };
+        assert!(more <= most, "{more} settled frames wait again");
         // The position is one place a class: what comes again is the newest that was settled.
         let listed = Contents::read(&self.directory).unwrap();
         for class in 0..CLASSES as u8 {
@@ -199,12 +209,19 @@ impl Model {
             let ranges = streams.filter(|s| s.class == class).flat_map(|s| &s.sequences);
             let waits: Vec<u64> = ranges.flat_map(|[first, last]| *first..=*last).collect();
             let mut again = again.clone();
+            again.sort_unstable();
             again.retain(|sequence| self.class(*sequence) == class);
             let more = again.iter().filter(|sequence| waits.contains(sequence)).count();
             let newest = &again[again.len() - more..];
             assert!(newest.iter().all(|sequence| waits.contains(sequence)), "not the newest");
-            self.waiting.splice(0..0, newest.iter().copied());
+            self.waiting.extend(newest);
+            let is_of = |sequence: &&u64| self.class(**sequence) == class;
+            let back: Vec<u64> =
+                ahead.iter().filter(is_of).copied().filter(|s| waits.contains(s)).collect();
+            self.waiting.extend(&back);
         }
+        self.waiting.sort_unstable();
+        self.settled.extend(ahead);
         // A new run begins new generations.
         self.generations = self.generations.map(|(generation, _)| (generation + 1, 0));
         self.settled.retain(|sequence| !self.waiting.contains(sequence));
@@ -221,10 +238,14 @@ impl Model {
     fn settle(&mut self, settled: Settled) {
         let frames = settled.frames as usize;
         let out: Vec<u64> = self.batch.drain(..).take(frames).collect();
-        assert_eq!(settled.records, self.records(&out));
+        self.leave(settled, &out);
+        self.settled.extend(out);
+    }
+
+    fn leave(&mut self, settled: Settled, out: &[u64]) {
+        assert_eq!((settled.frames, settled.records), (out.len() as u64, self.records(out)));
         self.batch.clear();
         self.waiting.retain(|sequence| !out.contains(sequence));
-        self.settled.extend(out);
         self.out += settled.records;
     }
 
@@ -332,6 +353,17 @@ impl Model {
                 let settled = self.ends().1.acknowledge(|key| held.contains(&key.sequence));
                 assert_eq!(settled.frames as usize, held.len());
                 self.settle(settled);
+            }
+            Step::AcknowledgeBut { missing } => {
+                let mut held = self.batch.clone();
+                if missing < held.len() {
+                    held.remove(missing);
+                }
+                let settled = self.ends().1.acknowledge(|key| held.contains(&key.sequence));
+                self.leave(settled, &held);
+                let ahead = held.split_off(missing.min(held.len()));
+                self.settled.extend(held);
+                self.ahead.extend(ahead);
             }
             Step::Discard => {
                 let settled = self.ends().1.discard(1);

@@ -61,10 +61,15 @@ fn roots(ca: &Ca) -> RootCertStore {
 pub(crate) enum Reply {
     /// Takes the frames.
     Take,
+    /// Takes them, but for the one with this sequence.
+    Lack(u64),
     /// Reads the body and answers this status, headers and text.
     Answer(u16, &'static str, String),
     /// Answers so without reading the body, and closes.
     AtOnce(u16, &'static str, String),
+    /// As over a slow link: takes bodies of up to so many bytes. Of others it reads so many, and
+    /// closes, with or without saying that they took too long.
+    Slow(usize, bool),
     /// Sends half an answer and closes.
     Half,
     /// Never answers.
@@ -181,7 +186,8 @@ fn serve(
             });
             seen.1.notify_all();
         };
-        if let Reply::AtOnce(status, headers, text) = script(number, &[]) {
+        let begun = script(number, &[]);
+        if let Reply::AtOnce(status, headers, text) = begun {
             note(0, &[]);
             answer(&mut stream, status, headers, &text)?;
             stream.conn.send_close_notify();
@@ -190,13 +196,27 @@ fn serve(
         if asked_first {
             stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
         }
+        if let Reply::Slow(bytes, is_told) = begun
+            && length > bytes
+        {
+            stream.read_exact(&mut vec![0; bytes])?;
+            note(0, &[]);
+            if is_told {
+                let text = r#"{"error":"timeout","detail":"because"}"#;
+                answer(&mut stream, 408, "connection: close\r\n", text)?;
+                stream.conn.send_close_notify();
+            }
+            return stream.flush();
+        }
         let mut body = vec![0; length];
         stream.read_exact(&mut body)?;
         let (class, sequences) = frames(&body);
         let reply = script(number, &sequences);
         match reply {
-            Reply::Take => {
-                let text = take(seen, class, &sequences);
+            Reply::Take | Reply::Slow(..) | Reply::Lack(_) => {
+                let is_taken = |sequence: &u64| !matches!(reply, Reply::Lack(s) if s == *sequence);
+                let taken: Vec<u64> = sequences.iter().copied().filter(is_taken).collect();
+                let text = take(seen, class, &taken);
                 note(class, &sequences);
                 answer(&mut stream, 200, "", &text)?;
             }
