@@ -37,7 +37,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -216,7 +216,7 @@ impl Spool {
             directory: directory.into(),
             limits,
             state: Mutex::new(State { segments, growing: [false; CLASSES] }),
-            _lock: lock,
+            lock,
         });
         let writer = Writer::new(Arc::clone(&shared), next);
         Ok((writer, Reader::new(shared, position, settled), recovery))
@@ -229,7 +229,7 @@ struct Shared {
     directory: PathBuf,
     limits: Limits,
     state: Mutex<State>,
-    _lock: File,
+    lock: File,
 }
 
 /// The segments, oldest first. Files are made and removed outside the mutex, so that neither
@@ -279,6 +279,8 @@ struct Segment {
     frames: u64,
     records: u64,
     pinned: bool,
+    /// Its file is being removed: it is not given out meanwhile, and none of its class behind it.
+    is_going: bool,
     /// What comes behind `written_bytes` is here and not in the file, which is not there before
     /// anything is written. Shared while it is written, and only then.
     memory: Arc<Vec<u8>>,
@@ -297,6 +299,7 @@ impl Segment {
             frames: 0,
             records: 0,
             pinned: false,
+            is_going: false,
             memory: Arc::default(),
             written_bytes: 0,
         }
@@ -330,6 +333,47 @@ impl Shared {
 
     fn path(&self, number: u64) -> PathBuf {
         segment_path(&self.directory, number)
+    }
+
+    /// Whether the folder that was opened is still there by its name: a file system that is gone
+    /// shows another one, or none.
+    fn is_here(&self) -> bool {
+        let identity = |of: io::Result<fs::Metadata>| of.ok().map(|of| (of.dev(), of.ino()));
+        let opened = identity(self.lock.metadata());
+        opened.is_some() && opened == identity(fs::metadata(self.directory.join(LOCK_FILE)))
+    }
+
+    /// Removes a segment's file. One that is not there is removed, unless all the folder is away.
+    fn remove(&self, number: u64) -> Result<(), SpoolError> {
+        let path = self.path(number);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.is_here() => Ok(()),
+            removed => removed.map_err(failed("remove", &path)),
+        }
+    }
+
+    /// Removes the segments whose frames are all settled and to which nothing is appended. One that
+    /// the device does not remove stays in the books, and is tried again.
+    fn remove_settled(&self) {
+        let mut settled = Vec::new();
+        let mut state = self.state();
+        let is_done = |state: &State, segment: &Segment| {
+            !segment.waits() && !segment.pinned && !segment.is_going && !state.grows(segment.number)
+        };
+        while let Some(at) = state.segments.iter().position(|segment| is_done(&state, segment)) {
+            settled.extend(state.segments.remove(at));
+        }
+        drop(state);
+        for mut segment in settled {
+            if self.remove(segment.number).is_err() && segment.written_bytes > 0 {
+                segment.memory = Arc::default();
+                segment.bytes = segment.written_bytes;
+                segment.settled_bytes = segment.bytes;
+                let segments = &mut self.state().segments;
+                let at = segments.partition_point(|other| other.number < segment.number);
+                segments.insert(at, segment);
+            }
+        }
     }
 
     fn segment_bytes(&self) -> u64 {

@@ -125,9 +125,50 @@ fn a_segment_that_cannot_be_read_is_given_up() {
     fs::remove_file(&segments(directory.path())[0]).unwrap();
     let error = reader.batch(&mut Vec::new(), 1 << 20, 512).unwrap_err();
     assert!(matches!(error, SpoolError::Io { action: "open", .. }), "{error}");
+    assert!(reader.is_lost(&error));
     reader.abandon();
     assert_eq!(drain(&mut reader), [1]);
     assert_eq!(reader.damaged_records(), 3);
+}
+
+#[test]
+fn a_folder_that_is_away_is_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = directory.path().join("spool");
+    let (mut writer, mut reader, _) = Spool::open(&spool, LIMITS).unwrap();
+    writer.append(&sample::frame(0, 1, 20_000)).unwrap();
+    let away = directory.path().join("away");
+    fs::rename(&spool, &away).unwrap();
+    // Nothing there, and the folder of another agent.
+    for _ in 0..2 {
+        let error = reader.batch(&mut Vec::new(), 1 << 20, 512).unwrap_err();
+        assert!(!reader.is_lost(&error), "{error}");
+        fs::create_dir_all(&spool).unwrap();
+        fs::write(spool.join("lock"), "").unwrap();
+    }
+    fs::remove_dir_all(&spool).unwrap();
+    fs::rename(&away, &spool).unwrap();
+    assert_eq!(drain(&mut reader), [0]);
+}
+
+#[test]
+fn what_is_settled_and_cannot_be_removed_stays_in_the_books() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = directory.path().join("spool");
+    let (mut writer, mut reader, _) = Spool::open(&spool, LIMITS).unwrap();
+    for sequence in 0..3 {
+        writer.append(&sample::frame(sequence, 1, 40_000)).unwrap();
+    }
+    reader.batch(&mut Vec::new(), 1, 1).unwrap();
+    let away = directory.path().join("away");
+    fs::rename(&spool, &away).unwrap();
+    reader.acknowledge(|_| true);
+    assert_eq!((reader.depth().segments, reader.depth().frames), (3, 2));
+    fs::rename(&away, &spool).unwrap();
+    // With the next one it goes.
+    reader.batch(&mut Vec::new(), 1, 1).unwrap();
+    reader.acknowledge(|_| true);
+    assert_eq!((reader.depth().segments, segments(&spool).len()), (1, 1));
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! The end that gives frames out and takes back what became of them.
 
-use std::fs::{self, File};
+use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use codec::{CLASSES, FRAME_BYTES_MAX, StreamKey};
+use rustix::io::Errno;
 
 use super::scan::{self, Found};
 use super::{Depth, POSITION_BYTES, Positions, Shared, SpoolError, failed};
@@ -109,7 +111,7 @@ impl Reader {
     /// is given back as it was.
     ///
     /// # Errors
-    /// If a segment cannot be read. [`Reader::abandon`] goes on behind one that stays so.
+    /// If a segment cannot be read. [`Reader::abandon`] goes on behind one that [`Reader::is_lost`].
     pub fn batch(
         &mut self,
         buffer: &mut Vec<u8>,
@@ -181,6 +183,16 @@ impl Reader {
         }
     }
 
+    /// Whether a segment that [`Reader::batch`] could not read will never be readable: the folder is
+    /// there, and the device says that the file is damaged or gone. Else it may come back.
+    pub fn is_lost(&self, error: &SpoolError) -> bool {
+        let SpoolError::Io { source, .. } = error else { return false };
+        let errno = source.raw_os_error().map(Errno::from_raw_os_error);
+        let is_damage = matches!(errno, Some(Errno::IO | Errno::BADMSG | Errno::UCLEAN));
+        let is_gone = [io::ErrorKind::UnexpectedEof, io::ErrorKind::NotFound];
+        (is_damage || is_gone.contains(&source.kind())) && self.shared.is_here()
+    }
+
     /// Records that were in the spool and could not be read back, so far.
     pub fn damaged_records(&self) -> u64 {
         self.damaged_records
@@ -196,6 +208,9 @@ impl Reader {
         let mut state = self.shared.state();
         let mut of_class = state.segments.iter_mut().filter(|segment| segment.lane() == lane);
         let segment = of_class.find(|segment| segment.waits())?;
+        if segment.is_going {
+            return None;
+        }
         segment.pinned = true;
         Some(Span {
             number: segment.number,
@@ -285,7 +300,12 @@ impl Reader {
                 &mut other.insert((span.number, file)).1
             }
         };
-        file.read_exact_at(place, span.from).map_err(failed("read", &path))
+        let read = file.read_exact_at(place, span.from).map_err(failed("read", &path));
+        if read.is_err() {
+            // What comes back in its place is another file.
+            self.file = None;
+        }
+        read
     }
 
     /// Settles the first `frames` of the batch and gives the others back.
@@ -335,14 +355,12 @@ impl Reader {
                 segment.frames = 0;
                 if !grows {
                     finished = true;
-                    state.segments.remove(index);
                 }
             }
         }
         if finished {
             self.file = None;
-            // What cannot be removed now is removed when the spool is opened next.
-            let _ = fs::remove_file(self.shared.path(number));
+            self.shared.remove_settled();
         }
         // A position that is not written costs a repeat after a restart, no more.
         self.settled.settle(class, number, end);

@@ -2,7 +2,7 @@
 
 mod held;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::sync::Arc;
 
@@ -314,36 +314,53 @@ impl Writer {
         first: u64,
         reason: DropReason,
     ) -> Result<(), SpoolError> {
-        let lane = generation.lane();
-        loop {
-            let (segment, grows) = {
-                let mut state = self.shared.state();
-                let is_one =
-                    |s: &Segment| s.generation == generation && s.number >= first && !s.pinned;
-                let Some(at) = state.segments.iter().position(is_one) else { return Ok(()) };
-                let number = state.segments.get(at).map_or(0, |segment| segment.number);
-                let grows = state.grows(number);
-                if let Some(growing) = state.growing.get_mut(lane)
-                    && grows
-                {
-                    *growing = false;
+        while let Some((number, has_file)) = self.mark_going(generation, first) {
+            let removed = if has_file { self.shared.remove(number) } else { Ok(()) };
+            let mut state = self.shared.state();
+            let at = state.segments.iter().position(|segment| segment.number == number);
+            let Some(at) = at else { continue };
+            if removed.is_err() {
+                // Its frames are still there: they wait, and nobody is told that they went.
+                if let Some(segment) = state.segments.get_mut(at) {
+                    segment.is_going = false;
                 }
-                let Some(segment) = state.segments.remove(at) else { return Ok(()) };
-                (segment, grows)
-            };
-            if grows {
-                self.set(lane, |writer| &mut writer.files, None);
+                return removed;
             }
+            let segment = state.segments.remove(at);
+            drop(state);
+            let Some(segment) = segment else { continue };
             let count = [segment.frames, segment.records];
             self.dropped.add(&generation, reason, segment.sequences, count);
-            if segment.frames > 0 && self.present.get(lane) == Some(&Some(generation)) {
+            if segment.frames > 0 && self.present.get(generation.lane()) == Some(&Some(generation))
+            {
                 self.kill(generation, reason);
             }
-            if segment.written_bytes > 0 {
-                let path = self.shared.path(segment.number);
-                fs::remove_file(&path).map_err(failed("remove", &path))?;
-            }
         }
+        Ok(())
+    }
+
+    /// Chooses the first segment of a generation, from `first` on, that is not on its way, and
+    /// keeps it from getting there; nothing is appended to it any more. Returns its number, and
+    /// whether it has a file.
+    fn mark_going(&mut self, generation: Generation, first: u64) -> Option<(u64, bool)> {
+        let lane = generation.lane();
+        let mut state = self.shared.state();
+        let is_one = |s: &Segment| s.generation == generation && s.number >= first && !s.pinned;
+        let number = state.segments.iter().find(|segment| is_one(segment))?.number;
+        let grows = state.grows(number);
+        if let Some(growing) = state.growing.get_mut(lane)
+            && grows
+        {
+            *growing = false;
+        }
+        let segment = state.segments.iter_mut().find(|segment| segment.number == number)?;
+        segment.is_going = true;
+        let has_file = segment.written_bytes > 0;
+        drop(state);
+        if grows {
+            self.set(lane, |writer| &mut writer.files, None);
+        }
+        Some((number, has_file))
     }
 
     /// Writes the frame behind the last one of its generation, in a new segment where there is
@@ -458,22 +475,10 @@ impl Writer {
 
     fn let_go(&mut self, lane: usize) {
         self.set(lane, |writer| &mut writer.files, None);
-        let settled = {
-            let mut state = self.shared.state();
-            if let Some(growing) = state.growing.get_mut(lane) {
-                *growing = false;
-            }
-            // Nobody comes back to a segment whose frames are all settled.
-            match state.segments.iter().rposition(|segment| segment.lane() == lane) {
-                Some(at) if state.segments.get(at).is_some_and(|last| !last.waits()) => {
-                    state.segments.remove(at).map(|segment| segment.number)
-                }
-                _ => None,
-            }
-        };
-        if let Some(number) = settled {
-            // What cannot be removed now is removed when the spool is opened next.
-            let _ = fs::remove_file(self.shared.path(number));
+        if let Some(growing) = self.shared.state().growing.get_mut(lane) {
+            *growing = false;
         }
+        // Nobody comes back to a segment whose frames are all settled.
+        self.shared.remove_settled();
     }
 }
