@@ -174,7 +174,11 @@ impl Delivery {
 impl Sink for Delivery {
     fn frame(&mut self, class: Class, frame: &[u8]) -> Kept {
         self.state.frame_made(class);
-        match self.writer.append(frame) {
+        let appended = self.writer.append(frame);
+        if let Some(error) = self.writer.trouble() {
+            self.complain(format_args!("{error}"));
+        }
+        match appended {
             Ok(appended) => {
                 if appended.waiting_bytes >= self.config.collector.upload_bytes_max as u64
                     && let Some(upload) = &self.upload

@@ -49,6 +49,8 @@ pub struct Writer {
     counted_to: [u64; CLASSES],
     /// When what was counted is written back, boot clock, ns: the last block counts again then.
     written_back_ns: u64,
+    /// The last failure that cost no frame.
+    trouble: Option<SpoolError>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -120,6 +122,7 @@ impl Writer {
             spare: None,
             counted_to: [0; CLASSES],
             written_back_ns: 0,
+            trouble: None,
         }
     }
 
@@ -271,6 +274,11 @@ impl Writer {
         Ok(())
     }
 
+    /// The last failure that cost no frame, since this was last asked.
+    pub fn trouble(&mut self) -> Option<SpoolError> {
+        self.trouble.take()
+    }
+
     /// Bytes of frames that were written to files since the spool was opened: what flash wears by.
     pub fn written_bytes(&self) -> u64 {
         self.written_bytes
@@ -383,7 +391,7 @@ impl Writer {
                 && (segment.bytes == 0 || segment.bytes + length <= segment_bytes)
         };
         if self.file(lane).is_some() && !self.shared.state().last_of(lane).is_some_and(fits) {
-            self.close_file(lane)?;
+            self.close_file(lane);
         }
         let offset = match self.file(lane) {
             Some(_) => self.shared.state().last_of(lane).map_or(0, |segment| segment.bytes),
@@ -461,16 +469,16 @@ impl Writer {
             .map_err(failed("sync", directory))
     }
 
-    /// Ends the present segment of a class.
-    fn close_file(&mut self, lane: usize) -> Result<(), SpoolError> {
-        let synced = match (self.shared.limits.sync, self.file(lane)) {
-            (Sync::OnRequest, Some(file)) => {
-                file.sync_data().map_err(failed("sync", &self.shared.directory))
-            }
-            _ => Ok(()),
-        };
+    /// Ends the present segment of a class. Where it cannot be made durable, a loss of power may
+    /// take frames of it; the next frame is not to suffer for it.
+    fn close_file(&mut self, lane: usize) {
+        if self.shared.limits.sync == Sync::OnRequest
+            && let Some(file) = self.file(lane)
+            && let Err(error) = file.sync_data().map_err(failed("sync", &self.shared.directory))
+        {
+            self.trouble = Some(error);
+        }
         self.let_go(lane);
-        synced
     }
 
     fn let_go(&mut self, lane: usize) {

@@ -79,7 +79,7 @@ impl Writer {
     ) -> Result<bool, SpoolError> {
         let (lane, length) = (generation.lane(), frame.len() as u64);
         if self.file(lane).is_some() {
-            self.close_file(lane)?;
+            self.close_file(lane);
         }
         while !self.write_memory(memory_bytes_max.saturating_sub(length))? {
             if !self.drop_held(lane)? {
