@@ -14,6 +14,7 @@ pub use settings::Settings;
 
 use std::cell::RefCell;
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -69,14 +70,29 @@ impl Error {
                 | bpf::Error::NoBpf,
             ) => 78,
             Error::Probes(_) | Error::System(..) => 70,
-            Error::File(_, error) if error.kind() == std::io::ErrorKind::PermissionDenied => 77,
-            Error::Spool(SpoolError::Io { source, .. })
-                if source.kind() == std::io::ErrorKind::PermissionDenied =>
-            {
-                77
+            Error::File(_, source) | Error::Spool(SpoolError::Io { source, .. }) => {
+                file_exit_code(source.kind())
             }
-            Error::File(..) | Error::Config(_) | Error::Spool(_) => 78,
+            Error::Spool(SpoolError::InUse { .. }) => EXIT_PASSING,
+            Error::Config(_) | Error::Spool(_) => 78,
         }
+    }
+}
+
+/// Exit code: what is wrong may pass by itself.
+const EXIT_PASSING: u8 = 75;
+
+/// A file system that is full, read-only, failing or not mounted yet may be well again; a path that
+/// cannot be one is the configuration's fault.
+fn file_exit_code(kind: ErrorKind) -> u8 {
+    match kind {
+        ErrorKind::PermissionDenied => 77,
+        ErrorKind::NotADirectory
+        | ErrorKind::IsADirectory
+        | ErrorKind::InvalidFilename
+        | ErrorKind::InvalidInput
+        | ErrorKind::Unsupported => 78,
+        _ => EXIT_PASSING,
     }
 }
 

@@ -62,6 +62,8 @@ const SEGMENT_BYTES_MAX: u64 = 1 << 20;
 const SEGMENTS_AIM: u64 = 512;
 
 const EXTENSION: &str = "frames";
+/// Of segments whose frames this version cannot read.
+const EXTENSION_ASIDE: &str = "aside";
 const LOCK_FILE: &str = "lock";
 const POSITION_FILE: &str = "position";
 /// Of each class segment number and offset.
@@ -105,6 +107,9 @@ pub struct Recovery {
     /// Bytes between whole frames that are none: damage by the device, skipped. The records in
     /// them cannot be counted.
     pub damaged_bytes: u64,
+    /// Bytes of segments of another version's frames, set aside for an agent that reads them. No
+    /// quota takes them; they are at most what the agent that wrote them could keep.
+    pub foreign_bytes: u64,
 }
 
 /// What waits in the spool.
@@ -500,14 +505,14 @@ fn lock(directory: &Path) -> Result<File, SpoolError> {
     }
 }
 
-/// The numbers of the segments in a folder, oldest first.
-fn segment_numbers(directory: &Path) -> Result<Vec<u64>, SpoolError> {
+/// The numbers of the segments with this extension in a folder, oldest first.
+fn segment_numbers(directory: &Path, extension: &str) -> Result<Vec<u64>, SpoolError> {
     let mut numbers = Vec::new();
     for entry in fs::read_dir(directory).map_err(failed("list", directory))? {
         let path = entry.map_err(failed("list", directory))?.path();
         let number = path.file_stem().and_then(|stem| stem.to_str()?.parse::<u64>().ok());
         if let Some(number) = number
-            && path == segment_path(directory, number)
+            && path == segment_path(directory, number).with_extension(extension)
         {
             numbers.push(number);
         }

@@ -188,6 +188,36 @@ fn what_is_acknowledged_stays_so_over_a_restart() {
     assert_eq!(drain(&mut reader), [3, 4]);
 }
 
+/// As where A/B slots share the folder of state: back and forth nothing is lost.
+#[test]
+fn frames_of_another_version_are_set_aside_and_taken_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut writer, reader, _) = Spool::open(directory.path(), LIMITS).unwrap();
+    for sequence in 0..2 {
+        writer.append(&sample::frame(sequence, 1, 40_000)).unwrap();
+    }
+    drop((writer, reader));
+    let of_newer = &segments(directory.path())[1];
+    let mut bytes = fs::read(of_newer).unwrap();
+    bytes[3] += 1;
+    fs::write(of_newer, &bytes).unwrap();
+    for _ in 0..2 {
+        let (mut writer, mut reader, recovery) = Spool::open(directory.path(), LIMITS).unwrap();
+        assert_eq!(recovery.foreign_bytes, bytes.len() as u64);
+        assert_eq!((recovery.cut_bytes, recovery.damaged_bytes), (0, 0));
+        // What comes behind it is settled, and it is not.
+        writer.append(&sample::frame(7, 1, 8)).unwrap();
+        drain(&mut reader);
+    }
+    let aside = of_newer.with_extension("aside");
+    bytes[3] -= 1;
+    fs::write(&aside, &bytes).unwrap();
+    let (_writer, mut reader, recovery) = Spool::open(directory.path(), LIMITS).unwrap();
+    assert_eq!((recovery.frames, recovery.foreign_bytes), (1, 0));
+    assert_eq!(drain(&mut reader), [1]);
+    assert!(!aside.exists());
+}
+
 #[test]
 fn one_process_owns_a_spool() {
     let directory = tempfile::tempdir().unwrap();

@@ -350,6 +350,14 @@ pub fn run(config: &Config) -> Result<(), Error> {
             recovery.damaged_bytes
         );
     }
+    if recovery.foreign_bytes > 0 {
+        log::warn!(
+            "spool: {} bytes of frames of another version set aside: an agent that reads them \
+             delivers them ({}/*.aside)",
+            recovery.foreign_bytes,
+            config.spool.directory.display()
+        );
+    }
     let (clock, error) = Clock::open(folder);
     if let Some(error) = error {
         log::warn!("{}: told time is not kept: {error}", folder.display());

@@ -191,7 +191,8 @@ impl Model {
         let depth = reader.depth();
         assert_eq!((recovery.frames, recovery.records), (depth.frames, depth.records));
         // Bytes that are no frame are skipped or cut, and said.
-        let settled_damage = other - (recovery.cut_bytes + recovery.damaged_bytes).min(other);
+        let said = recovery.cut_bytes + recovery.damaged_bytes + recovery.foreign_bytes;
+        let settled_damage = other - said.min(other);
         assert!(settled_damage == 0 || !self.settled.is_empty(), "{settled_damage} bytes unsaid");
         // What waited and is whole waits.
         self.waiting.retain(|sequence| whole.contains(sequence));
