@@ -215,6 +215,8 @@ struct Former {
     purged_records: u64,
     /// Frames that were dropped.
     dropped: Graveyard,
+    /// What the last of them lost behind the outlet after its books were closed.
+    late: Losses,
 }
 
 /// Watches until `stop` is set or `duration` is over.
@@ -247,7 +249,7 @@ fn watch(
         missing: probes.missing().iter().fold(0, |bits, (hook, _)| bits | hook_bit(*hook)),
         jit: probes.is_jited(),
     };
-    let Former { before, purged_records, dropped } = former;
+    let Former { before, purged_records, dropped, late } = former;
     let Before { mut interruption, former } = before;
     if let Some(interruption) = &mut interruption
         && interruption.to_ns != 0
@@ -260,6 +262,7 @@ fn watch(
     let limits = settings.limits;
     let mut batch = Batch::new(identity, limits, capabilities, offset, interruption, former, sink);
     batch.books.add_lost_records(Term::LostPurged, purged_records);
+    tell_losses(&mut batch, &late);
     for stone in dropped.stones() {
         // What no frame told of, no ledger counted. A purge has a count of its own.
         match stone.reason {
@@ -336,6 +339,8 @@ fn watch(
                 if stopping {
                     let now_ns = boot_ns();
                     path::tell_tallies(&mut engine, &probes);
+                    let losses = outlet.borrow_mut().losses();
+                    tell_losses(&mut engine.batch, &losses);
                     engine.close(now_ns);
                 } else if now.duration_since(framed[Class::Urgent as usize]) >= urgent_age_max {
                     framed[Class::Urgent as usize] = now;
@@ -351,14 +356,7 @@ fn watch(
                         engine.batch.finish(Class::Urgent);
                     }
                     let losses = outlet.borrow_mut().losses();
-                    let books = &mut engine.batch.books;
-                    books.add_lost_records(Term::LostRefused, losses.refused);
-                    books.add_lost_records(Term::LostSpoolError, losses.damaged);
-                    for class in Class::ALL {
-                        if losses.restart[class as usize] {
-                            engine.batch.restart_generation(class);
-                        }
-                    }
+                    tell_losses(&mut engine.batch, &losses);
                     outlet.borrow_mut().tick(&engine.batch.books);
                 }
                 let until_ns = if stopping {
@@ -389,6 +387,17 @@ fn watch(
             .await;
         }
     }))
+}
+
+/// Books what was lost behind the outlet.
+fn tell_losses(batch: &mut Batch, losses: &Losses) {
+    batch.books.add_lost_records(Term::LostRefused, losses.refused);
+    batch.books.add_lost_records(Term::LostSpoolError, losses.damaged);
+    for class in Class::ALL {
+        if losses.restart[class as usize] {
+            batch.restart_generation(class);
+        }
+    }
 }
 
 /// Takes a step of the ladder: kernel side, engine and log hear of it, and the collector.

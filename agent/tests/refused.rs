@@ -13,10 +13,13 @@ use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use agent::spool::{Limits, Spool, Sync};
 use fleet::Ca;
 use receiver::{Collector, Reply, until};
+use rustix::process::{Pid, Signal, kill_process};
 use rustls::version::TLS13;
 use serde_json::Value;
 
@@ -39,7 +42,14 @@ struct Device {
 }
 
 impl Device {
+    /// One whose collector answers so each time.
     fn new(status: u16, error: &'static str) -> Device {
+        Device::answered(move || (status, error))
+    }
+
+    fn answered(
+        answer: impl Fn() -> (u16, &'static str) + Send + std::marker::Sync + 'static,
+    ) -> Device {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path().join("state");
         let ca = Ca::new(&directory.path().join("fleet"), "fleet");
@@ -47,6 +57,7 @@ impl Device {
         let files = ca.sign_agent("agent", "gw-0001", 30);
         let server = receiver::server(&ca, "collector", &ca, &TLS13);
         let receiver = Collector::start(server, move |_, _| {
+            let (status, error) = answer();
             Reply::Answer(status, "", format!(r#"{{"error":"{error}","detail":"because"}}"#))
         });
         let text = format!(
@@ -112,14 +123,46 @@ impl Device {
     }
 }
 
+fn refused(told: &Value) -> u64 {
+    let by_reason = told["upload"]["refused_records"].as_object().into_iter().flatten();
+    by_reason.filter_map(|(_, count)| count.as_u64()).sum()
+}
+
 #[test]
 fn refused_records_are_in_the_books() {
     let device = Device::new(400, "malformed");
     let mut agent = device.start();
     device.until(&mut agent, "refused records in the books", |told| {
-        let by_reason = told["upload"]["refused_records"].as_object().into_iter().flatten();
-        let refused: u64 = by_reason.filter_map(|(_, count)| count.as_u64()).sum();
-        refused > 0 && told["ledger"]["lost_refused"] == refused
+        refused(told) > 0 && told["ledger"]["lost_refused"] == refused(told)
+    });
+}
+
+/// Its books are closed by then.
+#[test]
+fn what_the_last_delivery_loses_is_in_the_books_of_the_next_run() {
+    let stopping = Arc::new(AtomicBool::new(false));
+    let is_stopping = Arc::clone(&stopping);
+    let device = Device::answered(move || match is_stopping.load(Ordering::Relaxed) {
+        true => (400, "malformed"),
+        false => (503, "busy"),
+    });
+    let mut agent = device.start();
+    let waits = |told: &Value| told["spool"]["records"].as_u64() > Some(20);
+    if !device.until(&mut agent, "records in the spool", waits) {
+        return;
+    }
+    stopping.store(true, Ordering::Relaxed);
+    let pid = Pid::from_raw(agent.0.id() as i32).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    assert!(agent.0.wait().unwrap().success());
+    let told = device.act();
+    let late = refused(&told) - told["ledger"]["lost_refused"].as_u64().unwrap();
+    assert!(late > 0, "{told}");
+    stopping.store(false, Ordering::Relaxed);
+    let mut agent = device.start();
+    let run = told["run_id"].clone();
+    device.until(&mut agent, "late records in the books", |told| {
+        told["run_id"] != run && told["ledger"]["lost_refused"] == late
     });
 }
 

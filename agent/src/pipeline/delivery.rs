@@ -26,7 +26,7 @@ use crate::supervisor::Supervisor;
 use crate::tls::clock::Clock;
 use crate::tls::{Credentials, Files};
 use crate::tombstones::Graveyard;
-use crate::untold::{self, Untold};
+use crate::untold::{self, Late, Untold};
 use crate::upload::{self, Upload};
 use crate::wear::{Meter, Wear};
 
@@ -133,16 +133,36 @@ impl Delivery {
         if dropped.is_empty() {
             return;
         }
+        let noted = self.untold_made().map(|untold| untold.add_dropped(dropped));
+        if !matches!(noted, Some(Ok(()))) {
+            let file = self.config.state_directory().join(untold::FILE);
+            self.complain(format_args!("{}: cannot be written", file.display()));
+        }
+    }
+
+    /// The note, made if it is missing; none where it cannot be.
+    fn untold_made(&mut self) -> Option<&mut Untold> {
         if self.untold.is_none() {
             self.untold = Untold::open(self.config.state_directory()).ok();
             if let Some(untold) = &mut self.untold {
                 untold.spare(self.wear.clone());
             }
         }
-        let noted = self.untold.as_mut().map(|untold| untold.add_dropped(dropped));
-        if !matches!(noted, Some(Ok(()))) {
-            let file = self.config.state_directory().join(untold::FILE);
-            self.complain(format_args!("{}: cannot be written", file.display()));
+        self.untold.as_mut()
+    }
+
+    /// Keeps what the last delivery lost, now that the books are closed, for the next run.
+    fn note_late(&mut self) {
+        let Losses { refused, damaged, .. } = self.losses();
+        if refused + damaged == 0 {
+            return;
+        }
+        match self.untold_made() {
+            Some(untold) => untold.add_late(Late { refused, damaged }),
+            None => {
+                let lost = refused + damaged;
+                self.complain(format_args!("{lost} records, refused or damaged, are in no ledger"));
+            }
         }
     }
 
@@ -408,7 +428,9 @@ pub fn run(config: &Config) -> Result<(), Error> {
     };
     let purged_records = untold.as_ref().map_or(0, Untold::records);
     let dropped = untold.as_ref().map(|untold| untold.stones().clone()).unwrap_or_default();
-    let former = Former { before, purged_records, dropped };
+    let Late { refused, damaged } = untold.as_ref().map(Untold::late).unwrap_or_default();
+    let late = Losses { refused, damaged, ..Losses::default() };
+    let former = Former { before, purged_records, dropped, late };
     let delivery = Rc::new(RefCell::new(Delivery {
         config: config.clone(),
         writer,
@@ -434,6 +456,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
             log::warn!("stopped with frames in the spool: they are delivered after the next start");
         }
     }
+    delivery.note_late();
     delivery.close();
     delivery.status.ready = false;
     delivery.write_status(None);
