@@ -58,6 +58,26 @@ fn what_is_delivered_in_time_is_never_written() {
 }
 
 #[test]
+fn buffers_take_what_they_hold() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut writer, mut reader) = open(directory.path());
+    let frames: Vec<Vec<u8>> = (0..5).map(|number| sample::frame(number, 1, 10_000)).collect();
+    let held: usize = frames.iter().map(Vec::len).sum();
+    let taken = allocation_counter::measure(|| {
+        for frame in &frames {
+            writer.append(frame).unwrap();
+        }
+    });
+    let more = taken.bytes_current - held as i64;
+    assert!((0..4096).contains(&more), "{} for {held}", taken.bytes_current);
+    let mut buffer = Vec::new();
+    for frames in 1..5 {
+        reader.batch(&mut buffer, frames * 10_100, 512).unwrap();
+        assert!(buffer.capacity() <= frames * 10_100, "{}", buffer.capacity());
+    }
+}
+
+#[test]
 fn memory_has_its_bound_and_files_take_the_rest() {
     let directory = tempfile::tempdir().unwrap();
     let (mut writer, mut reader) = open(directory.path());

@@ -233,6 +233,8 @@ impl Reader {
         let left = usize::try_from(span.to - span.from).unwrap_or(usize::MAX);
         let mut wanted = left.min(bytes_max);
         loop {
+            // Not twice as much at a time: the budget counts the largest request.
+            buffer.reserve_exact(wanted.saturating_sub(buffer.len()));
             buffer.resize(wanted, 0);
             self.read(span, buffer)?;
             let last = wanted == left;
