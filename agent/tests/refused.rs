@@ -62,8 +62,8 @@ impl Device {
         });
         let text = format!(
             "[collector]\nurl = {:?}\nca = {:?}\ncertificate = {:?}\nkey = {:?}\n\
-             upload_interval_s = 1\n[spool]\ndirectory = {:?}\n\
-             [frames]\nage_max_s = 1\nvolume_age_max_s = 1\ngeneration_records_max = 100\n\
+             upload_interval_s = 1\n[spool]\ndirectory = {:?}\nmemory_bytes = 65536\n\
+             [frames]\nbytes_max = 16384\nage_max_s = 1\nvolume_age_max_s = 1\ngeneration_records_max = 100\n\
              [status]\nfile = {:?}\n",
             receiver.url(),
             files.ca,
@@ -97,7 +97,9 @@ impl Device {
 
     /// Makes something to tell of, and reads what the agent says of itself.
     fn act(&self) -> Value {
-        drop(File::create(self.directory.path().join("act")));
+        for number in 0..16 {
+            drop(File::create(self.directory.path().join(format!("act{number}"))));
+        }
         let read = fs::read(self.directory.path().join("status.json")).ok();
         read.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
     }

@@ -278,8 +278,8 @@ impl Outlet for Delivery {
 
     fn tick(&mut self, books: &Books) {
         let interval = Duration::from_secs(self.config.spool.sync_interval_s.into());
-        let is_each = self.config.spool.sync == SpoolSync::Frame && self.wear.is_none();
-        if !is_each && self.synced.elapsed() >= interval {
+        // Where each frame is durable at once, that is for those that the device refused.
+        if self.synced.elapsed() >= interval {
             self.sync();
         }
         self.write_status(Some(books));
@@ -363,6 +363,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
     let (mut writer, mut reader, recovery) =
         Spool::open(&config.spool.directory, limits).map_err(Error::Spool)?;
     writer.keep_free(config.spool.free_percent);
+    writer.hold_at_most(config.spool.memory_bytes);
     if recovery.cut_bytes + recovery.damaged_bytes > 0 {
         log::warn!(
             "spool: {} bytes of an unfinished frame cut, {} damaged bytes skipped",
@@ -398,7 +399,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
         )),
     };
     if let Some(wear) = &wear {
-        writer.spare(Arc::clone(wear), config.spool.memory_bytes);
+        writer.spare(Arc::clone(wear));
         reader.spare(Arc::clone(wear));
         budget.spare();
     }
