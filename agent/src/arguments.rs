@@ -26,6 +26,7 @@ Usage: sysflow-agent COMMAND [OPTION]...
   -V, --version   print the version
 
 Exit codes: 0 good, 64 wrong usage, 69 no agent runs (status), 70 internal error,
+75 file system full, read-only or away, or spool in use (it may work later),
 77 permission missing, 78 configuration or kernel must be changed.
 ";
 

@@ -168,7 +168,7 @@ fn shared_out(config: &Config, processors: usize, mut spare: usize) -> Division 
         generation_records_max: config.frames.generation_records_max,
     };
     let files_max = config.frames.generation_records_max as usize;
-    let held_bytes = config.spool.held_bytes_max() as usize;
+    let held_bytes = config.spool.memory_bytes as usize;
     let part = |name, key, bytes| Part { name, key, bytes };
     Division {
         ring_bytes: ring_bytes as u32,

@@ -103,14 +103,6 @@ pub enum SpoolSync {
     MemoryFirst,
 }
 
-impl Spool {
-    /// Most frames that may have to be held in memory, bytes.
-    pub fn held_bytes_max(&self) -> u64 {
-        let holds = self.sync == SpoolSync::MemoryFirst || self.write_bytes_per_day > 0;
-        if holds { self.memory_bytes } else { 0 }
-    }
-}
-
 impl SpoolSync {
     /// All of them, by name.
     pub const ALL: [(&'static str, SpoolSync); 3] = [

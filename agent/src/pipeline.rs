@@ -14,6 +14,7 @@ pub use settings::Settings;
 
 use std::cell::RefCell;
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -69,14 +70,29 @@ impl Error {
                 | bpf::Error::NoBpf,
             ) => 78,
             Error::Probes(_) | Error::System(..) => 70,
-            Error::File(_, error) if error.kind() == std::io::ErrorKind::PermissionDenied => 77,
-            Error::Spool(SpoolError::Io { source, .. })
-                if source.kind() == std::io::ErrorKind::PermissionDenied =>
-            {
-                77
+            Error::File(_, source) | Error::Spool(SpoolError::Io { source, .. }) => {
+                file_exit_code(source.kind())
             }
-            Error::File(..) | Error::Config(_) | Error::Spool(_) => 78,
+            Error::Spool(SpoolError::InUse { .. }) => EXIT_PASSING,
+            Error::Config(_) | Error::Spool(_) => 78,
         }
+    }
+}
+
+/// Exit code: what is wrong may pass by itself.
+const EXIT_PASSING: u8 = 75;
+
+/// A file system that is full, read-only, failing or not mounted yet may be well again; a path that
+/// cannot be one is the configuration's fault.
+fn file_exit_code(kind: ErrorKind) -> u8 {
+    match kind {
+        ErrorKind::PermissionDenied => 77,
+        ErrorKind::NotADirectory
+        | ErrorKind::IsADirectory
+        | ErrorKind::InvalidFilename
+        | ErrorKind::InvalidInput
+        | ErrorKind::Unsupported => 78,
+        _ => EXIT_PASSING,
     }
 }
 
@@ -213,6 +229,8 @@ struct Former {
     purged_records: u64,
     /// Frames that were dropped.
     dropped: Graveyard,
+    /// What the last of them lost behind the outlet after its books were closed.
+    late: Losses,
 }
 
 /// Watches until `stop` is set or `duration` is over.
@@ -245,7 +263,7 @@ fn watch(
         missing: probes.missing().iter().fold(0, |bits, (hook, _)| bits | hook_bit(*hook)),
         jit: probes.is_jited(),
     };
-    let Former { before, purged_records, dropped } = former;
+    let Former { before, purged_records, dropped, late } = former;
     let Before { mut interruption, former } = before;
     if let Some(interruption) = &mut interruption
         && interruption.to_ns != 0
@@ -261,6 +279,7 @@ fn watch(
         batch.sign_with(signer);
     }
     batch.books.add_lost_records(Term::LostPurged, purged_records);
+    tell_losses(&mut batch, &late);
     for stone in dropped.stones() {
         // What no frame told of, no ledger counted. A purge has a count of its own.
         match stone.reason {
@@ -337,6 +356,8 @@ fn watch(
                 if stopping {
                     let now_ns = boot_ns();
                     path::tell_tallies(&mut engine, &probes);
+                    let losses = outlet.borrow_mut().losses();
+                    tell_losses(&mut engine.batch, &losses);
                     engine.close(now_ns);
                 } else if now.duration_since(framed[Class::Urgent as usize]) >= urgent_age_max {
                     framed[Class::Urgent as usize] = now;
@@ -352,14 +373,7 @@ fn watch(
                         engine.batch.finish(Class::Urgent);
                     }
                     let losses = outlet.borrow_mut().losses();
-                    let books = &mut engine.batch.books;
-                    books.add_lost_records(Term::LostRefused, losses.refused);
-                    books.add_lost_records(Term::LostSpoolError, losses.damaged);
-                    for class in Class::ALL {
-                        if losses.restart[class as usize] {
-                            engine.batch.restart_generation(class);
-                        }
-                    }
+                    tell_losses(&mut engine.batch, &losses);
                     outlet.borrow_mut().tick(&engine.batch.books);
                 }
                 let until_ns = if stopping {
@@ -390,6 +404,17 @@ fn watch(
             .await;
         }
     }))
+}
+
+/// Books what was lost behind the outlet.
+fn tell_losses(batch: &mut Batch, losses: &Losses) {
+    batch.books.add_lost_records(Term::LostRefused, losses.refused);
+    batch.books.add_lost_records(Term::LostSpoolError, losses.damaged);
+    for class in Class::ALL {
+        if losses.restart[class as usize] {
+            batch.restart_generation(class);
+        }
+    }
 }
 
 /// Takes a step of the ladder: kernel side, engine and log hear of it, and the collector.

@@ -6,6 +6,10 @@
 //! A slot has a sector of its own. A write is one `pwrite`; it is durable after
 //! [`Slots::sync`], and until then a power cut may bring an earlier value back: owners keep
 //! only what may be old.
+//!
+//! A value of another length is another version's, as two versions leave it that share a folder (A/B
+//! slots): it is not taken for ours, which is said, and goes, lest that version find it again when
+//! it is old. So whoever changes what a value means changes its length.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -41,6 +45,15 @@ impl<const N: usize> Slots<N> {
             .mode(0o600)
             .open(path)?;
         let newest = newest(&file);
+        let mut first = [0];
+        if newest.is_none() && file.read_at(&mut first, 0).is_ok_and(|read| read > 0) {
+            log::warn!(
+                "{}: holds nothing that this version reads (another version wrote it, or it is \
+                 damaged): it begins anew",
+                path.display()
+            );
+            file.set_len(0)?;
+        }
         let serial = newest.map_or(0, |(serial, _)| serial);
         Ok((Slots { file, serial }, newest.map(|(_, value)| value)))
     }
@@ -135,5 +148,21 @@ mod tests {
             slots.write(b"third").unwrap();
             assert_eq!(Slots::<5>::open(&path).unwrap().1, Some(*b"third"), "byte {torn}");
         }
+    }
+
+    #[test]
+    fn a_value_of_another_length_goes() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("slots");
+        let (mut newer, _) = Slots::<6>::open(&path).unwrap();
+        for value in [b"first.", b"second"] {
+            newer.write(value).unwrap();
+        }
+        let (mut older, none) = Slots::<5>::open(&path).unwrap();
+        assert_eq!(none, None);
+        older.write(b"third").unwrap();
+        assert_eq!(Slots::<5>::open(&path).unwrap().1, Some(*b"third"));
+        // Nor does it come back when it is old.
+        assert_eq!(Slots::<6>::open(&path).unwrap().1, None);
     }
 }

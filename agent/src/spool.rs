@@ -38,7 +38,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -63,6 +63,8 @@ const SEGMENT_BYTES_MAX: u64 = 1 << 20;
 const SEGMENTS_AIM: u64 = 512;
 
 const EXTENSION: &str = "frames";
+/// Of segments whose frames this version cannot read.
+const EXTENSION_ASIDE: &str = "aside";
 const LOCK_FILE: &str = "lock";
 const POSITION_FILE: &str = "position";
 /// Of each class segment number and offset.
@@ -106,6 +108,9 @@ pub struct Recovery {
     /// Bytes between whole frames that are none: damage by the device, skipped. The records in
     /// them cannot be counted.
     pub damaged_bytes: u64,
+    /// Bytes of segments of another version's frames, set aside for an agent that reads them. No
+    /// quota takes them; they are at most what the agent that wrote them could keep.
+    pub foreign_bytes: u64,
 }
 
 /// What waits in the spool.
@@ -217,7 +222,7 @@ impl Spool {
             directory: directory.into(),
             limits,
             state: Mutex::new(State { segments, growing: [false; CLASSES] }),
-            _lock: lock,
+            lock,
         });
         let writer = Writer::new(Arc::clone(&shared), next);
         Ok((writer, Reader::new(shared, position, settled), recovery))
@@ -230,7 +235,7 @@ struct Shared {
     directory: PathBuf,
     limits: Limits,
     state: Mutex<State>,
-    _lock: File,
+    lock: File,
 }
 
 /// The segments, oldest first. Files are made and removed outside the mutex, so that neither
@@ -280,6 +285,8 @@ struct Segment {
     frames: u64,
     records: u64,
     pinned: bool,
+    /// Its file is being removed: it is not given out meanwhile, and none of its class behind it.
+    is_going: bool,
     /// What comes behind `written_bytes` is here and not in the file, which is not there before
     /// anything is written. Shared while it is written, and only then.
     memory: Arc<Vec<u8>>,
@@ -298,6 +305,7 @@ impl Segment {
             frames: 0,
             records: 0,
             pinned: false,
+            is_going: false,
             memory: Arc::default(),
             written_bytes: 0,
         }
@@ -331,6 +339,47 @@ impl Shared {
 
     fn path(&self, number: u64) -> PathBuf {
         segment_path(&self.directory, number)
+    }
+
+    /// Whether the folder that was opened is still there by its name: a file system that is gone
+    /// shows another one, or none.
+    fn is_here(&self) -> bool {
+        let identity = |of: io::Result<fs::Metadata>| of.ok().map(|of| (of.dev(), of.ino()));
+        let opened = identity(self.lock.metadata());
+        opened.is_some() && opened == identity(fs::metadata(self.directory.join(LOCK_FILE)))
+    }
+
+    /// Removes a segment's file. One that is not there is removed, unless all the folder is away.
+    fn remove(&self, number: u64) -> Result<(), SpoolError> {
+        let path = self.path(number);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.is_here() => Ok(()),
+            removed => removed.map_err(failed("remove", &path)),
+        }
+    }
+
+    /// Removes the segments whose frames are all settled and to which nothing is appended. One that
+    /// the device does not remove stays in the books, and is tried again.
+    fn remove_settled(&self) {
+        let mut settled = Vec::new();
+        let mut state = self.state();
+        let is_done = |state: &State, segment: &Segment| {
+            !segment.waits() && !segment.pinned && !segment.is_going && !state.grows(segment.number)
+        };
+        while let Some(at) = state.segments.iter().position(|segment| is_done(&state, segment)) {
+            settled.extend(state.segments.remove(at));
+        }
+        drop(state);
+        for mut segment in settled {
+            if self.remove(segment.number).is_err() && segment.written_bytes > 0 {
+                segment.memory = Arc::default();
+                segment.bytes = segment.written_bytes;
+                segment.settled_bytes = segment.bytes;
+                let segments = &mut self.state().segments;
+                let at = segments.partition_point(|other| other.number < segment.number);
+                segments.insert(at, segment);
+            }
+        }
     }
 
     fn segment_bytes(&self) -> u64 {
@@ -457,14 +506,14 @@ fn lock(directory: &Path) -> Result<File, SpoolError> {
     }
 }
 
-/// The numbers of the segments in a folder, oldest first.
-fn segment_numbers(directory: &Path) -> Result<Vec<u64>, SpoolError> {
+/// The numbers of the segments with this extension in a folder, oldest first.
+fn segment_numbers(directory: &Path, extension: &str) -> Result<Vec<u64>, SpoolError> {
     let mut numbers = Vec::new();
     for entry in fs::read_dir(directory).map_err(failed("list", directory))? {
         let path = entry.map_err(failed("list", directory))?.path();
         let number = path.file_stem().and_then(|stem| stem.to_str()?.parse::<u64>().ok());
         if let Some(number) = number
-            && path == segment_path(directory, number)
+            && path == segment_path(directory, number).with_extension(extension)
         {
             numbers.push(number);
         }

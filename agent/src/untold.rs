@@ -23,8 +23,8 @@ pub const FILE: &str = "untold";
 
 /// Run tag, class, reason, range, frames, records.
 const STONE_BYTES: usize = 8 + 1 + 1 + 4 * NUMBER_BYTES;
-/// Records, the number of the last segment of a purge, number of tombstones, tombstones.
-const NOTE_BYTES: usize = 8 + 8 + 1 + TOMBSTONES_MAX * STONE_BYTES;
+/// Records, the number of the last segment of a purge, late records (two numbers), number of tombstones, tombstones.
+const NOTE_BYTES: usize = 8 + 8 + 2 * NUMBER_BYTES + 1 + TOMBSTONES_MAX * STONE_BYTES;
 /// Numbers in a tombstone are kept in so many bytes: a run of centuries has no more frames.
 const NUMBER_BYTES: usize = 7;
 
@@ -34,11 +34,21 @@ pub struct Untold {
     slots: Slots<NOTE_BYTES>,
     records: u64,
     until: u64,
+    late: Late,
     stones: Graveyard,
     /// How often it may be written.
     meter: Meter,
     /// Whether the file says something to tell.
     is_kept: bool,
+}
+
+/// Records that a run lost after its books were closed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Late {
+    /// Refused by the collector.
+    pub refused: u64,
+    /// Damaged in the spool.
+    pub damaged: u64,
 }
 
 impl Untold {
@@ -67,6 +77,7 @@ impl Untold {
             slots,
             records: 0,
             until: 0,
+            late: Late::default(),
             stones: Graveyard::default(),
             meter: Meter::default(),
             is_kept: false,
@@ -75,6 +86,8 @@ impl Untold {
             let mut rest = note.as_slice();
             untold.records = number(&mut rest, 8);
             untold.until = number(&mut rest, 8);
+            untold.late.refused = number(&mut rest, NUMBER_BYTES);
+            untold.late.damaged = number(&mut rest, NUMBER_BYTES);
             for _ in 0..number(&mut rest, 1) {
                 untold.stones.extend(stone(&mut rest).as_slice());
             }
@@ -112,6 +125,18 @@ impl Untold {
         self.until
     }
 
+    /// Late records to tell of.
+    pub fn late(&self) -> Late {
+        self.late
+    }
+
+    /// Adds records that were lost after the books were closed, at the end of a run:
+    /// [`Untold::close`] writes them.
+    pub fn add_late(&mut self, late: Late) {
+        self.late.refused = self.late.refused.saturating_add(late.refused);
+        self.late.damaged = self.late.damaged.saturating_add(late.damaged);
+    }
+
     /// Frames to tell of.
     pub fn stones(&self) -> &Graveyard {
         &self.stones
@@ -119,7 +144,7 @@ impl Untold {
 
     /// Whether there is nothing to tell.
     pub fn is_told(&self) -> bool {
-        self.records == 0 && self.stones.is_empty()
+        self.records == 0 && self.stones.is_empty() && self.late == Late::default()
     }
 
     /// Adds a purge of so many records, up to the segment `until`. Durable when it returns.
@@ -155,9 +180,11 @@ impl Untold {
     pub fn told(&mut self) -> io::Result<()> {
         if !self.is_kept {
             (self.records, self.stones) = (0, Graveyard::default());
+            self.late = Late::default();
             return Ok(());
         }
         self.meter.count();
+        self.late = Late::default();
         self.write(0, self.until, Graveyard::default())?;
         self.slots.sync()
     }
@@ -167,6 +194,8 @@ impl Untold {
         let mut rest = note.as_mut_slice();
         put(&mut rest, records, 8);
         put(&mut rest, until, 8);
+        put(&mut rest, self.late.refused, NUMBER_BYTES);
+        put(&mut rest, self.late.damaged, NUMBER_BYTES);
         put(&mut rest, stones.stones().len() as u64, 1);
         for stone in stones.stones() {
             let Tombstone { run_tag, class, reason, first, last, frames, records } = *stone;

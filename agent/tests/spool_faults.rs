@@ -125,9 +125,50 @@ fn a_segment_that_cannot_be_read_is_given_up() {
     fs::remove_file(&segments(directory.path())[0]).unwrap();
     let error = reader.batch(&mut Vec::new(), 1 << 20, 512).unwrap_err();
     assert!(matches!(error, SpoolError::Io { action: "open", .. }), "{error}");
+    assert!(reader.is_lost(&error));
     reader.abandon();
     assert_eq!(drain(&mut reader), [1]);
     assert_eq!(reader.damaged_records(), 3);
+}
+
+#[test]
+fn a_folder_that_is_away_is_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = directory.path().join("spool");
+    let (mut writer, mut reader, _) = Spool::open(&spool, LIMITS).unwrap();
+    writer.append(&sample::frame(0, 1, 20_000)).unwrap();
+    let away = directory.path().join("away");
+    fs::rename(&spool, &away).unwrap();
+    // Nothing there, and the folder of another agent.
+    for _ in 0..2 {
+        let error = reader.batch(&mut Vec::new(), 1 << 20, 512).unwrap_err();
+        assert!(!reader.is_lost(&error), "{error}");
+        fs::create_dir_all(&spool).unwrap();
+        fs::write(spool.join("lock"), "").unwrap();
+    }
+    fs::remove_dir_all(&spool).unwrap();
+    fs::rename(&away, &spool).unwrap();
+    assert_eq!(drain(&mut reader), [0]);
+}
+
+#[test]
+fn what_is_settled_and_cannot_be_removed_stays_in_the_books() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = directory.path().join("spool");
+    let (mut writer, mut reader, _) = Spool::open(&spool, LIMITS).unwrap();
+    for sequence in 0..3 {
+        writer.append(&sample::frame(sequence, 1, 40_000)).unwrap();
+    }
+    reader.batch(&mut Vec::new(), 1, 1).unwrap();
+    let away = directory.path().join("away");
+    fs::rename(&spool, &away).unwrap();
+    reader.acknowledge(|_| true);
+    assert_eq!((reader.depth().segments, reader.depth().frames), (3, 2));
+    fs::rename(&away, &spool).unwrap();
+    // With the next one it goes.
+    reader.batch(&mut Vec::new(), 1, 1).unwrap();
+    reader.acknowledge(|_| true);
+    assert_eq!((reader.depth().segments, segments(&spool).len()), (1, 1));
 }
 
 #[test]
@@ -146,6 +187,36 @@ fn what_is_acknowledged_stays_so_over_a_restart() {
     let (_writer, mut reader, recovery) = Spool::open(directory.path(), LIMITS).unwrap();
     assert_eq!(recovery.frames, 2);
     assert_eq!(drain(&mut reader), [3, 4]);
+}
+
+/// As where A/B slots share the folder of state: back and forth nothing is lost.
+#[test]
+fn frames_of_another_version_are_set_aside_and_taken_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut writer, reader, _) = Spool::open(directory.path(), LIMITS).unwrap();
+    for sequence in 0..2 {
+        writer.append(&sample::frame(sequence, 1, 40_000)).unwrap();
+    }
+    drop((writer, reader));
+    let of_newer = &segments(directory.path())[1];
+    let mut bytes = fs::read(of_newer).unwrap();
+    bytes[3] += 1;
+    fs::write(of_newer, &bytes).unwrap();
+    for _ in 0..2 {
+        let (mut writer, mut reader, recovery) = Spool::open(directory.path(), LIMITS).unwrap();
+        assert_eq!(recovery.foreign_bytes, bytes.len() as u64);
+        assert_eq!((recovery.cut_bytes, recovery.damaged_bytes), (0, 0));
+        // What comes behind it is settled, and it is not.
+        writer.append(&sample::frame(7, 1, 8)).unwrap();
+        drain(&mut reader);
+    }
+    let aside = of_newer.with_extension("aside");
+    bytes[3] -= 1;
+    fs::write(&aside, &bytes).unwrap();
+    let (_writer, mut reader, recovery) = Spool::open(directory.path(), LIMITS).unwrap();
+    assert_eq!((recovery.frames, recovery.foreign_bytes), (1, 0));
+    assert_eq!(drain(&mut reader), [1]);
+    assert!(!aside.exists());
 }
 
 #[test]

@@ -50,6 +50,58 @@ impl Drop for Disk {
     }
 }
 
+/// A file system on a sparse image, whose disk is full: what is written is there and cannot be made
+/// durable. None, after saying so, where there are no loop devices.
+struct Unsound(TempDir);
+
+impl Unsound {
+    fn mount(disk: &Disk) -> Option<Unsound> {
+        let image = disk.0.path().join("image");
+        std::fs::File::create(&image).unwrap().set_len(8 << 20).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let made =
+            Command::new("mkfs.ext4").args(["-q", "-O", "^has_journal"]).arg(&image).status();
+        let mounted = made.is_ok_and(|status| status.success())
+            && Command::new("mount")
+                .args(["-o", "loop"])
+                .args([image.as_path(), directory.path()])
+                .status()
+                .is_ok_and(|status| status.success());
+        if !mounted {
+            let said = b"\nskipped: spool_full_disk: mounting an image needs a loop device\n";
+            std::io::stdout().write_all(said).unwrap();
+            return None;
+        }
+        Some(Unsound(directory))
+    }
+}
+
+impl Drop for Unsound {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn a_segment_that_is_not_durable_costs_no_frame_behind_it() {
+    let Some(disk) = Disk::mount(2048) else { return };
+    let Some(unsound) = Unsound::mount(&disk) else { return };
+    let limits = Limits { bytes_max: 1 << 20, sync: Sync::OnRequest };
+    let (mut writer, mut reader, _) = Spool::open(&unsound.0.path().join("spool"), limits).unwrap();
+    writer.append(&sample::frame_of(1, (0, true), 0, 1, 40_000)).unwrap();
+    assert!(writer.trouble().is_none());
+    let ballast = disk.0.path().join("ballast");
+    std::fs::write(&ballast, vec![0; 2 << 20]).unwrap_err();
+    // It begins a segment, and the one before it is made durable.
+    assert!(writer.append(&sample::frame_of(1, (1, true), 1, 1, 100)).unwrap().is_kept);
+    let trouble = writer.trouble().unwrap();
+    assert!(matches!(trouble, SpoolError::Io { action: "sync", .. }), "{trouble}");
+    assert!(writer.trouble().is_none());
+    std::fs::remove_file(&ballast).unwrap();
+    let sent = reader.batch(&mut Vec::new(), 1 << 20, 512).unwrap();
+    assert_eq!(sent.first().unwrap().key.sequence, 0);
+}
+
 /// Less than the quota of the model fits onto the disk: both bite.
 #[test]
 fn the_model_holds_on_a_full_disk() {

@@ -58,6 +58,54 @@ fn what_is_delivered_in_time_is_never_written() {
 }
 
 #[test]
+fn buffers_take_what_they_hold() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut writer, mut reader) = open(directory.path());
+    let frames: Vec<Vec<u8>> = (0..5).map(|number| sample::frame(number, 1, 10_000)).collect();
+    let held: usize = frames.iter().map(Vec::len).sum();
+    let taken = allocation_counter::measure(|| {
+        for frame in &frames {
+            writer.append(frame).unwrap();
+        }
+    });
+    let more = taken.bytes_current - held as i64;
+    assert!((0..4096).contains(&more), "{} for {held}", taken.bytes_current);
+    let mut buffer = Vec::new();
+    for frames in 1..5 {
+        reader.batch(&mut buffer, frames * 10_100, 512).unwrap();
+        assert!(buffer.capacity() <= frames * 10_100, "{}", buffer.capacity());
+    }
+}
+
+#[test]
+fn what_the_device_refuses_waits_in_memory_until_it_takes_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = directory.path().join("spool");
+    for sync in [Sync::EachFrame, Sync::OnRequest] {
+        let limits = Limits { bytes_max: 1 << 20, sync };
+        let (mut writer, mut reader, _) = Spool::open(&spool, limits).unwrap();
+        writer.hold_at_most(MEMORY_BYTES);
+        let away = directory.path().join("away");
+        std::fs::rename(&spool, &away).unwrap();
+        append(&mut writer, 0..5);
+        let trouble = writer.trouble().unwrap();
+        assert!(matches!(trouble, SpoolError::Io { action: "create", .. }), "{trouble}");
+        writer.append(&sample::frame(5, 1, 10_000)).unwrap_err();
+        assert_eq!(take(&mut reader, 2), [0, 1]);
+        std::fs::rename(&away, &spool).unwrap();
+        // What comes now is written behind it, and with the next look so is that.
+        append(&mut writer, 6..7);
+        assert!(writer.trouble().is_none());
+        assert_eq!((writer.depth().frames, on_disk(&spool) / 10_000), (4, 1));
+        writer.sync().unwrap();
+        assert!(on_disk(&spool) > 40_000);
+        assert_eq!(take(&mut reader, 9), [2, 3, 4]);
+        assert_eq!(take(&mut reader, 9), [6]);
+        assert_eq!(reader.depth().frames, 0);
+    }
+}
+
+#[test]
 fn memory_has_its_bound_and_files_take_the_rest() {
     let directory = tempfile::tempdir().unwrap();
     let (mut writer, mut reader) = open(directory.path());

@@ -89,7 +89,8 @@ impl Device {
         let limits = Limits { bytes_max: 3 << 20, sync: self.sync };
         let (mut writer, mut reader, _) =
             Spool::open(&self.directory.join("spool"), limits).unwrap();
-        writer.spare(Arc::clone(&wear), MEMORY_BYTES);
+        writer.spare(Arc::clone(&wear));
+        writer.hold_at_most(MEMORY_BYTES);
         reader.spare(wear);
         self.ends = Some((writer, reader));
     }

@@ -52,6 +52,16 @@ struct Device {
 impl Device {
     /// A device with frames of these sizes in its spool.
     fn start(collector: &Collector, frames: &[usize], change: impl FnOnce(&mut Settings)) -> Self {
+        Device::start_after(collector, frames, |_| {}, change)
+    }
+
+    /// The same, where something happens to its folder before the upload thread begins.
+    fn start_after(
+        collector: &Collector,
+        frames: &[usize],
+        happens: impl FnOnce(&Path),
+        change: impl FnOnce(&mut Settings),
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let limits = Limits { bytes_max: 64 << 20, sync: Sync::OnRequest };
         let (mut writer, reader, _) = Spool::open(&directory.path().join("spool"), limits).unwrap();
@@ -60,6 +70,7 @@ impl Device {
         }
         let mut settings = settings(collector, &FLEETS.files, directory.path());
         change(&mut settings);
+        happens(directory.path());
         let upload = upload::spawn(settings, reader).unwrap();
         upload.wake();
         Device { directory, writer, next: frames.len() as u64, upload }
@@ -172,6 +183,29 @@ fn a_collector_whose_clock_is_stepped_back_does_not_lock_its_devices_out() {
     // Nor does it when the device starts again.
     let told = Clock::peek(device.directory.path());
     assert!(told.now_s().abs_diff(receiver::unix_time().as_secs()) < 60);
+}
+
+#[test]
+fn a_spool_that_is_away_for_a_while_loses_nothing() {
+    let collector = collector(|_, _| Reply::Take);
+    let mut away = None;
+    let device = Device::start_after(
+        &collector,
+        &[40_000; 60],
+        |folder| {
+            let paths = [folder.join("spool"), folder.join("away")];
+            std::fs::rename(&paths[0], &paths[1]).unwrap();
+            away = Some(paths);
+        },
+        |_| {},
+    );
+    // More than a damaged segment is tried.
+    until("failures to read", || device.counters().failures >= 4);
+    let [spool, away] = away.unwrap();
+    std::fs::rename(away, spool).unwrap();
+    device.empty();
+    let counters = device.counters();
+    assert_eq!((counters.frames, counters.damaged_records), (60, 0));
 }
 
 #[test]

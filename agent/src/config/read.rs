@@ -313,7 +313,7 @@ impl Reader<'_> {
                      at least {WRITE_BYTES_MIN}"
                 ));
             }
-            if spool.held_bytes_max() > 0 && spool.memory_bytes < MEMORY_FRAMES_MIN * frame as u64 {
+            if spool.memory_bytes < MEMORY_FRAMES_MIN * frame as u64 {
                 missing.push(format!(
                     "spool.memory_bytes = {}: \
                      must be at least {MEMORY_FRAMES_MIN} times frames.bytes_max = {frame}",

@@ -28,7 +28,7 @@ use crate::tls::clock::Clock;
 use crate::tls::seal_key::Sealer;
 use crate::tls::{Credentials, Files};
 use crate::tombstones::Graveyard;
-use crate::untold::{self, Untold};
+use crate::untold::{self, Late, Untold};
 use crate::upload::{self, Upload};
 use crate::wear::{Meter, Wear};
 
@@ -138,16 +138,36 @@ impl Delivery {
         if dropped.is_empty() {
             return;
         }
+        let noted = self.untold_made().map(|untold| untold.add_dropped(dropped));
+        if !matches!(noted, Some(Ok(()))) {
+            let file = self.config.state_directory().join(untold::FILE);
+            self.complain(format_args!("{}: cannot be written", file.display()));
+        }
+    }
+
+    /// The note, made if it is missing; none where it cannot be.
+    fn untold_made(&mut self) -> Option<&mut Untold> {
         if self.untold.is_none() {
             self.untold = Untold::open(self.config.state_directory()).ok();
             if let Some(untold) = &mut self.untold {
                 untold.spare(self.wear.clone());
             }
         }
-        let noted = self.untold.as_mut().map(|untold| untold.add_dropped(dropped));
-        if !matches!(noted, Some(Ok(()))) {
-            let file = self.config.state_directory().join(untold::FILE);
-            self.complain(format_args!("{}: cannot be written", file.display()));
+        self.untold.as_mut()
+    }
+
+    /// Keeps what the last delivery lost, now that the books are closed, for the next run.
+    fn note_late(&mut self) {
+        let Losses { refused, damaged, .. } = self.losses();
+        if refused + damaged == 0 {
+            return;
+        }
+        match self.untold_made() {
+            Some(untold) => untold.add_late(Late { refused, damaged }),
+            None => {
+                let lost = refused + damaged;
+                self.complain(format_args!("{lost} records, refused or damaged, are in no ledger"));
+            }
         }
     }
 
@@ -179,7 +199,11 @@ impl Delivery {
 impl Sink for Delivery {
     fn frame(&mut self, class: Class, frame: &[u8]) -> Kept {
         self.state.frame_made(class);
-        match self.writer.append(frame) {
+        let appended = self.writer.append(frame);
+        if let Some(error) = self.writer.trouble() {
+            self.complain(format_args!("{error}"));
+        }
+        match appended {
             Ok(appended) => {
                 if appended.waiting_bytes >= self.config.collector.upload_bytes_max as u64
                     && let Some(upload) = &self.upload
@@ -259,8 +283,8 @@ impl Outlet for Delivery {
 
     fn tick(&mut self, books: &Books) {
         let interval = Duration::from_secs(self.config.spool.sync_interval_s.into());
-        let is_each = self.config.spool.sync == SpoolSync::Frame && self.wear.is_none();
-        if !is_each && self.synced.elapsed() >= interval {
+        // Where each frame is durable at once, that is for those that the device refused.
+        if self.synced.elapsed() >= interval {
             self.sync();
         }
         self.write_status(Some(books));
@@ -354,11 +378,20 @@ pub fn run(config: &Config) -> Result<(), Error> {
     let (mut writer, mut reader, recovery) =
         Spool::open(&config.spool.directory, limits).map_err(Error::Spool)?;
     writer.keep_free(config.spool.free_percent);
+    writer.hold_at_most(config.spool.memory_bytes);
     if recovery.cut_bytes + recovery.damaged_bytes > 0 {
         log::warn!(
             "spool: {} bytes of an unfinished frame cut, {} damaged bytes skipped",
             recovery.cut_bytes,
             recovery.damaged_bytes
+        );
+    }
+    if recovery.foreign_bytes > 0 {
+        log::warn!(
+            "spool: {} bytes of frames of another version set aside: an agent that reads them \
+             delivers them ({}/*.aside)",
+            recovery.foreign_bytes,
+            config.spool.directory.display()
         );
     }
     let (clock, error) = Clock::open(folder);
@@ -381,7 +414,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
         )),
     };
     if let Some(wear) = &wear {
-        writer.spare(Arc::clone(wear), config.spool.memory_bytes);
+        writer.spare(Arc::clone(wear));
         reader.spare(Arc::clone(wear));
         budget.spare();
     }
@@ -417,7 +450,9 @@ pub fn run(config: &Config) -> Result<(), Error> {
     };
     let purged_records = untold.as_ref().map_or(0, Untold::records);
     let dropped = untold.as_ref().map(|untold| untold.stones().clone()).unwrap_or_default();
-    let former = Former { before, purged_records, dropped };
+    let Late { refused, damaged } = untold.as_ref().map(Untold::late).unwrap_or_default();
+    let late = Losses { refused, damaged, ..Losses::default() };
+    let former = Former { before, purged_records, dropped, late };
     let delivery = Rc::new(RefCell::new(Delivery {
         config: config.clone(),
         writer,
@@ -445,6 +480,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
             log::warn!("stopped with frames in the spool: they are delivered after the next start");
         }
     }
+    delivery.note_late();
     delivery.close();
     delivery.status.ready = false;
     delivery.write_status(None);

@@ -15,7 +15,8 @@ use serde::Serialize;
 
 use super::scan::{self, Found, FoundFrame};
 use super::{
-    LOCK_FILE, POSITION_FILE, Positions, SpoolError, failed, lock, segment_numbers, segment_path,
+    EXTENSION, LOCK_FILE, POSITION_FILE, Positions, SpoolError, failed, lock, segment_numbers,
+    segment_path,
 };
 use crate::slots::Slots;
 use crate::tombstones::Graveyard;
@@ -106,7 +107,7 @@ impl Contents {
     /// # Errors
     /// If it cannot be read.
     pub fn read(directory: &Path) -> Result<Contents, SpoolError> {
-        let numbers = match segment_numbers(directory) {
+        let numbers = match segment_numbers(directory, EXTENSION) {
             Err(SpoolError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 Vec::new()
             }
@@ -300,7 +301,7 @@ pub fn purge(
     note: impl FnOnce(&Purged) -> Result<(), SpoolError>,
 ) -> Result<Purged, SpoolError> {
     // It must be there before a lock file is made in it.
-    segment_numbers(directory)?;
+    segment_numbers(directory, EXTENSION)?;
     let _lock = lock(directory)?;
     let contents = Contents::read(directory)?;
     let mut purged = Purged {
@@ -345,7 +346,9 @@ fn settle_until(directory: &Path, until: u64) -> Result<(), SpoolError> {
         let written = position.write(&settled.bytes());
         written.and_then(|()| position.sync()).map_err(failed("write", &path))?;
     }
-    for number in segment_numbers(directory)?.into_iter().filter(|number| *number <= until) {
+    for number in
+        segment_numbers(directory, EXTENSION)?.into_iter().filter(|number| *number <= until)
+    {
         let path = segment_path(directory, number);
         fs::remove_file(&path).map_err(failed("remove", &path))?;
     }

@@ -1,10 +1,12 @@
 //! The end that gives frames out and takes back what became of them.
 
-use std::fs::{self, File};
+use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use codec::{CLASSES, FRAME_BYTES_MAX, StreamKey};
+use rustix::io::Errno;
 
 use super::scan::{self, Found};
 use super::{Depth, POSITION_BYTES, Positions, Shared, SpoolError, failed, lane_of};
@@ -151,7 +153,7 @@ impl Reader {
     /// is given back as it was.
     ///
     /// # Errors
-    /// If a segment cannot be read. [`Reader::abandon`] goes on behind one that stays so.
+    /// If a segment cannot be read. [`Reader::abandon`] goes on behind one that [`Reader::is_lost`].
     pub fn batch(
         &mut self,
         buffer: &mut Vec<u8>,
@@ -244,6 +246,16 @@ impl Reader {
         }
     }
 
+    /// Whether a segment that [`Reader::batch`] could not read will never be readable: the folder is
+    /// there, and the device says that the file is damaged or gone. Else it may come back.
+    pub fn is_lost(&self, error: &SpoolError) -> bool {
+        let SpoolError::Io { source, .. } = error else { return false };
+        let errno = source.raw_os_error().map(Errno::from_raw_os_error);
+        let is_damage = matches!(errno, Some(Errno::IO | Errno::BADMSG | Errno::UCLEAN));
+        let is_gone = [io::ErrorKind::UnexpectedEof, io::ErrorKind::NotFound];
+        (is_damage || is_gone.contains(&source.kind())) && self.shared.is_here()
+    }
+
     /// Records that were in the spool and could not be read back, so far.
     pub fn damaged_records(&self) -> u64 {
         self.damaged_records
@@ -259,6 +271,9 @@ impl Reader {
         let mut state = self.shared.state();
         let mut of_class = state.segments.iter_mut().filter(|segment| segment.lane() == lane);
         let segment = of_class.find(|segment| segment.waits())?;
+        if segment.is_going {
+            return None;
+        }
         segment.pinned = true;
         Some(Span {
             number: segment.number,
@@ -281,6 +296,8 @@ impl Reader {
         let left = usize::try_from(span.to - span.from).unwrap_or(usize::MAX);
         let mut wanted = left.min(bytes_max);
         loop {
+            // Not twice as much at a time: the budget counts the largest request.
+            buffer.reserve_exact(wanted.saturating_sub(buffer.len()));
             buffer.resize(wanted, 0);
             self.read(span, buffer)?;
             let last = wanted == left;
@@ -357,7 +374,12 @@ impl Reader {
                 &mut other.insert((span.number, file)).1
             }
         };
-        file.read_exact_at(place, span.from).map_err(failed("read", &path))
+        let read = file.read_exact_at(place, span.from).map_err(failed("read", &path));
+        if read.is_err() {
+            // What comes back in its place is another file.
+            self.file = None;
+        }
+        read
     }
 
     /// Settles the first `frames` of the batch and gives the others back.
@@ -405,14 +427,12 @@ impl Reader {
                 segment.frames = 0;
                 if !grows {
                     finished = true;
-                    state.segments.remove(index);
                 }
             }
         }
         if finished {
             self.file = None;
-            // What cannot be removed now is removed when the spool is opened next.
-            let _ = fs::remove_file(self.shared.path(number));
+            self.shared.remove_settled();
         }
         if let Some(ahead) = self.ahead.get_mut(lane_of(class)) {
             ahead.settle(number, end);

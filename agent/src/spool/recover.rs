@@ -1,14 +1,19 @@
 //! What a spool's folder holds when it is opened: reads every segment once, with one buffer, cuts
-//! what a crash left, and removes what is settled.
+//! what a crash left, and removes what is settled. Segments whose frames are of a version that is
+//! not known, as an agent of another version leaves them that shares the folder, are set aside under
+//! another name, and taken back by one that reads them.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
+use codec::{DecodeError, Frame};
+
 use super::{
-    Generation, Positions, Recovery, Segment, SpoolError, failed, scan, segment_numbers,
-    segment_path,
+    EXTENSION, EXTENSION_ASIDE, Generation, Positions, Recovery, Segment, SpoolError, failed, scan,
+    segment_numbers, segment_path,
 };
 
 /// Reads all segments. Returns those that hold frames, the number for the next one, and the
@@ -17,38 +22,85 @@ pub(super) fn recover(
     directory: &Path,
     settled: Positions,
 ) -> Result<(VecDeque<Segment>, u64, Recovery), SpoolError> {
-    let numbers = segment_numbers(directory)?;
+    let mut numbers = segment_numbers(directory, EXTENSION)?;
     let known = settled.0.into_iter().map(|(number, _)| number).chain(numbers.last().copied());
-    let next = known.max().unwrap_or(0) + 1;
+    let mut next = known.max().unwrap_or(0) + 1;
     let mut recovery = Recovery::default();
+    take_back(directory, &mut numbers, &mut next, &mut recovery)?;
     let mut segments = VecDeque::new();
     let mut buffer = Vec::new();
     for number in numbers {
         let path = segment_path(directory, number);
-        let file =
-            OpenOptions::new().read(true).write(true).open(&path).map_err(failed("open", &path))?;
-        let segment = recover_segment(&file, number, &settled, &mut recovery, &mut buffer)
+        let file = File::open(&path).map_err(failed("open", &path))?;
+        let held = recover_segment(&file, &path, number, &settled, &mut recovery, &mut buffer)
             .map_err(failed("read", &path))?;
-        match segment.filter(Segment::waits) {
-            Some(segment) => {
+        match held {
+            Held::Frames(segment) if segment.waits() => {
                 recovery.frames += segment.frames;
                 recovery.records += segment.records;
                 segments.push_back(segment);
             }
-            None => fs::remove_file(&path).map_err(failed("remove", &path))?,
+            Held::Foreign => {
+                let aside = path.with_extension(EXTENSION_ASIDE);
+                fs::rename(&path, aside).map_err(failed("set aside", &path))?;
+            }
+            Held::Frames(_) | Held::Nothing => {
+                fs::remove_file(&path).map_err(failed("remove", &path))?;
+            }
         }
     }
     Ok((segments, next, recovery))
 }
 
-/// What a segment holds; none without a whole frame, or if its removal was cut short.
+/// Takes segments that were set aside and whose frames can be read for new ones: newer ones may be
+/// settled already.
+fn take_back(
+    directory: &Path,
+    numbers: &mut Vec<u64>,
+    next: &mut u64,
+    recovery: &mut Recovery,
+) -> Result<(), SpoolError> {
+    for number in segment_numbers(directory, EXTENSION_ASIDE)? {
+        let aside = segment_path(directory, number).with_extension(EXTENSION_ASIDE);
+        let file = File::open(&aside).map_err(failed("open", &aside))?;
+        if is_foreign(&file) {
+            recovery.foreign_bytes += file.metadata().map_err(failed("read", &aside))?.len();
+            continue;
+        }
+        fs::rename(&aside, segment_path(directory, *next)).map_err(failed("take back", &aside))?;
+        numbers.push(*next);
+        *next += 1;
+    }
+    Ok(())
+}
+
+/// As much of a frame as tells its version: [`Frame::length`].
+const HEAD_BYTES: usize = 8;
+
+/// What a segment's file holds.
+enum Held {
+    Frames(Segment),
+    /// Frames of another version, and none of ours.
+    Foreign,
+    /// No whole frame, or what is left of a removal that was cut short.
+    Nothing,
+}
+
+/// Whether a file begins with a frame of a version that is not known.
+fn is_foreign(file: &File) -> bool {
+    let mut head = [0; HEAD_BYTES];
+    file.read_exact_at(&mut head, 0).is_ok()
+        && matches!(Frame::length(&head), Err(DecodeError::UnknownVersion(_)))
+}
+
 fn recover_segment(
     file: &File,
+    path: &Path,
     number: u64,
     settled: &Positions,
     recovery: &mut Recovery,
     buffer: &mut Vec<u8>,
-) -> io::Result<Option<Segment>> {
+) -> io::Result<Held> {
     let length = file.metadata()?.len();
     let mut damaged = 0;
     let mut damaged_before = 0;
@@ -75,14 +127,19 @@ fn recover_segment(
         .as_ref()
         .is_some_and(|segment| settled.settled_in(segment.generation.class, number) == u64::MAX);
     if is_stale {
-        return Ok(None);
+        return Ok(Held::Nothing);
+    }
+    if found.is_none() && is_foreign(file) {
+        recovery.foreign_bytes += length;
+        return Ok(Held::Foreign);
     }
     recovery.damaged_bytes += damaged_before;
     let whole = found.as_ref().map_or(0, |segment| segment.bytes);
     if length > whole {
+        let file = OpenOptions::new().write(true).open(path)?;
         file.set_len(whole)?;
         file.sync_data()?;
         recovery.cut_bytes += length - whole;
     }
-    Ok(found)
+    Ok(found.map_or(Held::Nothing, Held::Frames))
 }

@@ -1,15 +1,15 @@
 //! The end that appends.
 
 mod held;
+mod room;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::sync::Arc;
 
 use codec::{CLASSES, DropReason, Frame, StreamKey, Tombstone};
-use rustix::fs::statvfs;
 
-use super::{Depth, Generation, SEGMENTS_MAX, Segment, Shared, SpoolError, Sync, failed};
+use super::{Depth, Generation, Segment, Shared, SpoolError, Sync, failed};
 use crate::tombstones::Graveyard;
 use crate::wear::{BLOCK_BYTES, WRITE_BACK_NS, Wear, blocks_bytes};
 
@@ -18,9 +18,6 @@ use crate::wear::{BLOCK_BYTES, WRITE_BACK_NS, Wear, blocks_bytes};
 const GENERATIONS_MIN: u64 = 4;
 /// What a new segment costs beside its frames, bytes: its entry in the folder, and its inode.
 const NEW_SEGMENT_BYTES: u64 = 2 * BLOCK_BYTES;
-
-/// The quota does not shrink below this, bytes, however full the file system is.
-const QUOTA_BYTES_MIN: u64 = 1 << 20;
 
 /// Appends frames. Owned by the event thread.
 #[derive(Debug)]
@@ -43,12 +40,16 @@ pub struct Writer {
     dropped: Dropped,
     /// Of the file system kept free, percent.
     free_percent: u8,
-    /// The day's bytes for flash, and how many bytes of frames wait in memory for more of them.
-    spare: Option<(Arc<Wear>, u64)>,
+    /// The day's bytes for flash.
+    spare: Option<Arc<Wear>>,
+    /// How many bytes of frames wait in memory for more of them, or for a device that refuses.
+    memory_bytes: u64,
     /// By class, up to where its file is counted as written back, bytes.
     counted_to: [u64; CLASSES],
     /// When what was counted is written back, boot clock, ns: the last block counts again then.
     written_back_ns: u64,
+    /// The last failure that cost no frame.
+    trouble: Option<SpoolError>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -118,8 +119,10 @@ impl Writer {
             dropped: Dropped::default(),
             free_percent: 0,
             spare: None,
+            memory_bytes: 0,
             counted_to: [0; CLASSES],
             written_back_ns: 0,
+            trouble: None,
         }
     }
 
@@ -129,40 +132,32 @@ impl Writer {
         self.free_percent = percent;
     }
 
-    /// The quota as the file system is now, where segments have `used` bytes.
-    fn quota(&self, used: u64) -> u64 {
-        let bytes_max = self.shared.limits.bytes_max;
-        if self.free_percent == 0 {
-            return bytes_max;
-        }
-        // Where it does not tell, writing will.
-        let Ok(space) = statvfs(&self.shared.directory) else { return bytes_max };
-        let reserve =
-            space.f_blocks.saturating_mul(space.f_frsize) / 100 * u64::from(self.free_percent);
-        let free = space.f_bavail.saturating_mul(space.f_frsize);
-        (used + free).saturating_sub(reserve).clamp(QUOTA_BYTES_MIN.min(bytes_max), bytes_max)
+    /// From now on no more is written in a day than `wear` has, and a part of that for volumes.
+    /// Frames beyond it are held in memory: [`Writer::hold_at_most`].
+    pub fn spare(&mut self, wear: Arc<Wear>) {
+        self.spare = Some(wear);
     }
 
-    /// From now on no more is written in a day than `wear` has, and a part of that for volumes.
-    /// Frames beyond it are held in memory, at most `memory_bytes` of them.
-    pub fn spare(&mut self, wear: Arc<Wear>, memory_bytes: u64) {
-        self.spare = Some((wear, memory_bytes));
+    /// From now on so many bytes of frames that cannot be written are held in memory, until they
+    /// are delivered, or [`Writer::sync`] writes them.
+    pub fn hold_at_most(&mut self, memory_bytes: u64) {
+        self.memory_bytes = memory_bytes;
     }
 
     /// What may be written of each class, bytes.
     fn left(&self) -> [u64; CLASSES] {
-        self.spare.as_ref().map_or([u64::MAX; CLASSES], |(wear, _)| wear.left())
+        self.spare.as_ref().map_or([u64::MAX; CLASSES], |wear| wear.left())
     }
 
     /// Counts bytes of a class as written, if they are left.
     fn take(&self, lane: usize, bytes: u64) -> bool {
-        self.spare.as_ref().is_none_or(|(wear, _)| wear.take(lane, bytes))
+        self.spare.as_ref().is_none_or(|wear| wear.take(lane, bytes))
     }
 
     /// Counts what it costs to append so many bytes at `offset` of the file of a class, if that is
     /// left. The block that the last frame ended in is written back once with this one.
     fn take_append(&mut self, lane: usize, offset: u64, bytes: u64) -> bool {
-        let Some((wear, _)) = &self.spare else { return true };
+        let Some(wear) = &self.spare else { return true };
         let now_ns = wear.now_ns();
         if now_ns >= self.written_back_ns {
             self.written_back_ns = now_ns.saturating_add(WRITE_BACK_NS);
@@ -211,7 +206,7 @@ impl Writer {
             reason = DropReason::SpoolFull;
         } else if is_kept {
             reason = DropReason::FlashBudget;
-            is_kept = self.write(frame, &header.key, generation, header.records)?;
+            is_kept = self.put(frame, &header.key, generation, header.records)?;
         }
         if is_kept {
             if let Some(bytes) = self.present_bytes.get_mut(lane) {
@@ -271,6 +266,11 @@ impl Writer {
         Ok(())
     }
 
+    /// The last failure that cost no frame, since this was last asked.
+    pub fn trouble(&mut self) -> Option<SpoolError> {
+        self.trouble.take()
+    }
+
     /// Bytes of frames that were written to files since the spool was opened: what flash wears by.
     pub fn written_bytes(&self) -> u64 {
         self.written_bytes
@@ -287,67 +287,36 @@ impl Writer {
         self.shared.depth()
     }
 
-    /// Drops generations until `bytes` more of the class at `lane` are within the quota. Returns
-    /// whether they are.
-    fn make_room(&mut self, bytes: usize, lane: usize) -> Result<bool, SpoolError> {
-        loop {
-            let victim = {
-                let state = self.shared.state();
-                let used = state.bytes();
-                let is_full = used + bytes as u64 > self.quota(used);
-                if !is_full && state.segments.len() < SEGMENTS_MAX {
-                    return Ok(true);
-                }
-                state.victim(lane)
-            };
-            // All that is left is on its way, or more urgent.
-            let Some(generation) = victim else { return Ok(false) };
-            self.drop_from(generation, 0, DropReason::SpoolFull)?;
-        }
-    }
-
-    /// Drops what waits of a generation from the segment `first` on, apart from what is on its
-    /// way.
-    fn drop_from(
+    /// Writes the frame; where the device refuses, takes it into memory. Returns whether it is in.
+    fn put(
         &mut self,
+        frame: &[u8],
+        key: &StreamKey,
         generation: Generation,
-        first: u64,
-        reason: DropReason,
-    ) -> Result<(), SpoolError> {
-        let lane = generation.lane();
-        loop {
-            let (segment, grows) = {
-                let mut state = self.shared.state();
-                let is_one =
-                    |s: &Segment| s.generation == generation && s.number >= first && !s.pinned;
-                let Some(at) = state.segments.iter().position(is_one) else { return Ok(()) };
-                let number = state.segments.get(at).map_or(0, |segment| segment.number);
-                let grows = state.grows(number);
-                if let Some(growing) = state.growing.get_mut(lane)
-                    && grows
-                {
-                    *growing = false;
+        records: u32,
+    ) -> Result<bool, SpoolError> {
+        let memory_bytes = self.memory_bytes;
+        if let Sync::MemoryFirst { bytes_max } = self.shared.limits.sync {
+            return self.hold(frame, key, generation, records, bytes_max);
+        }
+        match self.write(frame, key, generation, records) {
+            Err(error @ SpoolError::Io { .. }) if memory_bytes > 0 => {
+                match self.hold(frame, key, generation, records, memory_bytes) {
+                    Ok(is_kept) => {
+                        self.trouble = Some(error);
+                        Ok(is_kept)
+                    }
+                    // Memory is full, and what it holds cannot be written either.
+                    Err(_) => Err(error),
                 }
-                let Some(segment) = state.segments.remove(at) else { return Ok(()) };
-                (segment, grows)
-            };
-            if grows {
-                self.set(lane, |writer| &mut writer.files, None);
             }
-            let count = [segment.frames, segment.records];
-            self.dropped.add(&generation, reason, segment.sequences, count);
-            if segment.frames > 0 && self.present.get(lane) == Some(&Some(generation)) {
-                self.kill(generation, reason);
-            }
-            if segment.written_bytes > 0 {
-                let path = self.shared.path(segment.number);
-                fs::remove_file(&path).map_err(failed("remove", &path))?;
-            }
+            written => written,
         }
     }
 
     /// Writes the frame behind the last one of its generation, in a new segment where there is
-    /// none or it is full; or takes it into memory. Returns whether it is in.
+    /// none or it is full; takes it into memory where the day's bytes are spent. Returns whether it
+    /// is in.
     fn write(
         &mut self,
         frame: &[u8],
@@ -355,25 +324,21 @@ impl Writer {
         generation: Generation,
         records: u32,
     ) -> Result<bool, SpoolError> {
-        if let Sync::MemoryFirst { bytes_max } = self.shared.limits.sync {
-            return self.hold(frame, key, generation, records, bytes_max);
-        }
         let lane = generation.lane();
         let (length, segment_bytes) = (frame.len() as u64, self.shared.segment_bytes());
-        let memory_bytes = self.spare.as_ref().map_or(0, |(_, memory_bytes)| *memory_bytes);
         let fits = |segment: &Segment| {
             segment.generation == generation
                 && (segment.bytes == 0 || segment.bytes + length <= segment_bytes)
         };
         if self.file(lane).is_some() && !self.shared.state().last_of(lane).is_some_and(fits) {
-            self.close_file(lane)?;
+            self.close_file(lane);
         }
         let offset = match self.file(lane) {
             Some(_) => self.shared.state().last_of(lane).map_or(0, |segment| segment.bytes),
             None => 0,
         };
         if !self.take_append(lane, offset, length) {
-            return self.hold(frame, key, generation, records, memory_bytes);
+            return self.hold(frame, key, generation, records, self.memory_bytes);
         }
         if self.file(lane).is_none() {
             self.begin_segment(key, generation)?;
@@ -444,36 +409,24 @@ impl Writer {
             .map_err(failed("sync", directory))
     }
 
-    /// Ends the present segment of a class.
-    fn close_file(&mut self, lane: usize) -> Result<(), SpoolError> {
-        let synced = match (self.shared.limits.sync, self.file(lane)) {
-            (Sync::OnRequest, Some(file)) => {
-                file.sync_data().map_err(failed("sync", &self.shared.directory))
-            }
-            _ => Ok(()),
-        };
+    /// Ends the present segment of a class. Where it cannot be made durable, a loss of power may
+    /// take frames of it; the next frame is not to suffer for it.
+    fn close_file(&mut self, lane: usize) {
+        if self.shared.limits.sync == Sync::OnRequest
+            && let Some(file) = self.file(lane)
+            && let Err(error) = file.sync_data().map_err(failed("sync", &self.shared.directory))
+        {
+            self.trouble = Some(error);
+        }
         self.let_go(lane);
-        synced
     }
 
     fn let_go(&mut self, lane: usize) {
         self.set(lane, |writer| &mut writer.files, None);
-        let settled = {
-            let mut state = self.shared.state();
-            if let Some(growing) = state.growing.get_mut(lane) {
-                *growing = false;
-            }
-            // Nobody comes back to a segment whose frames are all settled.
-            match state.segments.iter().rposition(|segment| segment.lane() == lane) {
-                Some(at) if state.segments.get(at).is_some_and(|last| !last.waits()) => {
-                    state.segments.remove(at).map(|segment| segment.number)
-                }
-                _ => None,
-            }
-        };
-        if let Some(number) = settled {
-            // What cannot be removed now is removed when the spool is opened next.
-            let _ = fs::remove_file(self.shared.path(number));
+        if let Some(growing) = self.shared.state().growing.get_mut(lane) {
+            *growing = false;
         }
+        // Nobody comes back to a segment whose frames are all settled.
+        self.shared.remove_settled();
     }
 }

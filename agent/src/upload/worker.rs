@@ -22,7 +22,7 @@ use crate::logger::RateLimit;
 use crate::spool::{Reader, Sent};
 use crate::wear::Meter;
 
-/// After so many failures to read one segment in a row the reader goes on behind it.
+/// After so many failures to read one segment that is damaged the reader goes on behind it.
 const READ_FAILURES_MAX: u32 = 3;
 /// So many lost generations are remembered: a few runs of a few classes.
 const LOST_MAX: usize = 16;
@@ -240,8 +240,10 @@ impl Worker {
             let sent = match batch {
                 Ok(sent) => sent,
                 Err(error) => {
-                    self.read_failures += 1;
-                    if self.read_failures < READ_FAILURES_MAX {
+                    // What is away may come back: only what is damaged is given up.
+                    let is_lost = self.reader.is_lost(&error);
+                    self.read_failures += u32::from(is_lost);
+                    if !is_lost || self.read_failures < READ_FAILURES_MAX {
                         return Err(error.to_string());
                     }
                     self.read_failures = 0;

@@ -27,6 +27,12 @@ pub(crate) enum Step {
         records: u32,
         bytes: usize,
     },
+    /// The folder is away for the moment of an append.
+    AppendAway {
+        class: u8,
+        records: u32,
+        bytes: usize,
+    },
     Take {
         bytes_max: usize,
         frames_max: usize,
@@ -81,6 +87,8 @@ pub(crate) fn calm_step() -> impl Strategy<Value = Step> {
 pub(crate) fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         12 => calm_step(),
+        1 => (0..CLASSES as u8, 0..4_u32, 0..12_000_usize)
+            .prop_map(|(class, records, bytes)| Step::AppendAway { class, records, bytes }),
         1 => (0..9_000_usize).prop_map(|bytes| Step::Tear { bytes }),
         1 => (0..=1000_u64).prop_map(|at| Step::Cut { at }),
         1 => (0..1000_usize, 0..1000_u64, 1..8_u8)
@@ -191,7 +199,8 @@ impl Model {
         let depth = reader.depth();
         assert_eq!((recovery.frames, recovery.records), (depth.frames, depth.records));
         // Bytes that are no frame are skipped or cut, and said.
-        let settled_damage = other - (recovery.cut_bytes + recovery.damaged_bytes).min(other);
+        let said = recovery.cut_bytes + recovery.damaged_bytes + recovery.foreign_bytes;
+        let settled_damage = other - said.min(other);
         assert!(settled_damage == 0 || !self.settled.is_empty(), "{settled_damage} bytes unsaid");
         // What waited and is whole waits.
         self.waiting.retain(|sequence| whole.contains(sequence));
@@ -278,7 +287,7 @@ impl Model {
         self.batch.len()
     }
 
-    fn append(&mut self, class: u8, records: u32, bytes: usize) {
+    fn append(&mut self, class: u8, records: u32, bytes: usize, is_away: bool) {
         let sequence = self.next;
         let (generation, frames) = &mut self.generations[usize::from(class)];
         if *frames == 6 {
@@ -288,8 +297,17 @@ impl Model {
         *frames += 1;
         let frame = sample::frame_of(class, (*generation, starts), sequence, records, bytes);
         self.next += 1;
+        let (here, away) = (self.directory.clone(), self.directory.with_extension("away"));
         let (writer, _) = self.ends();
-        match writer.append(&frame) {
+        if is_away {
+            fs::rename(&here, &away).unwrap();
+        }
+        let appended = writer.append(&frame);
+        if is_away {
+            fs::rename(&away, &here).unwrap();
+        }
+        let (writer, _) = self.ends();
+        match appended {
             Ok(appended) => {
                 assert_eq!(appended.waiting_bytes, writer.depth().waiting_bytes);
                 self.put += u64::from(records);
@@ -317,7 +335,9 @@ impl Model {
                 }
             }
             Err(SpoolError::Io { source, .. }) => {
-                assert_eq!(source.kind(), std::io::ErrorKind::StorageFull, "{source}");
+                let is_away = is_away && source.kind() == std::io::ErrorKind::NotFound;
+                let is_full = source.kind() == std::io::ErrorKind::StorageFull;
+                assert!(is_away || is_full, "{source}");
                 self.failing = true;
                 self.failures += 1;
                 self.forget_dropped();
@@ -344,7 +364,8 @@ impl Model {
     /// Does a step, and looks whether all is accounted for.
     pub(crate) fn step(&mut self, step: &Step) {
         match *step {
-            Step::Append { class, records, bytes } => self.append(class, records, bytes),
+            Step::Append { class, records, bytes } => self.append(class, records, bytes, false),
+            Step::AppendAway { class, records, bytes } => self.append(class, records, bytes, true),
             Step::Take { bytes_max, frames_max } => {
                 self.take(bytes_max, frames_max);
             }

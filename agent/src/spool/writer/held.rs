@@ -79,7 +79,7 @@ impl Writer {
     ) -> Result<bool, SpoolError> {
         let (lane, length) = (generation.lane(), frame.len() as u64);
         if self.file(lane).is_some() {
-            self.close_file(lane)?;
+            self.close_file(lane);
         }
         while !self.write_memory(memory_bytes_max.saturating_sub(length))? {
             if !self.drop_held(lane)? {
@@ -103,7 +103,10 @@ impl Writer {
         let last = state.segments.iter_mut().rfind(|segment| segment.lane() == lane);
         if let Some(segment) = last {
             segment.note(key);
-            Arc::make_mut(&mut segment.memory).extend_from_slice(frame);
+            let memory = Arc::make_mut(&mut segment.memory);
+            // Not twice as much at a time: the budget counts what is held.
+            memory.reserve_exact(frame.len());
+            memory.extend_from_slice(frame);
             segment.bytes += length;
             segment.frames += 1;
             segment.records += u64::from(records);
