@@ -308,6 +308,9 @@ inline_always __u32 read_ending(struct bpf_raw_tracepoint_args *ctx, struct endi
 		if (ending->ret < -ERROR_MAX || ending->ret > 0)
 			ending->ret = 0;
 	}
+	/* With this flag it is what rmdir does. */
+	if (ending->call == CALL_UNLINKAT && argument(ending->regs, ending->compat, 2) & AT_REMOVEDIR)
+		ending->operation = OPERATION_RMDIR;
 	return 1;
 }
 

@@ -43,11 +43,6 @@ int process_call(struct bpf_raw_tracepoint_args *ctx)
 		struct event_clone *event = SCRATCH_EVENT(scratch, struct event_clone);
 		__u64 flags = 0;
 
-		/* Where the child passes here too, its own side is told by sched_process_fork. */
-		if (!ending.ret) {
-			tally->observed--;
-			return 0;
-		}
 		__builtin_memset(event, 0, sizeof(*event));
 		if (ending.call == CALL_CLONE)
 			flags = ending.first_argument;
@@ -63,11 +58,6 @@ int process_call(struct bpf_raw_tracepoint_args *ctx)
 		struct event_exec_failed *event = SCRATCH_EVENT(scratch, struct event_exec_failed);
 		__u8 flags = 0;
 
-		/* A successful one is told by sched_process_exec, which has the new program. */
-		if (ending.ret >= 0) {
-			tally->observed--;
-			return 0;
-		}
 		__builtin_memset(event, 0, sizeof(*event));
 		event->ret = ending.ret;
 		event->path_bytes = append_user_string(
