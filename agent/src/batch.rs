@@ -332,8 +332,14 @@ impl Batch {
             signature: if first { lane.signature.clone() } else { None },
             steps,
         };
-        lane.clock_told = Some(self.clock);
-        let Some(frame) = lane.finish(&header) else { return };
+        let records = u64::from(lane.pending());
+        let clock_told = lane.clock_told.replace(self.clock);
+        let Some(frame) = lane.finish(&header) else {
+            // Its header has no room for what it says.
+            lane.clock_told = clock_told;
+            self.books.add_lost_records(Term::LostEncoding, records);
+            return;
+        };
         let kept = self.sink.frame(class, frame);
         if is_urgent {
             self.books_told = self.books.clone();

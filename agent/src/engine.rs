@@ -235,6 +235,19 @@ impl Engine {
         }
     }
 
+    /// Takes in one event as it comes out of the ring. One that cannot be read is lost, and
+    /// counted; of which kind it was nobody knows. Returns whether it was read.
+    pub fn observe_bytes(&mut self, bytes: &[u8], counters: &dyn Counters) -> bool {
+        match Event::decode(bytes) {
+            Some(event) => self.observe(&event, counters),
+            None => {
+                self.batch.books.add_lost_records(Term::LostUnreadable, 1);
+                return false;
+            }
+        }
+        true
+    }
+
     /// Takes in one event.
     pub fn observe(&mut self, event: &Event<'_>, counters: &dyn Counters) {
         self.batch.between();

@@ -303,7 +303,9 @@ int close_range(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	/* Without room in the ring these flows end later, at the number's next use or with the
 	 * process; nothing that they counted is lost. */
-	event = bpf_ringbuf_reserve(&ring, sizeof(*event), 0);
+	event = ring_admits(charged_session(ending.task), sizeof(*event)) ?
+			bpf_ringbuf_reserve(&ring, sizeof(*event), 0) :
+			0;
 	if (!event)
 		return 0;
 	fill_header(&event->header, ending.task, EVENT_CLOSED_RANGE, ending.compat);

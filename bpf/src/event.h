@@ -105,6 +105,7 @@ struct tally {
 };
 
 /* The steps of the ladder on which the kernel side does less. What a step leaves out is counted. */
+#define STEP_SUMMARIES 1 /* all young sessions are named as one */
 #define STEP_SHARES 2	 /* each session has its share of the ring at any time, and no more */
 #define STEP_FLOWS 4	 /* no events of files */
 #define STEP_PROCESSES 5 /* no files: processes and the network only */
@@ -242,8 +243,12 @@ struct event_header {
 	__u32 tid;
 	__u16 kind; /* enum event_kind */
 	__u16 flags;
-	__u32 session; /* names the process's session while it lasts; 0: not known */
+	__u32 session; /* names the process's session while it lasts, or is SESSION_*; 0: not known */
 };
+
+/* Any session that began in the last seconds. Named so from STEP_SUMMARIES on, and while the ring is
+ * full but for what is shared out. */
+#define SESSION_YOUNG 1
 
 /* A thread or process was created. The header is about the creator. */
 struct event_fork {

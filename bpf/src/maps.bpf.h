@@ -132,62 +132,107 @@ inline_always __u64 ring_flags(void)
 									     BPF_RB_NO_WAKEUP;
 }
 
-#define SHARES_MAX 1024	   /* sessions that use the ring while it fills up */
-#define SHARE_EVENTS 64	   /* of one session in one window */
+#define SHARES_MAX 1024	    /* sessions that use the ring while it fills up */
+#define SHARE_BYTES 16384   /* of one session in one window: about 64 events */
+#define YOUNG_BYTES 32768   /* of all young sessions together */
 #define SHARE_WINDOW_LOG 26 /* a window has so many bits of nanoseconds: 67 ms */
+#define GROWN_LOG 32	    /* a session is young for so many bits of nanoseconds: 4.3 s */
 
 struct share {
 	__u32 window;
-	__u32 events;
+	__u32 bytes;
 };
 
 /* What sessions have put into the last quarter of the ring. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, SHARES_MAX);
-	__type(key, __u64);
+	__type(key, __u32);
 	__type(value, struct share);
 } shares SEC(".maps");
 
+/* Whether the ring is in its last quarter, which is shared out. */
+inline_always __u32 is_ring_filling(void)
+{
+	return bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) >= settings.share_bytes;
+}
+
 /* Names the session of a task: by the address of its struct pid, of which 32 bits do. */
-inline_always __u64 session_of(__u64 task)
+inline_always __u32 session_of(__u64 task)
 {
 	return READ(struct signal_struct, READ(struct task_struct, task, signal),
-		    pids[PIDTYPE_SID]);
+		    pids[PIDTYPE_SID]) >>
+	       4;
+}
+
+inline_always __u64 process_start(__u64 task)
+{
+	return READ(struct task_struct, READ(struct task_struct, task, group_leader),
+		    start_boottime);
+}
+
+inline_always __u32 is_grown(__u64 task, __u64 now_ns)
+{
+	return now_ns - process_start(task) >= 1ULL << GROWN_LOG;
 }
 
 /*
- * Whether the current process may put an event into the ring. Its last
+ * The session that a task's events name and are charged to. Where it matters all young ones
+ * are one: a session costs a fork, so that whoever makes them without end would have a new share for
+ * each event. That a session is no young one is known by its oldest member at hand: the process
+ * itself, its parent, or the one before. Nothing is remembered that many others could push out.
+ */
+inline_always __u32 charged_session(__u64 task)
+{
+	__u64 now_ns = bpf_ktime_get_boot_ns(), parent;
+	__u32 session = session_of(task);
+
+	if ((ladder_step < STEP_SUMMARIES && !is_ring_filling()) || is_grown(task, now_ns))
+		return session;
+	parent = READ(struct task_struct, task, real_parent);
+	if (session_of(parent) != session)
+		return SESSION_YOUNG;
+	if (is_grown(parent, now_ns))
+		return session;
+	parent = READ(struct task_struct, parent, real_parent);
+	if (session_of(parent) != session || !is_grown(parent, now_ns))
+		return SESSION_YOUNG;
+	return session;
+}
+
+/*
+ * Whether this session may put an event of so many bytes into the ring. Its last
  * quarter is kept for those who say little: a flood fills the others, and of the last one only
  * its share, so that what a quiet program does beside it is told in full. Sessions, because a
  * flood of short programs is one session, and a service another. Ends of flows pass: there is one
  * for each that was told. From a step of the ladder on a share is all that a session has of the
  * whole ring.
  */
-inline_always __u32 ring_admits(void)
+inline_always __u32 ring_admits(__u32 session, __u32 bytes)
 {
 	struct share *share;
-	__u64 session;
-	__u32 window;
+	__u32 window, before;
 
-	if (ladder_step < STEP_SHARES &&
-	    bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) < settings.share_bytes)
+	if (ladder_step < STEP_SHARES && !is_ring_filling())
 		return 1;
-	session = session_of(bpf_get_current_task());
 	window = bpf_ktime_get_ns() >> SHARE_WINDOW_LOG;
 	share = bpf_map_lookup_elem(&shares, &session);
 	if (!share) {
-		struct share first = {.window = window, .events = 1};
+		struct share first = {.window = window, .bytes = bytes};
 
 		bpf_map_update_elem(&shares, &session, &first, BPF_ANY);
 		return 1;
 	}
 	if (share->window != window) {
 		share->window = window;
-		share->events = 0;
+		share->bytes = 0;
 	}
+	before = share->bytes;
+	if (before >= (session == SESSION_YOUNG ? YOUNG_BYTES : SHARE_BYTES))
+		return 0;
 	/* Threads that count at once may each miss the other's: a share is no exact number. */
-	return ++share->events <= SHARE_EVENTS;
+	share->bytes = before + bytes;
+	return 1;
 }
 
 inline_always struct scratch *scratch_begin(void)
@@ -203,13 +248,15 @@ inline_always struct scratch *scratch_begin(void)
 /* Sends the scratch space's event, whose fixed part has `head_bytes` (a constant). */
 inline_always long scratch_output(struct scratch *scratch, __u32 head_bytes)
 {
+	struct event_header *header = (void *)(scratch->head + HEAD_BYTES - head_bytes);
 	__u64 text_bytes = scratch->at;
 
-	if (!ring_admits())
-		return -1;
 	BOUND(text_bytes, TEXT_BYTES);
-	return bpf_ringbuf_output(&ring, scratch->head + HEAD_BYTES - head_bytes,
-				  head_bytes + text_bytes, ring_flags());
+	if (!ring_admits(header->session, head_bytes + text_bytes))
+		return -1;
+	/* The lookup may have spilled it: its bound is shown anew. */
+	BOUND(text_bytes, TEXT_BYTES);
+	return bpf_ringbuf_output(&ring, header, head_bytes + text_bytes, ring_flags());
 }
 
 inline_always void fill_header(struct event_header *header, __u64 task, __u16 kind, __u32 compat)
@@ -217,13 +264,12 @@ inline_always void fill_header(struct event_header *header, __u64 task, __u16 ki
 	__u64 ids = bpf_get_current_pid_tgid();
 
 	header->time_ns = bpf_ktime_get_boot_ns();
-	header->start_ns = READ(struct task_struct,
-				READ(struct task_struct, task, group_leader), start_boottime);
+	header->start_ns = process_start(task);
 	header->tgid = ids >> 32;
 	header->tid = ids;
 	header->kind = kind;
 	header->flags = compat ? EVENT_COMPAT : 0;
-	header->session = session_of(task) >> 4;
+	header->session = charged_session(task);
 }
 
 inline_always struct tally *tally_of(__u32 operation)
@@ -308,6 +354,9 @@ inline_always __u32 read_ending(struct bpf_raw_tracepoint_args *ctx, struct endi
 		if (ending->ret < -ERROR_MAX || ending->ret > 0)
 			ending->ret = 0;
 	}
+	/* With this flag it is what rmdir does. */
+	if (ending->call == CALL_UNLINKAT && argument(ending->regs, ending->compat, 2) & AT_REMOVEDIR)
+		ending->operation = OPERATION_RMDIR;
 	return 1;
 }
 

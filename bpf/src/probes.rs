@@ -1,5 +1,8 @@
 //! Loads and attaches the probes, and reads their maps.
 
+#[cfg(test)]
+mod losses_tests;
+
 use std::cell::{Cell, RefCell};
 use std::ffi::CString;
 use std::fmt;
@@ -169,6 +172,14 @@ impl Probes {
     /// See [`Error`]. A hook that the kernel refuses is no error but in
     /// [`missing`](Probes::missing), unless it is `sys_exit`.
     pub fn load(bounds: &Bounds) -> Result<Probes, Error> {
+        let mut probes = Probes::prepare(bounds)?;
+        probes.attach()?;
+        give_back();
+        Ok(probes)
+    }
+
+    /// Loads the object, and attaches nothing yet.
+    fn prepare(bounds: &Bounds) -> Result<Probes, Error> {
         libbpf_rs::set_print(Some((PrintLevel::Warn, |_, text| log_line(&text))));
         let types = Types::find(bounds.btf.as_deref());
         if let Types::Nowhere { wanted } = types {
@@ -230,7 +241,7 @@ impl Probes {
         let tallies = PerCpuView::new(map_handle(&object, "tallies")?)
             .map_err(refused("counting the processors"))?
             .ok_or(Error::Incomplete("tallies of this layout"))?;
-        let mut probes = Probes {
+        let probes = Probes {
             links: RefCell::default(),
             attached: Vec::new(),
             missing: Vec::new(),
@@ -243,8 +254,6 @@ impl Probes {
         };
         probes.fill_calls()?;
         probes.learn_own()?;
-        probes.attach()?;
-        give_back();
         Ok(probes)
     }
 

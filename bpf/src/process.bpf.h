@@ -18,12 +18,6 @@ inline_always __u32 namespace_pid(__u64 task)
 	return number;
 }
 
-inline_always __u64 process_start(__u64 task)
-{
-	return READ(struct task_struct, READ(struct task_struct, task, group_leader),
-		    start_boottime);
-}
-
 /* What the calls of the process kind leave to say: the creator's side of clone, failed execs,
  * the setuid family, and io_uring_setup. */
 SEC("raw_tp/sys_exit")
@@ -43,11 +37,6 @@ int process_call(struct bpf_raw_tracepoint_args *ctx)
 		struct event_clone *event = SCRATCH_EVENT(scratch, struct event_clone);
 		__u64 flags = 0;
 
-		/* Where the child passes here too, its own side is told by sched_process_fork. */
-		if (!ending.ret) {
-			tally->observed--;
-			return 0;
-		}
 		__builtin_memset(event, 0, sizeof(*event));
 		if (ending.call == CALL_CLONE)
 			flags = ending.first_argument;
@@ -63,11 +52,6 @@ int process_call(struct bpf_raw_tracepoint_args *ctx)
 		struct event_exec_failed *event = SCRATCH_EVENT(scratch, struct event_exec_failed);
 		__u8 flags = 0;
 
-		/* A successful one is told by sched_process_exec, which has the new program. */
-		if (ending.ret >= 0) {
-			tally->observed--;
-			return 0;
-		}
 		__builtin_memset(event, 0, sizeof(*event));
 		event->ret = ending.ret;
 		event->path_bytes = append_user_string(
@@ -120,7 +104,9 @@ int process_fork(struct bpf_raw_tracepoint_args *ctx)
 	tally->observed++;
 	if (is_own(bpf_get_current_pid_tgid() >> 32, tally))
 		return 0;
-	event = ring_admits() ? bpf_ringbuf_reserve(&ring, sizeof(*event), 0) : 0;
+	event = ring_admits(charged_session(task), sizeof(*event)) ?
+			bpf_ringbuf_reserve(&ring, sizeof(*event), 0) :
+			0;
 	if (!event) {
 		tally->lost_ring++;
 		return 0;
@@ -332,7 +318,9 @@ int process_exit(struct bpf_raw_tracepoint_args *ctx)
 				flow_end(&key, flow, task, FLOW_EXIT);
 		}
 	}
-	event = ring_admits() ? bpf_ringbuf_reserve(&ring, sizeof(*event), 0) : 0;
+	event = ring_admits(charged_session(task), sizeof(*event)) ?
+			bpf_ringbuf_reserve(&ring, sizeof(*event), 0) :
+			0;
 	if (!event) {
 		tally->lost_ring++;
 		return 0;

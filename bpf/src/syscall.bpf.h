@@ -107,6 +107,14 @@ inline_always __u32 is_file_event(__u8 call)
 	       (call >= CALL_MKDIR && call < CALL_SENDFILE);
 }
 
+/* Whether another hook observes what the call did: that of fork the child, which passes here too
+ * where it begins, and that of exec the new program. */
+inline_always __u32 is_observed_elsewhere(struct ending *ending)
+{
+	return (ending->operation == OPERATION_CLONE && !ending->ret) ||
+	       (ending->operation == OPERATION_EXEC && ending->ret >= 0);
+}
+
 /* void trace_sys_exit(struct pt_regs *regs, long ret) */
 SEC("raw_tp/sys_exit")
 int sys_exit(struct bpf_raw_tracepoint_args *ctx)
@@ -136,7 +144,7 @@ int sys_exit(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	}
 	tally = tally_of(ending.operation);
-	if (!tally)
+	if (!tally || is_observed_elsewhere(&ending))
 		return 0;
 	tally->observed++;
 	if (is_own(ending.tgid, tally))
@@ -260,16 +268,6 @@ int names(struct bpf_raw_tracepoint_args *ctx)
 	name[0] = ending.first_argument;
 	switch (ending.call) {
 	case CALL_UNLINKAT:
-		/* AT_REMOVEDIR: the name says which of the two it is, as for the calls proper. */
-		if (argument(regs, compat, 2) & AT_REMOVEDIR) {
-			tally->observed--;
-			tally = tally_of(OPERATION_RMDIR);
-			if (!tally)
-				return 0;
-			tally->observed++;
-			event->operation = OPERATION_RMDIR;
-		}
-		/* fall through */
 	case CALL_MKDIRAT:
 		directory[0] = ending.first_argument;
 		name[0] = argument(regs, compat, 1);

@@ -34,8 +34,15 @@ const NAME: &str = "bounds";
 /// What the quickest of the programs do where nobody says how much.
 const COUNT: u64 = 20_000;
 /// What programs do, and how many of its acts cost about as much as one of the quickest.
-const KINDS: [(&str, u64); 6] =
-    [("forks", 20), ("arguments", 20), ("opens", 1), ("deep", 4), ("ports", 1), ("threads", 4)];
+const KINDS: [(&str, u64); 7] = [
+    ("forks", 20),
+    ("arguments", 20),
+    ("opens", 1),
+    ("deep", 4),
+    ("ports", 1),
+    ("threads", 4),
+    ("sessions", 20),
+];
 /// The budget where nobody names one: the product's.
 const BUDGET_BYTES: u64 = 8 << 20;
 /// What the group has room for beside the budget and the code, bytes.

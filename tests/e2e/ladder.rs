@@ -154,6 +154,44 @@ fn a_flood_becomes_summaries_and_the_quiet_are_told_in_full() -> Result {
     Ok(())
 }
 
+#[test]
+fn a_flood_of_sessions_is_summed_up_as_that_of_one() -> Result {
+    const SESSIONS: u64 = 1_000;
+    let test = "a_flood_of_sessions_is_summed_up_as_that_of_one";
+    let Some(machine) = Machine::claim(test, &[Need::Agent])? else { return Ok(()) };
+    let fleet = Fleet::new(&machine)?;
+    let (settings, address) = settings(&fleet, "summaries", 1)?;
+    let mut agent = fleet.start_agent(&settings)?;
+    strain(&fleet, &mut agent, "summaries")?;
+    let mut actor = Actor::start(env!("CARGO_BIN_EXE_workload-mark"), fleet.path("acts"))?;
+    actor.order(5);
+    let start = Instant::now();
+    flood(&fleet, "sessions", SESSIONS, 200)?;
+    let seconds = start.elapsed().as_secs_f64();
+    let quiet = actor.finish()?;
+    assert_eq!(agent.status()?["step"], "summaries");
+    let mut collector = fleet.start_collector(&address.to_string())?;
+    calm(&mut agent)?;
+    agent.program.stop()?;
+    collector.program.stop()?;
+
+    let (code, _) = books(&fleet)?;
+    assert_eq!(code, Some(0));
+    let (whole, missing) = acts::missing(&machine, &fleet, &actor.folder, &quiet)?;
+    assert_eq!((whole, missing), (5, Vec::new()));
+    let records = fleet.print(&fleet.store())?;
+    let is_summary = |record: &&Value| {
+        text(record, "record.kind") == "Summary" && text(record, "summary.subject") == "processes"
+    };
+    let told = records.iter().filter(is_summary).map(|s| s["summary.records"].as_u64());
+    let told: u64 = told.map(Option::unwrap_or_default).sum();
+    println!("{SESSIONS} sessions in {seconds:.1} s: {told} records of processes in summaries");
+    // A machine that is slow at starting programs makes no flood of them.
+    let is_flood = SESSIONS as f64 / seconds > FLOOD_ACTS;
+    assert!(told >= SESSIONS || !is_flood, "{told} records of {SESSIONS} sessions in summaries");
+    Ok(())
+}
+
 /// The acts of `script`, in a session of its own.
 fn act(script: &str, folder: &Path) -> Result {
     std::fs::create_dir_all(folder)?;

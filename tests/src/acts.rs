@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
@@ -17,11 +18,25 @@ use crate::fleet::Fleet;
 use crate::machine::Machine;
 use crate::mark::Mark;
 use crate::records::{number, text, volume};
+use crate::wait::wait_for;
+
+/// From this age on a process's session is no young one to the probes, which have them share what
+/// one session has for itself.
+const GROWN: Duration = Duration::from_secs(5);
 
 /// Nanoseconds on the boot clock.
 pub fn boot_ns() -> u64 {
     let time = clock_gettime(ClockId::Boottime);
     u64::try_from(time.tv_sec * 1_000_000_000 + time.tv_nsec).unwrap_or(0)
+}
+
+/// When this process started, boot clock, ns.
+fn start_ns() -> Result<u64> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    // The name may have blanks in it; behind it the start is the twentieth word, in ticks.
+    let words = stat.rsplit_once(')').map_or("", |(_, words)| words);
+    let ticks: u64 = words.split_whitespace().nth(19).ok_or("no start in stat")?.parse()?;
+    Ok(ticks * (1_000_000_000 / rustix::param::clock_ticks_per_second()))
 }
 
 /// An act that was done.
@@ -49,12 +64,17 @@ pub struct Actor {
 }
 
 impl Actor {
-    /// Begins, with nothing to do. `program` is the one that does an act.
+    /// Begins, with nothing to do, once this process is as old as a service is as a rule. `program`
+    /// is the one that does an act.
     ///
     /// # Errors
-    /// If the folder cannot be made.
+    /// If the folder cannot be made, or it is not known how old this process is.
     pub fn start(program: &str, folder: PathBuf) -> Result<Actor> {
         std::fs::create_dir_all(&folder)?;
+        let start_ns = start_ns()?;
+        wait_for("this process to be no young one", 2 * GROWN, || {
+            Ok((boot_ns().saturating_sub(start_ns) >= GROWN.as_nanos() as u64).then_some(()))
+        })?;
         let done = Arc::new(Mutex::new(Vec::new()));
         let (orders, ordered) = channel();
         let (shared, place) = (Arc::clone(&done), folder.clone());

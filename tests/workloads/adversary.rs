@@ -1,6 +1,6 @@
 //! `workload-adversary --kind KIND --count N --dir D [--pace P]`: does one thing N times, as fast as
-//! it can or P times a second, in a session of its own as a service has it. Prints how often, as
-//! one number.
+//! it can or P times a second, in a session of its own as a service has it; of the kind `sessions`
+//! each time in another one. Prints how often, as one number.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -15,8 +15,13 @@ use tests::Result;
 const SIDE_BY_SIDE: u64 = 8;
 /// What a short program is.
 const PROGRAM: &str = "/bin/true";
+/// What runs a program in a session of its own.
+const SETSID: &str = "/usr/bin/setsid";
 /// Bytes of the long argument.
 const ARGUMENT_BYTES: usize = 4095;
+/// Names that each of many sessions uses, and how long they are.
+const SESSION_NAMES: usize = 60;
+const SESSION_NAME_BYTES: usize = 4_000;
 /// Depth and names of deep paths: the longest that a call takes.
 const DEPTH: usize = 15;
 const NAME_BYTES: usize = 250;
@@ -29,6 +34,7 @@ enum Kind {
     Deep,
     Ports,
     Threads,
+    Sessions,
 }
 
 fn kind(name: &str) -> Result<Kind> {
@@ -39,6 +45,7 @@ fn kind(name: &str) -> Result<Kind> {
         "deep" => Kind::Deep,
         "ports" => Kind::Ports,
         "threads" => Kind::Threads,
+        "sessions" => Kind::Sessions,
         other => return Err(format!("--kind {other}: no such kind").into()),
     })
 }
@@ -72,13 +79,12 @@ fn main() -> Result {
                     std::thread::sleep(due.saturating_sub(start.elapsed()));
                 }
                 match (what, &deep) {
-                    (Kind::Forks, _) => run(&[])?,
-                    (Kind::Arguments, _) => {
-                        run(&[format!("{number:0width$}", width = ARGUMENT_BYTES).as_str()])?;
-                    }
+                    (Kind::Forks, _) => run(PROGRAM, &[])?,
+                    (Kind::Arguments, _) => run(PROGRAM, &[&long(number)])?,
                     (Kind::Opens, _) => touch(&rustix::fs::CWD, &folder.join(number.to_string()))?,
                     (Kind::Deep, Some(deep)) => touch(deep, Path::new(&number.to_string()))?,
                     (Kind::Deep, None) => {}
+                    (Kind::Sessions, _) => begin_session()?,
                     (Kind::Ports, _) => send(number)?,
                     (Kind::Threads, _) => {
                         std::thread::spawn(|| {}).join().map_err(|_| "a thread panicked")?;
@@ -96,9 +102,26 @@ fn main() -> Result {
     Ok(())
 }
 
-fn run(args: &[&str]) -> Result {
-    let status = Command::new(PROGRAM).args(args).stdin(Stdio::null()).status()?;
-    if status.success() { Ok(()) } else { Err(format!("{PROGRAM}: {status}").into()) }
+fn run(program: &str, args: &[&str]) -> Result {
+    let status = Command::new(program).args(args).stdin(Stdio::null()).status()?;
+    if status.success() { Ok(()) } else { Err(format!("{program}: {status}").into()) }
+}
+
+/// A session that is told of in a quarter of a megabyte: folders with long names, which are not
+/// there, were to be removed.
+fn begin_session() -> Result {
+    let name = format!("/none/{}", "x/".repeat(SESSION_NAME_BYTES / 2));
+    let mut command = Command::new(SETSID);
+    command.arg("rmdir").args((0..SESSION_NAMES).map(|_| name.as_str()));
+    command.stdin(Stdio::null()).stderr(Stdio::null());
+    // It fails, as it is meant to.
+    command.status()?;
+    Ok(())
+}
+
+/// A long argument, each time another one.
+fn long(number: u64) -> String {
+    format!("{number:0width$}", width = ARGUMENT_BYTES)
 }
 
 /// Makes a file, and removes it, so that a million of them need no room.

@@ -102,16 +102,18 @@ impl Engine {
 
     /// Writes an event or a flow into the stream of its class.
     pub(super) fn write(&mut self, record: &Record<'_>, kind: Operation) -> bool {
-        self.write_in(Class::of(record).unwrap_or(Class::Volume), record, kind)
-    }
-
-    /// Writes a record into the stream of a class.
-    fn write_in(&mut self, class: Class, record: &Record<'_>, kind: Operation) -> bool {
-        let written = self.batch.push(class, record);
+        let written = self.batch.push(Class::of(record).unwrap_or(Class::Volume), record);
         if !written {
             self.count(kind, Term::LostEncoding, 1);
         }
         written
+    }
+
+    /// Writes an entity into the stream of a class. It is no operation, but a record all the same.
+    fn write_entity(&mut self, class: Class, record: &Record<'_>) {
+        if !self.batch.push(class, record) {
+            self.batch.books.add_lost_records(Term::LostEncoding, 1);
+        }
     }
 
     /// Writes into the stream of a class the process and those of its ancestors that the present
@@ -156,7 +158,7 @@ impl Engine {
         let group = self.users.groups.get(&process.gid).map_or(&[][..], Vec::as_slice);
         let record = process.record(&words, state, now_ns, container, user, group);
         if !self.batch.push(class, &Record::Process(record)) {
-            self.batch.books.add(Operation::Exec, Term::LostEncoding, 1);
+            self.batch.books.add_lost_records(Term::LostEncoding, 1);
         }
         self.buffers.entity = buffer;
     }
@@ -208,7 +210,7 @@ impl Engine {
             privileged: false,
             pod_id: &[],
         });
-        self.write_in(class, &record, Operation::Exec);
+        self.write_entity(class, &record);
         number
     }
 
@@ -249,7 +251,7 @@ impl Engine {
             inode: words.inode,
             flags: words.flags,
         });
-        self.write_in(Class::Volume, &record, Operation::Open);
+        self.write_entity(Class::Volume, &record);
         id
     }
 }

@@ -4,13 +4,18 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
-use bpf::{Event, FlowKey, Probes, Ring};
+use bpf::{FlowKey, Probes, Ring};
 use codec::{Operation, Term};
 
 use super::Error;
 use crate::engine::{Counters, Engine, Last, Taken};
 use crate::flow::Totals;
+use crate::logger::RateLimit;
+
+/// That events cannot be read is said so often.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
 const OPERATIONS: [(bpf::Operation, Operation); Operation::ALL.len()] = {
     let mut pairs = [(bpf::Operation::Clone, Operation::Clone); Operation::ALL.len()];
@@ -65,11 +70,16 @@ impl EventPath {
         let kernel = Rc::new(Kernel(Rc::clone(&probes)));
         let engine = Rc::new(RefCell::new(engine));
         let (observer, counters) = (Rc::clone(&engine), Rc::clone(&kernel));
+        let mut complaint = RateLimit::new(COMPLAINT_INTERVAL);
         let ring = probes
-            .ring(move |bytes| match Event::decode(bytes) {
-                Some(event) => observer.borrow_mut().observe(&event, counters.as_ref()),
-                None => {
-                    log::warn!("an event of the probes cannot be read: agent and probes differ")
+            .ring(move |bytes| {
+                if !observer.borrow_mut().observe_bytes(bytes, counters.as_ref())
+                    && let Some(repeated) = complaint.admit(Instant::now())
+                {
+                    log::error!(
+                        "an event of the probes cannot be read, and is lost: agent and probes \
+                         differ ({repeated} more since the last complaint)"
+                    );
                 }
             })
             .map_err(Error::Probes)?;
