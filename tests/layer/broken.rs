@@ -80,6 +80,8 @@ fn faults() -> Vec<Fault> {
     let class = "yocto/meta-sysflow/classes/sysflow_kernel.bbclass";
     let append = "yocto/meta-sysflow/recipes-kernel/linux/linux-yocto_%.bbappend";
     let kernel = "yocto/meta-sysflow/recipes-kernel/linux/sysflow-kernel.inc";
+    let in_class = |from, to, said| fault(Check::Parser, class, from, to, said);
+    let in_kernel = |from, to, said| fault(Check::Parser, kernel, from, to, said);
     vec![
         parser("md5=3b83", "md5=4b83", "licence LICENSE has checksum 3b83"),
         fault(Check::Parser, "LICENSE", "Apache", "Apasche", "licence LICENSE has checksum"),
@@ -90,7 +92,14 @@ fn faults() -> Vec<Fault> {
         parser("fi\n", "\n", "do_install"),
         parser("${CARGO_TARGET_SUBDIR}", "${CARGO_SUBDIR}", "${CARGO_SUBDIR}, which nobody sets"),
         parser("CVE_PRODUCT", "do_compile[network] = \"1\"\nCVE_PRODUCT", "opens the network"),
+        parser("\"clang-native ", "\"clang-native llvm-native ", "llvm-native, which collide"),
+        parser("COMPATIBLE_HOST:libc-musl", "MUSL", "does not refuse musl"),
         parser("CVE_PRODUCT", "INSANE_SKIP:${PN} = \"arch\"\nCVE_PRODUCT", "skips checks"),
+        parser("CVE_PRODUCT", "ERROR_QA:remove = \"arch\"\nCVE_PRODUCT", "arch out of ERROR_QA"),
+        parser("CVE_PRODUCT", "WARN_QA:remove = \"libdir\"\nCVE_PRODUCT", "libdir out of WARN_QA"),
+        parser("CVE_PRODUCT", "do_package_qa[noexec] = \"1\"\nCVE_PRODUCT", "do_package_qa"),
+        parser("CARGO_BUILD_FLAGS +=", "CARGO_BUILD_FLAGS =", "no --frozen"),
+        parser("(aarch64|arm|", "(aarch64|", "refuses glibc: arm-oe-linux-gnueabi"),
         fault(Check::Parser, CRATES, "sha256sum] = \"", "sha256sum] = \"0", "has checksum 0"),
         fault(
             Check::Parser,
@@ -111,18 +120,40 @@ fn faults() -> Vec<Fault> {
             "Cargo.lock",
             "name = \"agent\"\nversion = \"0",
             "name = \"agent\"\nversion = \"7",
-            "is of version",
+            "sysflow-agent_0.1.0.bb: is of version",
+        ),
+        fault(
+            Check::Parser,
+            "Cargo.lock",
+            "name = \"agent\"\nversion = \"0",
+            "name = \"agent\"\nversion = \"7",
+            "sysflow-agent-btf_0.1.0.bb: is of version",
         ),
         fault(Check::Parser, layer, "scarthgap", "kirkstone", "does not have scarthgap"),
         fault(Check::Parser, append, "sysflow-kernel.inc", "sysflow.inc", "Could not include"),
         fault(
             Check::Parser,
             kernel,
-            "scc file://sysflow.cfg",
-            "scc file://kernel.cfg",
+            "file://sysflow.cfg",
+            "file://kernel.cfg",
             "file://kernel.cfg is in none",
         ),
         fault(Check::Parser, class, "fi\n", "\n", "sysflow_btf_qa: "),
+        in_class("postfuncs] +=", "prefuncs] +=", "do_compile does not end with sysflow_btf_check"),
+        in_class("do_deploy:append ()", "do_undeploy ()", "does not deploy sysflow-kernel.btf"),
+        in_kernel("KERNEL_DEBUG =", "KERNEL_DEBUGS =", "KERNEL_DEBUG is not True"),
+        in_kernel("DEPENDS += \"pahole-native\"", "", "does not depend on pahole-native"),
+        in_kernel("'file://sysflow.scc' if", "'' if", "kernel with kernel-yocto the sources"),
+        in_kernel("bb.data.inherits_class('kernel-yocto', d)", "1", "kernel without kernel-yocto"),
+        fault(Check::Parser, append, "'', d)}", "'sysflow-kernel.inc', d)}", "changes SRC_URI"),
+        fault(Check::Parser, append, "# Without", "KERNEL_DEBUG = \"True\"\n#", "changes KERNEL_"),
+        fault(
+            Check::Parser,
+            append,
+            "# Without",
+            "do_compile[postfuncs] += \"sysflow_btf_check\"\n#",
+            "changes do_compile without",
+        ),
         fault(Check::Linter, RECIPE, "SECTION = \"net\"", "SECTION_${PN} = \"net\"", "oelint."),
         fault(Check::Linter, RECIPE, "SUMMARY = ", "SUMARY = ", "oelint."),
         fault(Check::Kas, "yocto/kas.yml", "\nmachine: ", "\nmachines: ", "kas.yml: "),
