@@ -6,21 +6,18 @@ use std::path::Path;
 use tests::Result;
 use tests::machine::skip;
 
-use crate::checks::{Check, root, tools};
+use crate::checks::{Check, root, shell_scripts, tools};
 
-/// What the checks read, besides the layer.
-const FILES: [&str; 12] = [
+/// What the checks read, besides the layer and the scripts.
+const FILES: [&str; 9] = [
     "Cargo.lock",
     "LICENSE",
-    "agent/sysflow-agent.bash",
+    "agent/agent.toml",
     "agent/sysflow-agent.service",
     "bpf/LICENSE-BSD-2-Clause",
     "bpf/LICENSE-GPL-2.0-only",
-    "collector/sysflow-collector.bash",
     "collector/sysflow-collector.service",
-    "cross/guard/rustup",
-    "cross/debian",
-    "tests/packages/boot.sh",
+    "yocto/kas-scarthgap.yml",
     "yocto/kas.yml",
 ];
 const LAYER: &str = "yocto/meta-sysflow";
@@ -45,7 +42,9 @@ fn copy(from: &Path, to: &Path) -> Result {
 
 fn copy_of_tree() -> Result<tempfile::TempDir> {
     let folder = tempfile::tempdir()?;
-    for name in FILES.into_iter().chain([LAYER]) {
+    let scripts = shell_scripts()?;
+    let scripts = scripts.iter().map(|(name, _)| name.as_str());
+    for name in FILES.into_iter().chain([LAYER]).chain(scripts) {
         copy(&root().join(name), &folder.path().join(name))?;
     }
     Ok(folder)
@@ -159,6 +158,22 @@ fn faults() -> Vec<Fault> {
         fault(Check::Kas, "yocto/kas.yml", "\nmachine: ", "\nmachines: ", "kas.yml: "),
         fault(Check::Kas, "yocto/kas.yml", "version: 14", "version: fourteen", "header.version"),
         fault(Check::Kas, "yocto/kas.yml", "meta-sysflow:", "meta-flow:", "no layer of this tree"),
+        fault(
+            Check::Kas,
+            "yocto/kas-scarthgap.yml",
+            "- yocto/kas.yml",
+            "- yocto/kos.yml",
+            "kas-scarthgap.yml: yocto/kos.yml is no file",
+        ),
+        fault(
+            Check::Kas,
+            "yocto/kas-scarthgap.yml",
+            "branch: ",
+            "branches: ",
+            "kas-scarthgap.yml: ",
+        ),
+        fault(Check::Scripts, ".ci/run", "cargo xtask check\n", "if cargo\n", "error"),
+        fault(Check::Scripts, "tests/guests/machine.sh", "say() {", "say() ", "error"),
         fault(Check::Scripts, INIT, "|| return 4", "|| return 4 }", "error: "),
         fault(Check::Scripts, "agent/sysflow-agent.bash", "esac\n", "\n", "error"),
         fault(Check::Scripts, "cross/debian/postinst", "esac\n", "\n", "error"),
@@ -166,6 +181,16 @@ fn faults() -> Vec<Fault> {
         unit("RestrictAddressFamilies=", "#", "sysflow-agent.service: "),
         unit("User=sysflow", "User=root", "sysflow-agent.service: "),
         unit("AssertPathExists=", "#", "and does not assert it"),
+        unit("WatchdogSec=", "#", "no WatchdogSec"),
+        unit("MemoryMax=48M", "MemoryMax=39M", "the agent may need 41582912 bytes"),
+        unit("MemoryMax=", "#", "MemoryMax is []"),
+        fault(
+            Check::Units,
+            "agent/agent.toml",
+            "budget_bytes = 8",
+            "budget_bytes = 88",
+            "MemoryMax is [\"48M\"]",
+        ),
         unit("NoNewPrivileges=yes", "", "sysflow-agent.service: "),
         unit("CapabilityBoundingSet=CAP_BPF", "#", "sysflow-agent.service: "),
     ]
