@@ -6,21 +6,18 @@ use std::path::Path;
 use tests::Result;
 use tests::machine::skip;
 
-use crate::checks::{Check, root, tools};
+use crate::checks::{Check, root, shell_scripts, tools};
 
-/// What the checks read, besides the layer.
-const FILES: [&str; 12] = [
+/// What the checks read, besides the layer and the scripts.
+const FILES: [&str; 9] = [
     "Cargo.lock",
     "LICENSE",
-    "agent/sysflow-agent.bash",
+    "agent/agent.toml",
     "agent/sysflow-agent.service",
     "bpf/LICENSE-BSD-2-Clause",
     "bpf/LICENSE-GPL-2.0-only",
-    "collector/sysflow-collector.bash",
     "collector/sysflow-collector.service",
-    "cross/guard/rustup",
-    "cross/debian",
-    "tests/packages/boot.sh",
+    "yocto/kas-scarthgap.yml",
     "yocto/kas.yml",
 ];
 const LAYER: &str = "yocto/meta-sysflow";
@@ -45,7 +42,9 @@ fn copy(from: &Path, to: &Path) -> Result {
 
 fn copy_of_tree() -> Result<tempfile::TempDir> {
     let folder = tempfile::tempdir()?;
-    for name in FILES.into_iter().chain([LAYER]) {
+    let scripts = shell_scripts()?;
+    let scripts = scripts.iter().map(|(name, _)| name.as_str());
+    for name in FILES.into_iter().chain([LAYER]).chain(scripts) {
         copy(&root().join(name), &folder.path().join(name))?;
     }
     Ok(folder)
@@ -80,6 +79,8 @@ fn faults() -> Vec<Fault> {
     let class = "yocto/meta-sysflow/classes/sysflow_kernel.bbclass";
     let append = "yocto/meta-sysflow/recipes-kernel/linux/linux-yocto_%.bbappend";
     let kernel = "yocto/meta-sysflow/recipes-kernel/linux/sysflow-kernel.inc";
+    let in_class = |from, to, said| fault(Check::Parser, class, from, to, said);
+    let in_kernel = |from, to, said| fault(Check::Parser, kernel, from, to, said);
     vec![
         parser("md5=3b83", "md5=4b83", "licence LICENSE has checksum 3b83"),
         fault(Check::Parser, "LICENSE", "Apache", "Apasche", "licence LICENSE has checksum"),
@@ -90,7 +91,14 @@ fn faults() -> Vec<Fault> {
         parser("fi\n", "\n", "do_install"),
         parser("${CARGO_TARGET_SUBDIR}", "${CARGO_SUBDIR}", "${CARGO_SUBDIR}, which nobody sets"),
         parser("CVE_PRODUCT", "do_compile[network] = \"1\"\nCVE_PRODUCT", "opens the network"),
+        parser("\"clang-native ", "\"clang-native llvm-native ", "llvm-native, which collide"),
+        parser("COMPATIBLE_HOST:libc-musl", "MUSL", "does not refuse musl"),
         parser("CVE_PRODUCT", "INSANE_SKIP:${PN} = \"arch\"\nCVE_PRODUCT", "skips checks"),
+        parser("CVE_PRODUCT", "ERROR_QA:remove = \"arch\"\nCVE_PRODUCT", "arch out of ERROR_QA"),
+        parser("CVE_PRODUCT", "WARN_QA:remove = \"libdir\"\nCVE_PRODUCT", "libdir out of WARN_QA"),
+        parser("CVE_PRODUCT", "do_package_qa[noexec] = \"1\"\nCVE_PRODUCT", "do_package_qa"),
+        parser("CARGO_BUILD_FLAGS +=", "CARGO_BUILD_FLAGS =", "no --frozen"),
+        parser("(aarch64|arm|", "(aarch64|", "refuses glibc: arm-oe-linux-gnueabi"),
         fault(Check::Parser, CRATES, "sha256sum] = \"", "sha256sum] = \"0", "has checksum 0"),
         fault(
             Check::Parser,
@@ -111,23 +119,61 @@ fn faults() -> Vec<Fault> {
             "Cargo.lock",
             "name = \"agent\"\nversion = \"0",
             "name = \"agent\"\nversion = \"7",
-            "is of version",
+            "sysflow-agent_0.1.0.bb: is of version",
+        ),
+        fault(
+            Check::Parser,
+            "Cargo.lock",
+            "name = \"agent\"\nversion = \"0",
+            "name = \"agent\"\nversion = \"7",
+            "sysflow-agent-btf_0.1.0.bb: is of version",
         ),
         fault(Check::Parser, layer, "scarthgap", "kirkstone", "does not have scarthgap"),
         fault(Check::Parser, append, "sysflow-kernel.inc", "sysflow.inc", "Could not include"),
         fault(
             Check::Parser,
             kernel,
-            "scc file://sysflow.cfg",
-            "scc file://kernel.cfg",
+            "file://sysflow.cfg",
+            "file://kernel.cfg",
             "file://kernel.cfg is in none",
         ),
         fault(Check::Parser, class, "fi\n", "\n", "sysflow_btf_qa: "),
+        in_class("postfuncs] +=", "prefuncs] +=", "do_compile does not end with sysflow_btf_check"),
+        in_class("do_deploy:append ()", "do_undeploy ()", "does not deploy sysflow-kernel.btf"),
+        in_kernel("KERNEL_DEBUG =", "KERNEL_DEBUGS =", "KERNEL_DEBUG is not True"),
+        in_kernel("DEPENDS += \"pahole-native\"", "", "does not depend on pahole-native"),
+        in_kernel("'file://sysflow.scc' if", "'' if", "kernel with kernel-yocto the sources"),
+        in_kernel("bb.data.inherits_class('kernel-yocto', d)", "1", "kernel without kernel-yocto"),
+        fault(Check::Parser, append, "'', d)}", "'sysflow-kernel.inc', d)}", "changes SRC_URI"),
+        fault(Check::Parser, append, "# Without", "KERNEL_DEBUG = \"True\"\n#", "changes KERNEL_"),
+        fault(
+            Check::Parser,
+            append,
+            "# Without",
+            "do_compile[postfuncs] += \"sysflow_btf_check\"\n#",
+            "changes do_compile without",
+        ),
         fault(Check::Linter, RECIPE, "SECTION = \"net\"", "SECTION_${PN} = \"net\"", "oelint."),
         fault(Check::Linter, RECIPE, "SUMMARY = ", "SUMARY = ", "oelint."),
         fault(Check::Kas, "yocto/kas.yml", "\nmachine: ", "\nmachines: ", "kas.yml: "),
         fault(Check::Kas, "yocto/kas.yml", "version: 14", "version: fourteen", "header.version"),
         fault(Check::Kas, "yocto/kas.yml", "meta-sysflow:", "meta-flow:", "no layer of this tree"),
+        fault(
+            Check::Kas,
+            "yocto/kas-scarthgap.yml",
+            "- yocto/kas.yml",
+            "- yocto/kos.yml",
+            "kas-scarthgap.yml: yocto/kos.yml is no file",
+        ),
+        fault(
+            Check::Kas,
+            "yocto/kas-scarthgap.yml",
+            "branch: ",
+            "branches: ",
+            "kas-scarthgap.yml: ",
+        ),
+        fault(Check::Scripts, ".ci/run", "cargo xtask check\n", "if cargo\n", "error"),
+        fault(Check::Scripts, "tests/guests/machine.sh", "say() {", "say() ", "error"),
         fault(Check::Scripts, INIT, "|| return 4", "|| return 4 }", "error: "),
         fault(Check::Scripts, "agent/sysflow-agent.bash", "esac\n", "\n", "error"),
         fault(Check::Scripts, "cross/debian/postinst", "esac\n", "\n", "error"),
@@ -135,6 +181,16 @@ fn faults() -> Vec<Fault> {
         unit("RestrictAddressFamilies=", "#", "sysflow-agent.service: "),
         unit("User=sysflow", "User=root", "sysflow-agent.service: "),
         unit("AssertPathExists=", "#", "and does not assert it"),
+        unit("WatchdogSec=", "#", "no WatchdogSec"),
+        unit("MemoryMax=48M", "MemoryMax=39M", "the agent may need 41582912 bytes"),
+        unit("MemoryMax=", "#", "MemoryMax is []"),
+        fault(
+            Check::Units,
+            "agent/agent.toml",
+            "budget_bytes = 8",
+            "budget_bytes = 88",
+            "MemoryMax is [\"48M\"]",
+        ),
         unit("NoNewPrivileges=yes", "", "sysflow-agent.service: "),
         unit("CapabilityBoundingSet=CAP_BPF", "#", "sysflow-agent.service: "),
     ]

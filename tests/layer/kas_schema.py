@@ -1,4 +1,5 @@
-"""Holds a kas file against kas' own schema, and looks whether the layers of its own tree are there.
+"""Holds kas files against kas' own schema, and looks whether what they name of their own tree is
+there: layers, and files that they include.
 
     kas_schema.py TREE
 """
@@ -11,15 +12,27 @@ import yaml
 from kas.configschema import CONFIGSCHEMA
 
 tree = Path(sys.argv[1])
-config = yaml.safe_load((tree / "yocto/kas.yml").read_text())
-faults = [
-    f"kas.yml: {'.'.join(map(str, error.path))}: {error.message}"
-    for error in jsonschema.Draft7Validator(CONFIGSCHEMA).iter_errors(config)
-]
-if not faults:
+
+
+def faults_of(file):
+    config = yaml.safe_load(file.read_text())
+    errors = list(jsonschema.Draft7Validator(CONFIGSCHEMA).iter_errors(config))
+    for error in errors:
+        yield f"{'.'.join(map(str, error.path))}: {error.message}"
+    if errors:
+        return
     for repository in config["repos"].values():
         for layer in repository.get("layers", {}) if "url" not in repository else ():
             if not (tree / layer / "conf/layer.conf").is_file():
-                faults.append(f"kas.yml: {layer} is no layer of this tree")
+                yield f"{layer} is no layer of this tree"
+    for included in config["header"].get("includes", []):
+        if not (tree / included).is_file():
+            yield f"{included} is no file of this tree"
+
+
+files = sorted((tree / "yocto").glob("kas*.yml"))
+faults = [f"{file.name}: {fault}" for file in files for fault in faults_of(file)]
+if len(files) < 2:
+    faults.append(f"kas files of this tree: {[file.name for file in files]}")
 print("\n".join(faults))
 sys.exit(bool(faults))

@@ -3,8 +3,9 @@ bitbake-setup), and prints a line for each fault.
 
 The classes of oe-core are not to be had from a package registry: stubs stand in for those that
 the layer inherits. So this sees syntax, unknown classes, missing files, wrong checksums, wrong
-package versions, shell functions that are none. It cannot see whether what the recipes set means
-to the real classes what it should, whether other layers have what DEPENDS names, or whether
+package versions, shell functions that are none, hosts that a recipe takes or refuses, and what
+the append does to a kernel with the distribution feature and without it. It cannot see whether
+what the recipes set means to the real classes what it should, whether other layers have what DEPENDS names, or whether
 anything builds: README.md of the layer says how that is tried where oe-core is.
 
     parse.py TREE RELEASE
@@ -12,6 +13,7 @@ anything builds: README.md of the layer says how that is tried where oe-core is.
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -40,6 +42,7 @@ CLASSES = {
     """,
     "bash-completion": "",
     "features_check": "",
+    "kernel-yocto": "",
     "pkgconfig": "",
     "ptest": "",
     "systemd": "",
@@ -78,6 +81,15 @@ SETTINGS = {
     "OBJCOPY": "objcopy",
     "READELF": "readelf",
     "AUTOREV": "AUTOINC",
+    "OVERRIDES": "class-target:libc-glibc:pn-${PN}",
+    # Of what oe-core's checks of packages fail or warn of.
+    "ERROR_QA": "already-stripped arch buildpaths file-rdeps ldflags textrel",
+    "WARN_QA": "host-user-contaminated libdir",
+}
+# HOST_SYS as oe-core makes it, for each C library.
+HOSTS = {
+    "glibc": ["aarch64-oe-linux", "arm-oe-linux-gnueabi", "x86_64-oe-linux"],
+    "musl": ["aarch64-oe-linux-musl", "arm-oe-linux-musleabi", "x86_64-oe-linux-musl"],
 }
 # Where the releases differ.
 RELEASES = {
@@ -119,9 +131,9 @@ class Layer:
     def fault(self, place, text):
         self.faults.append(f"{place}: {text}")
 
-    def data(self):
+    def data(self, **settings):
         d = self.bb.data.init()
-        for name, value in self.settings.items():
+        for name, value in {**self.settings, **settings}.items():
             d.setVar(name, value)
         d.setVar("__bbclasstype", "recipe")
         d.setVar("BB_SIGNATURE_HANDLER", "noop")
@@ -137,9 +149,9 @@ class Layer:
         self.bb.parse.BBHandler.inherit("base", "INHERIT", 0, d)
         return d
 
-    def parse(self, file, appended=None):
+    def parse(self, file, appended=None, **settings):
         """Of a recipe its data; none if it cannot be parsed."""
-        d = self.data()
+        d = self.data(**settings)
         d.setVar("FILE", str(file))
         if appended:
             d.setVar("__BBAPPEND", str(appended))
@@ -166,8 +178,13 @@ class Layer:
             self.fault(place, "has no LIC_FILES_CHKSUM")
         if "crate://" in (d.getVar("SRC_URI") or ""):
             self.crates(place, d)
+            if "--frozen" not in (d.getVar("CARGO_BUILD_FLAGS") or "").split():
+                self.fault(place, "lets cargo change the lock file or ask a network: no --frozen")
+        if not appended:
             self.version(place, d)
+            self.hosts(place, file, d)
         self.functions(place, d)
+        self.judges(place, d)
 
     def licences(self, place, d):
         for entry in d.getVar("LIC_FILES_CHKSUM").split():
@@ -207,6 +224,60 @@ class Layer:
         if d.getVar("PV") != version:
             self.fault(place, f"is of version {d.getVar('PV')}, the agent of {version}")
 
+    def hosts(self, place, file, d):
+        """Each architecture with glibc, and none with musl, for which libbpf-sys needs tools of the
+        build host that the recipe does not name."""
+        musl = self.parse(file, OVERRIDES="class-target:libc-musl:pn-${PN}")
+        for library, data in (("glibc", d), ("musl", musl)):
+            hosts = (data and data.getVar("COMPATIBLE_HOST")) or ""
+            for host in HOSTS[library]:
+                if bool(re.match(hosts, host)) != (library == "glibc"):
+                    verb = "refuses" if library == "glibc" else "does not refuse"
+                    self.fault(place, f"{verb} {library}: {host}, COMPATIBLE_HOST is {hosts!r}")
+
+    def kernel(self, appended):
+        """With the distribution feature the append asks for types, looks for them in what was built,
+        and deploys them; without it, it changes nothing."""
+        place = appended.name
+        name = place.replace("_%.bbappend", "_1.bb")
+        file, other = self.stubs / name, self.stubs / f"other-{name}"
+        file.write_text("inherit kernel kernel-yocto\n")
+        other.write_text("inherit kernel\n")
+        self.recipe(file, appended)
+        without = " ".join(w for w in self.settings["DISTRO_FEATURES"].split() if w != "sysflow")
+        asked = self.parse(file, appended)
+        elsewhere = self.parse(other, appended)
+        plain = self.parse(file, DISTRO_FEATURES=without)
+        kept = self.parse(file, appended, DISTRO_FEATURES=without)
+        if None in (asked, elsewhere, plain, kept):
+            return
+        if "sysflow_btf_check" not in (asked.getVarFlag("do_compile", "postfuncs") or "").split():
+            self.fault(place, "do_compile does not end with sysflow_btf_check")
+        if asked.getVar("KERNEL_DEBUG") != "True":
+            self.fault(place, "KERNEL_DEBUG is not True: oe-core then builds without pahole")
+        if "pahole-native" not in (asked.getVar("DEPENDS") or "").split():
+            self.fault(place, "does not depend on pahole-native")
+        if "/sysflow-kernel.btf" not in asked.getVar("do_deploy"):
+            self.fault(place, "do_deploy does not deploy sysflow-kernel.btf")
+        for data, is_merged in ((asked, True), (elsewhere, False)):
+            uris = data.getVar("SRC_URI").split()
+            if "file://sysflow.cfg" not in uris or ("file://sysflow.scc" in uris) != is_merged:
+                where = "with" if is_merged else "without"
+                self.fault(place, f"has for a kernel {where} kernel-yocto the sources {uris}")
+        for key in sorted(filter(is_of_recipe, {*kept.keys(), *plain.keys()})):
+            before, after = ((data.getVar(key, False), flags(data, key)) for data in (plain, kept))
+            if before != after:
+                self.fault(place, f"changes {key} without the feature: {before} to {after}")
+
+    def judges(self, place, d):
+        """oe-core's checks of packages are all made."""
+        for name in ("ERROR_QA", "WARN_QA"):
+            lost = set(self.settings[name].split()) - set((d.getVar(name) or "").split())
+            if lost:
+                self.fault(place, f"takes {', '.join(sorted(lost))} out of {name}")
+        if d.getVarFlag("do_package_qa", "noexec", False):
+            self.fault(place, "leaves out do_package_qa")
+
     def functions(self, place, d):
         """Tasks as BitBake would run them: expanded, with all that they call."""
         for name in d.keys():
@@ -220,14 +291,30 @@ class Layer:
                 ["sh", "-n"], input=f"f() {{\n{text}\n}}\n", text=True, capture_output=True)
             if shell.returncode:
                 self.fault(place, f"{name}: {shell.stderr.strip()}")
-        deps = [d.getVar("DEPENDS") or "", d.getVar("RDEPENDS:" + (d.getVar("PN") or "")) or ""]
-        if any(word in " ".join(deps).split() for word in ("clang", "bpftool")):
+        built = (d.getVar("DEPENDS") or "").split()
+        run = (d.getVar("RDEPENDS:" + (d.getVar("PN") or "")) or "").split()
+        if any(word in built + run for word in ("clang", "bpftool")):
             self.fault(place, "depends on a compiler of the target")
+        # On scarthgap these are two builds of LLVM, whose files collide in the sysroot: meta-clang's
+        # clang-native has all of LLVM, llvm-objcopy included.
+        if {"clang-native", "llvm-native"} <= set(built):
+            self.fault(place, "depends on clang-native and on llvm-native, which collide")
         network = [t for t in d.keys() if d.getVarFlag(t, "network", False)]
         if network:
             self.fault(place, f"opens the network in {', '.join(network)}")
         if any(name.startswith("INSANE_SKIP") for name in d.keys()):
             self.fault(place, "skips checks of packages (INSANE_SKIP)")
+
+
+def is_of_recipe(key):
+    """Whether a variable is a recipe's: the parser keeps notes of its own, of the files it read."""
+    return not key.startswith("__") and key not in ("BBINCLUDED", "FILE")
+
+
+def flags(d, key):
+    """The flags of a variable that are not the parser's notes of where it stands."""
+    held = d.getVarFlags(key) or {}
+    return {name: held[name] for name in held if name not in ("filename", "lineno")}
 
 
 def unexpanded(text, d):
@@ -250,11 +337,9 @@ def main():
             layer.fault(layer.folder, "has no recipes")
         for recipe in recipes:
             layer.recipe(recipe)
-        # An appended file is parsed as if it were the recipe of the kernel.
+        # An appended file is parsed with the recipe of a kernel before it.
         for appended in sorted(layer.folder.glob("recipes-*/*/*.bbappend")):
-            kernel = Path(stubs) / appended.name.replace("_%.bbappend", "_1.bb")
-            kernel.write_text("inherit kernel\n")
-            layer.recipe(kernel, appended)
+            layer.kernel(appended)
         for fault in layer.faults:
             print(fault)
     return bool(layer.faults)

@@ -18,7 +18,9 @@ inherit features_check
 
 do_compile[depends] += "virtual/kernel:do_deploy"
 
+# As sysflow-agent.
 COMPATIBLE_HOST = "(aarch64|arm|x86_64).*-linux.*"
+COMPATIBLE_HOST:libc-musl = "null"
 PACKAGE_ARCH = "${MACHINE_ARCH}"
 INHIBIT_DEFAULT_DEPS = "1"
 

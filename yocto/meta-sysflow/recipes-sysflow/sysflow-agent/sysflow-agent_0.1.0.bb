@@ -13,8 +13,9 @@ LIC_FILES_CHKSUM = "\
 "
 
 # The probes are compiled by the build script: it asks no kernel, and no libbpf and libelf of the
-# build host.
-DEPENDS = "clang-native elfutils llvm-native zlib"
+# build host. clang-native has llvm-objcopy, too, in meta-clang as in oe-core; llvm-native beside it
+# would be LLVM a second time, which collides with it in scarthgap's sysroots.
+DEPENDS = "clang-native elfutils zlib"
 
 # Layer and agent are one tree: its commit is what is built. From elsewhere:
 #   SYSFLOW_SOURCE = "git://HOST/PATH;protocol=https;branch=main", and SRCREV
@@ -32,6 +33,9 @@ require ${BPN}-crates.inc
 
 CVE_PRODUCT = "sysflow-agent"
 COMPATIBLE_HOST = "(aarch64|arm|x86_64).*-linux.*"
+# With musl libbpf-sys builds a libelf of its own for rustc's vendor "unknown", which oe-core's
+# target specifications have, too: that takes autotools of the build host, and links statically.
+COMPATIBLE_HOST:libc-musl = "null"
 ANY_OF_DISTRO_FEATURES = "systemd sysvinit"
 
 CARGO_BUILD_FLAGS += "--package agent --bin sysflow-agent"
@@ -56,6 +60,7 @@ do_install () {
 
     # What sysflow-agent-btf asks the kernel's types for.
     probes=$(ls -t ${B}/target/${CARGO_TARGET_SUBDIR}/build/bpf-*/out/probes.bpf.o | head -n 1)
+    [ -n "$probes" ] || bbfatal "cargo has left no probes.bpf.o in ${B}/target/${CARGO_TARGET_SUBDIR}/build/bpf-*/out"
     install -D -m 0644 "$probes" ${D}${datadir}/sysflow/probes.bpf.o
 }
 
