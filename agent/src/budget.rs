@@ -225,6 +225,22 @@ mod tests {
         }
     }
 
+    /// Both documents say which budget is the least with defaults: it is, to the eighth of a
+    /// mebibyte.
+    #[test]
+    fn the_documents_name_the_least_budget() {
+        const LEAST: usize = 2_883_584;
+        for document in [include_str!("../agent.toml"), include_str!("../../README.md")] {
+            let text = document.replace("\n# ", " ").replace('\n', " ");
+            assert!(text.contains(&format!("four processors is {LEAST} bytes")), "{text}");
+        }
+        for processors in 1..=4 {
+            assert!(divide(&config(LEAST), processors).is_ok());
+        }
+        let error = divide(&config(LEAST - (128 << 10)), 4).unwrap_err();
+        assert!(error.smallest.bytes() > LEAST - (128 << 10));
+    }
+
     #[test]
     fn more_budget_is_more_of_ring_flows_and_processes() {
         let mut before = divide(&config(4 << 20), 2).unwrap();

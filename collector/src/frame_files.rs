@@ -13,9 +13,17 @@ use crate::layout;
 use crate::ranges::Ranges;
 
 /// Writes a new file and makes its content durable; a left-over of the same name is replaced.
+///
+/// # Errors
+/// If the file system refuses, or only says that it wrote.
 pub(crate) fn write_durable(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = File::create(path)?;
     file.write_all(bytes)?;
+    let held = file.metadata()?.len();
+    if held != bytes.len() as u64 {
+        let text = format!("{}: holds {held} of {} bytes", path.display(), bytes.len());
+        return Err(io::Error::other(text));
+    }
     file.sync_all()
 }
 
@@ -53,4 +61,21 @@ pub(crate) fn list(directory: &Path) -> io::Result<Ranges> {
     }
     sequences.sort_unstable();
     Ok(sequences.into_iter().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_system_that_only_says_that_it_wrote_is_found_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("frame");
+        write_durable(&path, b"whole").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"whole");
+        let path = folder.path().join("nothing");
+        std::os::unix::fs::symlink("/dev/null", &path).unwrap();
+        let error = write_durable(&path, b"whole").unwrap_err().to_string();
+        assert!(error.ends_with("holds 0 of 5 bytes"), "{error}");
+    }
 }

@@ -1,36 +1,20 @@
 //! What came of the acts: each is in the records exactly once and as it was, or where it is
 //! missing something names the loss.
 
-use std::collections::{BTreeMap, HashMap};
+mod held;
+mod named;
+
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use codec::Frame;
+use codec::Subject;
 use serde_json::Value;
 use tests::Result;
-use tests::acts::{Act, Item, by_number, items};
-use tests::frames;
+use tests::acts::{Act, Item, Part, by_number, items};
 use tests::records::{of_kind, text};
 
-use crate::world::Session;
-
-/// What names that something is missing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Name {
-    /// Frames that the collector knows to be missing.
-    Frames,
-    /// An agent was killed, or none ran.
-    Interval,
-    /// The agent was on a step of the ladder that gives up detail.
-    Step,
-}
-
-/// An interval in which something may be missing, boot clock, ns.
-#[derive(Clone, Copy, Debug)]
-struct Interval {
-    name: Name,
-    from_ns: u64,
-    to_ns: u64,
-}
+use crate::world::{Blows, ClockStep, HOUR_NS, Session};
+use named::{Interval, Name, Search};
 
 /// What came of a run's acts.
 #[derive(Clone, Debug, Default)]
@@ -38,7 +22,9 @@ pub(crate) struct Verdict {
     pub(crate) acts: u64,
     /// Whole in the records.
     pub(crate) delivered: u64,
-    /// Missing, wholly or in part, and within missing frames.
+    /// Missing, wholly or in part, and within frames that the agent says that it dropped.
+    pub(crate) in_dropped: u64,
+    /// Missing, wholly or in part, and within other missing frames.
     pub(crate) in_frames: u64,
     /// Missing, wholly or in part, and within a named interval.
     pub(crate) in_interval: u64,
@@ -61,112 +47,70 @@ pub(crate) struct Evidence<'e> {
     /// What `print --json` and `ledger --json` say.
     pub(crate) printed: &'e str,
     pub(crate) ledger: &'e [Value],
+    pub(crate) blows: &'e Blows,
+    pub(crate) clock_steps: &'e [ClockStep],
 }
 
-/// Times of the frames of each stream, by the run's tag and class.
-type Times = HashMap<(String, u64), BTreeMap<u64, u64>>;
-
-fn frame_times(store: &Path) -> Result<Times> {
-    let mut times = Times::new();
-    for path in frames::find(store)? {
-        let bytes = std::fs::read(&path)?;
-        let (frame, _) =
-            Frame::decode(&bytes).map_err(|error| format!("{}: {error}", path.display()))?;
-        let key = frame.header.key;
-        let run = key.run_tag.iter().map(|byte| format!("{byte:02x}")).collect();
-        times
-            .entry((run, key.class.into()))
-            .or_default()
-            .insert(key.sequence, frame.header.last_ns);
+/// The kinds of operations that a part of an act consists of, as the books call them, and what
+/// summaries of it are about.
+fn kind(part: Part) -> (&'static str, Subject) {
+    match part {
+        Part::Exec => ("exec", Subject::Processes),
+        Part::Exit => ("exit", Subject::Processes),
+        Part::Folder => ("mkdir", Subject::Files),
+        Part::Writes | Part::Process => ("write+send", Subject::Files),
     }
-    Ok(times)
 }
 
-/// The intervals that the store names, and those in which nobody watched by order.
-fn intervals(evidence: &Evidence<'_>) -> Result<Vec<Interval>> {
-    let times = frame_times(evidence.store)?;
-    let mut found = Vec::new();
-    for gap in of_kind(evidence.ledger, "GAP") {
-        let ns = |key: &str| gap[key].as_u64().unwrap_or(0);
-        match text(gap, "reason") {
-            "interruption" => {
-                found.push(Interval {
-                    name: Name::Interval,
-                    from_ns: ns("from_ns"),
-                    to_ns: ns("to_ns"),
-                });
-            }
-            "missing_frames" | "dropped_frames" => {
-                let run = text(gap, "run");
-                let class = ns("class");
-                let of_run = |run: &str| times.get(&(run.to_string(), class));
-                let held = of_run(run).cloned().unwrap_or_default();
-                let before = held.range(..ns("first")).map(|(_, ns)| *ns).max();
-                let after = held.range(ns("last")..).map(|(_, ns)| *ns).find(|ns| *ns > 0);
-                // Where a run begins or ends with what is missing, its life says how far that goes.
-                let place = evidence.sessions.iter().position(|session| session.run == run);
-                let place = place.ok_or_else(|| format!("{gap}: no such run"))?;
-                // What its first frame said of those before it is missing, too.
-                let earlier = evidence.sessions.iter().take(place);
-                let earlier = earlier.filter_map(|session| of_run(&session.run));
-                let earlier = earlier.flat_map(|held| held.values()).max();
-                let next = evidence.sessions.get(place + 1);
-                found.push(Interval {
-                    name: Name::Frames,
-                    from_ns: before.or(earlier.copied()).unwrap_or(0),
-                    to_ns: after.or(next.map(|next| next.ready_ns)).unwrap_or(u64::MAX),
-                });
-            }
-            reason => return Err(format!("a gap with the reason {reason:?}").into()),
-        }
-    }
-    for books in of_kind(evidence.ledger, "BOOKS") {
-        let run = text(books, "run");
-        let life = evidence.sessions.iter().find(|session| session.run == run);
-        let end_ns = life.map_or(u64::MAX, |session| session.end_ns);
-        for stay in books["ladder"].as_array().into_iter().flatten() {
-            found.push(Interval {
-                name: Name::Step,
-                from_ns: stay["from_ns"].as_u64().ok_or("a step has no beginning")?,
-                to_ns: stay["to_ns"].as_u64().unwrap_or(end_ns),
-            });
-        }
-    }
-    // Between a farewell and the next start there is nothing to be named: the farewell did.
-    let closed: Vec<&str> = of_kind(evidence.ledger, "BOOKS")
-        .filter(|books| text(books, "ending") == "closed")
-        .map(|books| text(books, "run"))
-        .collect();
-    for pair in evidence.sessions.windows(2) {
-        if let [session, next] = pair
-            && closed.contains(&session.run.as_str())
-        {
-            found.push(Interval {
-                name: Name::Interval,
-                from_ns: session.end_ns,
-                to_ns: next.ready_ns,
-            });
-        }
-    }
-    Ok(found)
+/// What is missing, and how it is excused.
+struct Missing {
+    part: Part,
+    operations: u64,
+    /// What it lies in, the best excuse first.
+    excuses: Vec<Interval>,
 }
 
-/// What is left out on the ladder's steps by the books, and what summaries stand for.
-fn given_up(evidence: &Evidence<'_>) -> Result<u64> {
-    let kinds = of_kind(evidence.ledger, "BOOKS").flat_map(|books| books["operations"].as_object());
-    let kinds = kinds.flatten().filter_map(|(_, terms)| terms["lost_shed"].as_u64());
-    let lines: Vec<&str> =
-        evidence.printed.lines().filter(|line| line.contains("\"Summary\"")).collect();
-    let summaries = tests::records::parse(&lines.join("\n"))?;
-    let told = summaries.iter().filter_map(|summary| summary["summary.records"].as_u64());
-    Ok(kinds.sum::<u64>() + told.sum::<u64>())
+impl Missing {
+    fn is_in(&self, wanted: impl Fn(&Interval) -> bool) -> bool {
+        self.excuses.iter().any(wanted)
+    }
+}
+
+const DROPPED: Name = Name::Frames { dropped: true };
+
+fn is_frames(interval: &Interval) -> bool {
+    matches!(interval.name, Name::Frames { .. })
 }
 
 /// Judges a run.
 pub(crate) fn judge(acts: &[Act], evidence: &Evidence<'_>) -> Result<Verdict> {
     let mut verdict = Verdict { acts: acts.len() as u64, ..Verdict::default() };
-    let intervals = intervals(evidence)?;
-    verdict.steps = intervals.iter().filter(|i| i.name == Name::Step).count() as u64;
+    let mut runs = held::runs(evidence.store)?;
+    let lives = evidence.sessions.iter();
+    let lives = lives.map(|session| (session, runs.remove(&session.run).unwrap_or_default()));
+    let mut search = Search { evidence, lives: lives.collect(), found: vec![], faults: vec![] };
+    search.run()?;
+    verdict.steps = search.found.iter().filter(|i| i.name == Name::Step).count() as u64;
+    let missing = look_up(acts, evidence, &search, &mut verdict)?;
+    balance(evidence, &mut verdict);
+    counted_on_steps(&search, &missing, &mut verdict)?;
+    counted_in_frames(&search, &missing, &mut verdict);
+    told_clocks(&search, &mut verdict);
+    verdict.faults.append(&mut search.faults);
+    if !verdict.faults.is_empty() {
+        verdict.faults.push(format!("named: {:#?}", search.found));
+        verdict.faults.push(format!("lives: {:#?}", evidence.sessions));
+    }
+    Ok(verdict)
+}
+
+/// Holds the acts against the records: what is missing of them.
+fn look_up(
+    acts: &[Act],
+    evidence: &Evidence<'_>,
+    search: &Search<'_>,
+    verdict: &mut Verdict,
+) -> Result<Vec<Missing>> {
     // Only what names the folder is of an act; the rest of a machine's doings is much.
     let name = evidence.folder.to_string_lossy();
     let mut lines = String::new();
@@ -176,43 +120,49 @@ pub(crate) fn judge(acts: &[Act], evidence: &Evidence<'_>) -> Result<Verdict> {
     }
     let records = tests::records::parse(&lines)?;
     let mut by_number = by_number(&records, evidence.folder);
+    let mut all = Vec::new();
     for act in acts {
         let found = by_number.remove(&act.mark.number).unwrap_or_default();
         let mut missing = Vec::new();
         for item in items(act, evidence.folder, &found) {
             match item {
                 Item::Right => {}
-                Item::Missing(what) => missing.push(what),
+                Item::Missing { part, operations } => {
+                    let covers = |interval: &&Interval| interval.covers(act, part);
+                    let excuses = search.found.iter().filter(covers).copied().collect();
+                    missing.push(Missing { part, operations, excuses });
+                }
                 Item::Wrong(what) => {
                     verdict.faults.push(format!("act {}: {what}", act.mark.number));
                 }
             }
         }
+        let is_in = |wanted: fn(&Interval) -> bool| missing.iter().any(|m| m.is_in(wanted));
         if missing.is_empty() {
             verdict.delivered += 1;
-            continue;
-        }
-        let covers =
-            |interval: &&Interval| interval.from_ns <= act.to_ns && act.from_ns <= interval.to_ns;
-        let names: Vec<Name> = intervals.iter().filter(covers).map(|i| i.name).collect();
-        if names.contains(&Name::Frames) {
-            verdict.in_frames += 1;
-        } else if names.contains(&Name::Interval) {
-            verdict.in_interval += 1;
-        } else if names.contains(&Name::Step) {
-            verdict.in_step += 1;
-        } else {
+        } else if let Some(missing) = missing.iter().find(|missing| missing.excuses.is_empty()) {
             verdict.faults.push(format!(
-                "act {} ({} to {}): missing without a word: {}",
-                act.mark.number,
-                act.from_ns,
-                act.to_ns,
-                missing.join(", ")
+                "act {} ({} to {}): {:?} is missing without a word",
+                act.mark.number, act.from_ns, act.to_ns, missing.part
             ));
+        } else if is_in(|interval| interval.name == DROPPED) {
+            verdict.in_dropped += 1;
+        } else if is_in(is_frames) {
+            verdict.in_frames += 1;
+        } else if is_in(|interval| interval.name == Name::Interval) {
+            verdict.in_interval += 1;
+        } else {
+            verdict.in_step += 1;
         }
+        all.append(&mut missing);
     }
     let invented = by_number.keys().map(|number| format!("act {number} was never done"));
     verdict.faults.extend(invented);
+    Ok(all)
+}
+
+/// What the books say: whether they balance, and the records that they count as lost.
+fn balance(evidence: &Evidence<'_>, verdict: &mut Verdict) {
     for books in of_kind(evidence.ledger, "BOOKS") {
         let lost = books["records_lost"].as_object().into_iter().flatten();
         verdict.records_lost += lost.filter_map(|(_, count)| count.as_u64()).sum::<u64>();
@@ -221,17 +171,78 @@ pub(crate) fn judge(acts: &[Act], evidence: &Evidence<'_>) -> Result<Verdict> {
             verdict.faults.push(format!("run {run} does not balance: {fault}"));
         }
     }
-    // Where all frames came, what a step gave up is counted, too.
-    let given_up = given_up(evidence)?;
-    if given_up < verdict.in_step && !intervals.iter().any(|i| i.name == Name::Frames) {
-        verdict.faults.push(format!(
-            "{} acts are missing on steps of the ladder, and {given_up} records are counted",
-            verdict.in_step
-        ));
+}
+
+/// What steps of the ladder gave up is counted or summarised, kind by kind, in each life whose
+/// books are closed and whose frames all came.
+fn counted_on_steps(search: &Search<'_>, missing: &[Missing], verdict: &mut Verdict) -> Result {
+    let mut given_up: BTreeMap<(usize, Part), u64> = BTreeMap::new();
+    for Missing { part, operations, excuses } in missing {
+        let other = excuses.iter().any(|interval| interval.name != Name::Step);
+        if let Some(step) = excuses.first().filter(|_| !other) {
+            *given_up.entry((step.life, *part)).or_default() += operations;
+        }
     }
-    if !verdict.faults.is_empty() {
-        verdict.faults.push(format!("named: {intervals:?}"));
-        verdict.faults.push(format!("lives: {:?}", evidence.sessions));
+    for books in of_kind(search.evidence.ledger, "BOOKS") {
+        let life = search.life(text(books, "run"))?;
+        let lacks = search.found.iter().any(|i| i.life == life && is_frames(i));
+        let Some((_, run)) = search.lives.get(life) else { continue };
+        if lacks || text(books, "ending") != "closed" {
+            continue;
+        }
+        for ((_, part), missing) in given_up.iter().filter(|((of, _), _)| *of == life) {
+            let (kind, subject) = kind(*part);
+            let shed = books["operations"][kind]["lost_shed"].as_u64().unwrap_or(0);
+            let told = run.summarised.get(&subject).copied().unwrap_or_default();
+            let told = if *part == Part::Writes { told.writes } else { told.records };
+            if *missing > shed + told {
+                verdict.faults.push(format!(
+                    "{missing} of {part:?} are missing on steps of life {life}: {shed} are \
+                     counted, {told} summarised"
+                ));
+            }
+        }
     }
-    Ok(verdict)
+    Ok(())
+}
+
+/// What was in missing frames is counted, by those who dropped them; and nothing is counted as
+/// lost where all came.
+fn counted_in_frames(search: &Search<'_>, missing: &[Missing], verdict: &mut Verdict) {
+    if !search.found.iter().any(is_frames) && verdict.records_lost > 0 {
+        let lost = verdict.records_lost;
+        verdict.faults.push(format!("{lost} records are counted as lost, and no frame is missing"));
+    }
+    let only =
+        |missing: &&Missing, wanted: fn(&Interval) -> bool| missing.excuses.iter().all(wanted);
+    let dropped = |interval: &Interval| interval.name == DROPPED;
+    let found = missing.iter().filter(|missing| only(missing, dropped)).count() as u64;
+    let stones = of_kind(search.evidence.ledger, "GAP");
+    let told: u64 = stones.filter_map(|gap| gap["records"].as_u64()).sum();
+    if found > told {
+        verdict.faults.push(format!("{found} are missing in {told} records that were dropped"));
+    }
+    // Frames that rot, or die with their agent, take their number with them.
+    let is_quiet = !search.evidence.blows.takes_frames();
+    let found = missing.iter().filter(|missing| only(missing, is_frames)).count() as u64;
+    if is_quiet && found > verdict.records_lost {
+        let lost = verdict.records_lost;
+        verdict.faults.push(format!("{found} are missing in frames, {lost} records are counted"));
+    }
+}
+
+/// The wall clock of an agent whose clock was moved is in what its frames told.
+fn told_clocks(search: &Search<'_>, verdict: &mut Verdict) {
+    let offsets = |life: usize| search.lives.get(life).map(|(_, run)| run.offsets_ns.as_slice());
+    // What the first life began with is true.
+    let Some(true_ns) = offsets(0).and_then(|offsets| offsets.first()) else { return };
+    for step in search.evidence.clock_steps {
+        let expected_ns = true_ns + step.offset_s * 1_000_000_000;
+        let lives = step.lives.clone().filter_map(offsets).flatten();
+        let is_told = lives.into_iter().any(|ns| (ns - expected_ns).abs() < HOUR_NS);
+        if !is_told {
+            let told: Vec<_> = step.lives.clone().filter_map(offsets).collect();
+            verdict.faults.push(format!("{step:?} is in no frame: {told:?} from {true_ns}"));
+        }
+    }
 }

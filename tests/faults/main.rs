@@ -9,10 +9,12 @@
 // A test program: what cannot be looked up ends it.
 #![allow(clippy::unwrap_used)]
 
+mod fault;
 mod judge;
 mod schedule;
 mod world;
 
+use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -24,6 +26,7 @@ use tests::Result;
 use tests::acts::Actor;
 use tests::machine::{Machine, Need, has_program, skip};
 
+use fault::Fault;
 use judge::{Evidence, Verdict};
 use world::{Blows, World};
 
@@ -90,7 +93,32 @@ struct Sum {
     passed: u64,
     failed: Vec<u64>,
     blows: Blows,
+    bites: Bites,
     verdict: Verdict,
+}
+
+/// By kind of fault, how often it was carried out, and how often something showed of it.
+#[derive(Clone, Debug, Default)]
+struct Bites(BTreeMap<&'static str, [u64; 2]>);
+
+impl Bites {
+    fn note(&mut self, kind: &'static str, has_shown: bool) {
+        let [times, shown] = self.0.entry(kind).or_default();
+        *times += 1;
+        *shown += u64::from(has_shown);
+    }
+
+    fn add(&mut self, other: &Bites) {
+        for (kind, [times, shown]) in &other.0 {
+            let sum = self.0.entry(kind).or_default();
+            *sum = [sum[0] + times, sum[1] + shown];
+        }
+    }
+
+    /// Kinds of which nothing ever showed.
+    fn idle(&self) -> Vec<&'static str> {
+        self.0.iter().filter(|(_, [_, shown])| *shown == 0).map(|(kind, _)| *kind).collect()
+    }
 }
 
 /// Whether all runs passed.
@@ -132,27 +160,33 @@ fn all() -> Result<bool> {
             });
         }
     });
-    let Sum { passed, failed, blows, verdict } = sum.into_inner()?;
+    let Sum { passed, failed, blows, bites, verdict } = sum.into_inner()?;
     println!("{blows:?}");
+    println!("shown of each kind of fault: {bites:?}");
     println!(
-        "{} runs from seed {}: {} acts, {} delivered, {} missing within missing frames, {} within \
-         named intervals, {} on {} steps of the ladder; {} records counted as lost",
+        "{} runs from seed {}: {} acts, {} delivered, {} missing within dropped frames, {} within \
+         other missing frames, {} within named intervals, {} on {} steps of the ladder; {} records counted as lost",
         plan.runs,
         plan.seed,
         verdict.acts,
         verdict.delivered,
+        verdict.in_dropped,
         verdict.in_frames,
         verdict.in_interval,
         verdict.in_step,
         verdict.steps,
         verdict.records_lost
     );
-    let result = if failed.is_empty() { "ok" } else { "FAILED" };
-    if !failed.is_empty() {
-        println!("failed seeds: {failed:?}");
+    // In so many runs in a row each kind is drawn.
+    let idle = if plan.runs < Fault::KINDS { Vec::new() } else { bites.idle() };
+    let is_well = failed.is_empty() && idle.is_empty();
+    let result = if is_well { "ok" } else { "FAILED" };
+    if !is_well {
+        println!("failed seeds: {failed:?}; faults of which nothing showed: {idle:?}");
     }
-    println!("test result: {result}. {passed} passed; {} failed; 0 ignored", failed.len());
-    Ok(failed.is_empty())
+    let failures = failed.len() + idle.len();
+    println!("test result: {result}. {passed} passed; {failures} failed; 0 ignored");
+    Ok(is_well)
 }
 
 /// Compiles what moves the wall clock of one program.
@@ -173,20 +207,28 @@ struct Told {
     schedule: String,
     seconds: f64,
     blows: Blows,
+    bites: Bites,
     verdict: Result<Verdict>,
 }
 
 fn run(machine: &Machine, preload: &Path, seed: u64) -> Told {
     let start = std::time::Instant::now();
     let mut random = Rng::with_seed(seed);
-    let phases = schedule::draw(&mut random);
+    let phases = schedule::draw(seed, &mut random);
     let character = schedule::Character::draw(&mut random);
     let schedule: Vec<String> = phases.iter().map(ToString::to_string).collect();
-    let mut blows = Blows::default();
+    let (mut blows, mut bites) = (Blows::default(), Bites::default());
     let begun = World::start(machine, preload, &character);
-    let verdict = begun.and_then(|world| befall(machine, world, &phases, &mut random, &mut blows));
+    let verdict = begun
+        .and_then(|world| befall(machine, world, &phases, &mut random, &mut blows, &mut bites));
     let seconds = start.elapsed().as_secs_f64();
-    Told { schedule: format!("{character}: {}", schedule.join("; ")), seconds, blows, verdict }
+    Told {
+        schedule: format!("{character}: {}", schedule.join("; ")),
+        seconds,
+        blows,
+        bites,
+        verdict,
+    }
 }
 
 fn befall(
@@ -195,12 +237,15 @@ fn befall(
     phases: &[schedule::Phase],
     random: &mut Rng,
     blows: &mut Blows,
+    bites: &mut Bites,
 ) -> Result<Verdict> {
     let mut actor = Actor::start(env!("CARGO_BIN_EXE_workload-mark"), world.fleet.path("acts"))?;
     for phase in phases {
         let carried = schedule::carry_out(phase, &mut world, &mut actor, random);
         *blows = world.blows;
-        carried.map_err(|e| format!("{phase}: {e}; the agent's log:\n{}", world.agent_log()))?;
+        let has_shown = carried
+            .map_err(|e| format!("{phase}: {e}; the agent's log:\n{}", world.agent_log()))?;
+        bites.note(phase.kind(), has_shown);
     }
     actor.order(LAST_ACTS);
     let acts = actor.finish()?;
@@ -222,18 +267,22 @@ fn befall(
         sessions: &world.sessions,
         printed: &printed,
         ledger: &ledger,
+        blows: &world.blows,
+        clock_steps: &world.clock_steps,
     };
     judge::judge(&acts, &evidence)
 }
 
 /// Prints what came of a run, and adds it up.
 fn tell(seed: u64, told: Told, sum: &mut Sum) {
-    let Told { schedule, seconds, blows, verdict } = told;
+    let Told { schedule, seconds, blows, bites, verdict } = told;
     sum.blows.add(&blows);
+    sum.bites.add(&bites);
     let faults = match &verdict {
         Ok(verdict) => {
             sum.verdict.acts += verdict.acts;
             sum.verdict.delivered += verdict.delivered;
+            sum.verdict.in_dropped += verdict.in_dropped;
             sum.verdict.in_frames += verdict.in_frames;
             sum.verdict.in_interval += verdict.in_interval;
             sum.verdict.in_step += verdict.in_step;
@@ -245,8 +294,9 @@ fn tell(seed: u64, told: Told, sum: &mut Sum) {
     };
     let counts = verdict.as_ref().map_or(String::new(), |v| {
         format!(
-            "{} acts, {} delivered, {} in missing frames, {} in intervals, {} on {} steps; ",
-            v.acts, v.delivered, v.in_frames, v.in_interval, v.in_step, v.steps
+            "{} acts, {} delivered, {} in dropped frames, {} in missing ones, {} in intervals, {} on \
+             {} steps; ",
+            v.acts, v.delivered, v.in_dropped, v.in_frames, v.in_interval, v.in_step, v.steps
         )
     });
     let result = if faults.is_empty() { "ok" } else { "FAILED" };

@@ -5,14 +5,19 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use tests::Result;
+use tests::acts::Actor;
 use tests::wait::wait_for;
 
+use crate::fault::Fault;
 use crate::world::World;
-use tests::acts::Actor;
 
 const DEADLINE: Duration = Duration::from_secs(60);
-/// Ten years, s.
-const DECADE_S: i64 = 10 * 365 * 86_400;
+/// How long a fault is waited for that may show or not.
+const LINGER: Duration = Duration::from_millis(2500);
+/// How long one that takes its time by itself.
+const LONG_LINGER: Duration = Duration::from_secs(8);
+/// The agent looks at its clock each five seconds.
+const CLOCK_LINGER: Duration = Duration::from_secs(20);
 
 /// How careful a spool can be.
 const SPOOL_SYNCS: [&str; 3] = ["frame", "interval", "memory-first"];
@@ -50,104 +55,6 @@ impl fmt::Display for Character {
     }
 }
 
-/// One fault.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Fault {
-    /// The agent is killed, and comes back after some acts.
-    KillAgent,
-    /// The agent ends in order and comes back.
-    RestartAgent,
-    /// The collector is killed, and comes back.
-    KillCollector,
-    /// Connections are cut after so many bytes towards the collector.
-    CutBodies(u64),
-    /// Connections are cut after so many bytes of answers: the agent sends again.
-    CutAnswers(u64),
-    /// Each piece of data is held back, ms.
-    Delay(u64),
-    /// No byte is left for the spool and what is beside it.
-    SpoolFull,
-    /// No byte is left for the store.
-    StoreFull,
-    /// Calls of the agent end otherwise.
-    AgentCalls(String),
-    /// Calls of the collector end otherwise.
-    CollectorCalls(String),
-    /// The agent is down with frames in its spool, and so many bits of them turn.
-    Rot(usize),
-    /// The wall clock of the agent, or of the collector, is off by so many seconds.
-    Clock { of_agent: bool, offset_s: i64 },
-    /// The agent's certificate is over, and then renewed.
-    Expire,
-    /// The agent gets another certificate.
-    Rotate,
-}
-
-impl Fault {
-    fn draw(random: &mut Rng) -> Fault {
-        match random.u32(..14) {
-            0 => Fault::KillAgent,
-            1 => Fault::RestartAgent,
-            2 => Fault::KillCollector,
-            3 => Fault::CutBodies(random.u64(500..12_000)),
-            4 => Fault::CutAnswers(random.u64(100..4000)),
-            5 => Fault::Delay(random.u64(10..80)),
-            6 => Fault::SpoolFull,
-            7 => Fault::StoreFull,
-            8 => {
-                let call = *random
-                    .choice(&[
-                        "pwrite64",
-                        "fdatasync",
-                        "pread64",
-                        "ftruncate",
-                        "pwrite64,fdatasync",
-                    ])
-                    .unwrap_or(&"pwrite64");
-                // A device that says that it wrote, and wrote nothing, writes short the worst way.
-                let result = *random
-                    .choice(&["error=EIO", "error=EIO", "error=ENOSPC", "error=EINTR", "retval=1"])
-                    .unwrap_or(&"error=EIO");
-                let result = if call == "pwrite64" || !result.starts_with("retval") {
-                    result
-                } else {
-                    "error=EIO"
-                };
-                Fault::AgentCalls(format!("{call}:{result}:{}", when(random)))
-            }
-            9 => {
-                let call = *random
-                    .choice(&[
-                        "fsync",
-                        "linkat,link",
-                        "rename,renameat,renameat2",
-                        "unlink,unlinkat",
-                    ])
-                    .unwrap_or(&"fsync");
-                Fault::CollectorCalls(format!("{call}:error=EIO:{}", when(random)))
-            }
-            10 => Fault::Rot(random.usize(1..6)),
-            11 => Fault::Clock {
-                of_agent: random.bool(),
-                offset_s: if random.bool() { DECADE_S } else { -DECADE_S },
-            },
-            12 => Fault::Expire,
-            _ => Fault::Rotate,
-        }
-    }
-}
-
-/// Which of the calls.
-fn when(random: &mut Rng) -> String {
-    format!("when={}+{}", random.u32(1..5), random.u32(1..4))
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self, f)
-    }
-}
-
 /// What amid a fault ends without a word, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Amid {
@@ -174,12 +81,20 @@ impl fmt::Display for Phase {
     }
 }
 
-/// Draws the phases of a run.
-pub(crate) fn draw(random: &mut Rng) -> Vec<Phase> {
+impl Phase {
+    /// The name of its fault's kind.
+    pub(crate) fn kind(&self) -> &'static str {
+        self.fault.kind()
+    }
+}
+
+/// Draws the phases of a run. Runs in a row begin with one kind of fault after another.
+pub(crate) fn draw(seed: u64, random: &mut Rng) -> Vec<Phase> {
     let phases = random.usize(3..6);
     (0..phases)
-        .map(|_| {
-            let fault = Fault::draw(random);
+        .map(|number| {
+            let kind = if number == 0 { seed } else { random.u64(..Fault::KINDS) };
+            let fault = Fault::draw(kind, random);
             let amid = match (random.u32(..4), &fault) {
                 // There the program is down, or must not start anew.
                 (
@@ -189,11 +104,12 @@ pub(crate) fn draw(random: &mut Rng) -> Vec<Phase> {
                     | Fault::KillCollector
                     | Fault::AgentCalls(_)
                     | Fault::CollectorCalls(_)
+                    | Fault::ReadOnly
                     | Fault::Rot(_)
-                    | Fault::StoreFull,
+                    | Fault::StoreFull(_),
                 ) => Amid::Nothing,
+                (0, Fault::Vanish) => Amid::Nothing,
                 (0, _) => Amid::AgentDies,
-                (1, Fault::Clock { of_agent: false, .. }) => Amid::Nothing,
                 (1, _) => Amid::CollectorDies,
                 _ => Amid::Nothing,
             };
@@ -212,35 +128,188 @@ fn fails(world: &World<'_>) -> Result<bool> {
     Ok(world.status()?["upload"]["failures"].as_u64() > Some(0))
 }
 
-/// Carries a phase out.
+/// Pieces of data that are held back before a delay is one.
+const DELAYS: u64 = 20;
+
+/// Failures in a row, for a certificate that is right, that a clock may bring.
+const FAILURES_MAX: u64 = 2;
+
+/// What can be counted of faults, before and after.
+struct Counts {
+    cuts: u64,
+    delays: u64,
+    repeats: u64,
+    rotten_bits: u64,
+    renewals: usize,
+    complaints: usize,
+    lost: u64,
+    /// The agent's life, and of it the uploads that came and the present row of failures.
+    life: usize,
+    uploads: u64,
+    failures: u64,
+}
+
+impl Counts {
+    fn of(world: &World<'_>) -> Result<Counts> {
+        let log = world.agent_log();
+        let status = world.status()?;
+        let number = |part: &str, key: &str| status[part][key].as_u64().unwrap_or(0);
+        let complains = |line: &&str| line.contains("spool") || line.contains("state");
+        Ok(Counts {
+            cuts: world.proxy.cuts(),
+            delays: world.proxy.delays(),
+            repeats: world.proxy.repeats(),
+            rotten_bits: world.blows.rotten_bits,
+            renewals: log.matches("read anew").count(),
+            complaints: log.lines().filter(complains).count(),
+            lost: number("ledger", "lost_spool_error"),
+            life: world.sessions.len(),
+            uploads: number("upload", "uploads"),
+            failures: number("upload", "failures"),
+        })
+    }
+
+    /// Uploads that came since.
+    fn uploads_since(&self, before: &Counts) -> u64 {
+        let known = if self.life == before.life { before.uploads } else { 0 };
+        self.uploads.saturating_sub(known)
+    }
+
+    /// Failures in a row that came since.
+    fn failures_since(&self, before: &Counts) -> u64 {
+        let is_same = self.life == before.life && self.uploads == before.uploads;
+        self.failures.saturating_sub(if is_same { before.failures } else { 0 })
+    }
+}
+
+/// Whether a fault has shown.
+fn shows(fault: &Fault, world: &World<'_>, before: &Counts) -> Result<bool> {
+    let now = Counts::of(world)?;
+    Ok(match fault {
+        Fault::KillAgent | Fault::RestartAgent | Fault::KillCollector => true,
+        Fault::CutBodies(_) | Fault::CutAnswers(_) | Fault::HoldAnswers(..) => {
+            now.cuts > before.cuts
+        }
+        Fault::RepeatAnswers(_) => now.repeats > before.repeats,
+        Fault::Delay(_) => now.delays > before.delays + DELAYS,
+        Fault::SpoolFull(_) => now.lost > before.lost || now.complaints > before.complaints,
+        Fault::Vanish => now.complaints > before.complaints || fails(world)?,
+        Fault::AgentCalls(_) | Fault::ReadOnly | Fault::CollectorCalls(_) => {
+            world.has_injected()?
+        }
+        Fault::Rot(_) => now.rotten_bits > before.rotten_bits,
+        Fault::Rotate => now.renewals > before.renewals,
+        Fault::AgentClock(offset_s) => world.tells_clock(*offset_s)?,
+        Fault::CollectorClock(_) => now.uploads_since(before) > 0 || fails(world)?,
+        Fault::Stall(_) | Fault::StoreFull(_) | Fault::Expire => fails(world)?,
+    })
+}
+
+/// A wrong clock locks nobody out: waits until the agent delivers, and fails if it only
+/// complains of certificates.
+fn delivers(world: &World<'_>, before: &Counts) -> Result {
+    let is_locked_out = |world: &World<'_>, now: &Counts| -> Result<bool> {
+        let status = world.status()?;
+        let error = status["upload"]["last_error"].as_str().unwrap_or_default();
+        Ok(error.contains("certificate") && now.failures_since(before) > FAILURES_MAX)
+    };
+    world.linger(LONG_LINGER, |world| {
+        let now = Counts::of(world)?;
+        Ok(now.uploads_since(before) > 0 || is_locked_out(world, &now)?)
+    })?;
+    if is_locked_out(world, &Counts::of(world)?)? {
+        return Err(format!("locked out: {}", world.status()?["upload"]).into());
+    }
+    Ok(())
+}
+
+/// Begins a fault.
+fn begin(fault: &Fault, world: &mut World<'_>) -> Result {
+    match fault {
+        Fault::KillAgent => world.kill_agent(),
+        Fault::RestartAgent => world.stop_agent(),
+        Fault::KillCollector | Fault::Rot(_) => world.kill_collector(),
+        Fault::CutBodies(bytes) => {
+            world.proxy.cut_after(Some(*bytes));
+            Ok(())
+        }
+        Fault::CutAnswers(bytes) => {
+            world.proxy.cut_answers_after(Some(*bytes));
+            Ok(())
+        }
+        Fault::HoldAnswers(bytes, ms) => {
+            world.proxy.hold(Duration::from_millis(*ms));
+            world.proxy.cut_answers_after(Some(*bytes));
+            Ok(())
+        }
+        Fault::RepeatAnswers(bytes) => {
+            world.proxy.repeat_answers_after(Some(*bytes));
+            Ok(())
+        }
+        Fault::Delay(ms) | Fault::Stall(ms) => {
+            world.proxy.delay(Duration::from_millis(*ms));
+            Ok(())
+        }
+        Fault::SpoolFull(left_bytes) => world.fill_spool(Some(*left_bytes)),
+        Fault::StoreFull(left_bytes) => world.fill_store(Some(*left_bytes)),
+        Fault::AgentCalls(_) | Fault::ReadOnly | Fault::CollectorCalls(_) => {
+            let (into_agent, injection) = fault.injection().ok_or("nothing to inject")?;
+            world.inject(into_agent, &injection)
+        }
+        Fault::Vanish => world.cover_spool(true),
+        Fault::AgentClock(offset_s) => world.step_clock(true, *offset_s),
+        Fault::CollectorClock(offset_s) => world.step_clock(false, *offset_s),
+        Fault::Expire => world.renew_certificate(true),
+        Fault::Rotate => world.renew_certificate(false),
+    }
+}
+
+/// Ends it.
+fn end(fault: &Fault, world: &mut World<'_>) -> Result {
+    match fault {
+        Fault::KillAgent | Fault::RestartAgent => world.start_agent()?,
+        Fault::KillCollector => world.start_collector()?,
+        Fault::CutBodies(_) => world.proxy.cut_after(None),
+        Fault::CutAnswers(_) => world.proxy.cut_answers_after(None),
+        Fault::HoldAnswers(..) => {
+            world.proxy.cut_answers_after(None);
+            world.proxy.hold(Duration::ZERO);
+        }
+        Fault::RepeatAnswers(_) => world.proxy.repeat_answers_after(None),
+        Fault::Delay(_) | Fault::Stall(_) => world.proxy.delay(Duration::ZERO),
+        Fault::SpoolFull(_) => world.fill_spool(None)?,
+        Fault::StoreFull(_) => world.fill_store(None)?,
+        Fault::AgentCalls(_) | Fault::ReadOnly | Fault::CollectorCalls(_) => {
+            world.end_injection()?;
+        }
+        Fault::Vanish => world.cover_spool(false)?,
+        Fault::Rot(_) => {
+            world.start_collector()?;
+            world.start_agent()?;
+        }
+        Fault::AgentClock(_) => world.step_clock(true, 0)?,
+        Fault::CollectorClock(_) => world.step_clock(false, 0)?,
+        Fault::Expire => world.renew_certificate(false)?,
+        Fault::Rotate => {}
+    }
+    Ok(())
+}
+
+/// Carries a phase out; returns whether its fault has shown.
 pub(crate) fn carry_out(
     phase: &Phase,
     world: &mut World<'_>,
     actor: &mut Actor,
     random: &mut Rng,
-) -> Result {
+) -> Result<bool> {
     let [before, amid, after] = phase.acts;
+    let fault = &phase.fault;
     let ordered = actor.order(before);
     if random.bool() {
         acted(actor, ordered)?;
     }
-    let cuts = world.proxy.cuts();
-    match &phase.fault {
-        Fault::KillAgent => world.kill_agent()?,
-        Fault::RestartAgent => world.stop_agent()?,
-        Fault::KillCollector => world.kill_collector()?,
-        Fault::CutBodies(bytes) => world.proxy.cut_after(Some(*bytes)),
-        Fault::CutAnswers(bytes) => world.proxy.cut_answers_after(Some(*bytes)),
-        Fault::Delay(ms) => world.proxy.delay(Duration::from_millis(*ms)),
-        Fault::SpoolFull => world.fill_spool(true)?,
-        Fault::StoreFull => world.fill_store(true)?,
-        Fault::AgentCalls(injection) => world.inject(true, injection)?,
-        Fault::CollectorCalls(injection) => world.inject(false, injection)?,
-        Fault::Rot(_) => world.kill_collector()?,
-        Fault::Clock { of_agent, offset_s } => world.step_clock(*of_agent, *offset_s)?,
-        Fault::Expire => world.renew_certificate(true)?,
-        Fault::Rotate => world.renew_certificate(false)?,
-    }
+    let counts = Counts::of(world)?;
+    begin(fault, world)?;
     let ordered = actor.order(amid);
     acted(actor, ordered)?;
     match phase.amid {
@@ -254,13 +323,11 @@ pub(crate) fn carry_out(
             world.start_collector()?;
         }
     }
-    match &phase.fault {
-        Fault::CutBodies(_) | Fault::CutAnswers(_) => {
-            world.linger(|world| Ok(world.proxy.cuts() > cuts))?;
-        }
-        Fault::KillAgent | Fault::RestartAgent | Fault::Rotate => {}
+    match fault {
         Fault::Rot(bits) => {
-            world.linger(|world| Ok(world.status()?["spool"]["frames"].as_u64() > Some(1)))?;
+            let waits =
+                |world: &World<'_>| Ok(world.status()?["spool"]["frames"].as_u64() > Some(1));
+            world.linger(LINGER, waits)?;
             if random.bool() {
                 world.kill_agent()?;
             } else {
@@ -268,25 +335,27 @@ pub(crate) fn carry_out(
             }
             world.rot(random, *bits)?;
         }
-        _ => world.linger(fails)?,
+        // Those that end calls are given time to do harm.
+        Fault::KillCollector
+        | Fault::AgentCalls(_)
+        | Fault::ReadOnly
+        | Fault::CollectorCalls(_) => world.linger(LINGER, fails)?,
+        Fault::Stall(_) | Fault::HoldAnswers(..) | Fault::Expire => {
+            world.linger(LONG_LINGER, |world| shows(fault, world, &counts))?;
+        }
+        Fault::AgentClock(_) => {
+            world.linger(CLOCK_LINGER, |world| shows(fault, world, &counts))?;
+            delivers(world, &counts)?;
+        }
+        _ => world.linger(LINGER, |world| shows(fault, world, &counts))?,
     }
     let ordered = actor.order(after);
-    match &phase.fault {
-        Fault::KillAgent | Fault::RestartAgent => world.start_agent()?,
-        Fault::KillCollector => world.start_collector()?,
-        Fault::CutBodies(_) => world.proxy.cut_after(None),
-        Fault::CutAnswers(_) => world.proxy.cut_answers_after(None),
-        Fault::Delay(_) => world.proxy.delay(Duration::ZERO),
-        Fault::SpoolFull => world.fill_spool(false)?,
-        Fault::StoreFull => world.fill_store(false)?,
-        Fault::AgentCalls(_) | Fault::CollectorCalls(_) => world.end_injection()?,
-        Fault::Rot(_) => {
-            world.start_collector()?;
-            world.start_agent()?;
-        }
-        Fault::Clock { of_agent, .. } => world.step_clock(*of_agent, 0)?,
-        Fault::Expire => world.renew_certificate(false)?,
-        Fault::Rotate => {}
+    let has_shown = shows(fault, world, &counts)?;
+    end(fault, world)?;
+    if let Fault::CollectorClock(_) = fault {
+        delivers(world, &Counts::of(world)?)?;
     }
-    acted(actor, ordered)
+    acted(actor, ordered)?;
+    // The tracer writes the last of what it did at its end.
+    Ok(has_shown || fault.injection().is_some() && world.has_injected()?)
 }

@@ -4,34 +4,60 @@
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::ops::RangeInclusive;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use codec::Frame;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 use tests::Result;
+use tests::acts::boot_ns;
 use tests::fleet::{AGENT_ID, Agent, AgentSettings, Collector, Fleet};
+use tests::frames;
 use tests::machine::Machine;
 use tests::program::Program;
 use tests::proxy::Proxy;
 use tests::wait::wait_for;
 
-use tests::acts::boot_ns;
-
 use crate::schedule::Character;
 
 const DEADLINE: Duration = Duration::from_secs(60);
+/// How long a request may take, s: less than what some are held back by.
+const COLLECTOR_PATIENCE_S: u64 = 3;
+
+/// How far a clock may be from where it was moved to, by ten years, ns.
+pub(crate) const HOUR_NS: i64 = 3_600_000_000_000;
+
+/// The machine's wall clock, ns.
+fn unix_ns() -> i64 {
+    let time = clock_gettime(ClockId::Realtime);
+    time.tv_sec * 1_000_000_000 + time.tv_nsec
+}
 
 /// One life of the agent.
 #[derive(Clone, Debug)]
 pub(crate) struct Session {
     /// The run's tag, as the collector prints it.
     pub(crate) run: String,
-    /// When it had begun to watch, and when it was told to end or killed: boot clock, ns.
+    /// When it was started, and when it had begun to watch: boot clock, ns.
+    pub(crate) begun_ns: u64,
     pub(crate) ready_ns: u64,
+    /// When it was told to end or killed, and when it was gone.
     pub(crate) end_ns: u64,
+    pub(crate) ended_ns: u64,
+    pub(crate) is_killed: bool,
+}
+
+/// A time in which the agent's wall clock was off.
+#[derive(Clone, Debug)]
+pub(crate) struct ClockStep {
+    pub(crate) offset_s: i64,
+    /// The lives of the agent that saw it.
+    pub(crate) lives: RangeInclusive<usize>,
 }
 
 /// A disk of its own for some folder, which can be filled.
@@ -52,17 +78,30 @@ impl Disk {
         self.place.join("ballast")
     }
 
-    /// Leaves no byte free.
-    fn fill(&self) -> Result {
+    /// Leaves so many bytes free, to the page.
+    fn fill(&self, left_bytes: u64) -> Result {
         let mut file = File::create(self.ballast())?;
         let piece = vec![0; 64 << 10];
         loop {
             match file.write_all(&piece) {
                 Ok(()) => {}
-                Err(e) if e.kind() == std::io::ErrorKind::StorageFull => return Ok(()),
+                Err(e) if e.kind() == std::io::ErrorKind::StorageFull => break,
                 Err(e) => return Err(e.into()),
             }
         }
+        let length = file.metadata()?.len();
+        Ok(file.set_len(length.saturating_sub(left_bytes))?)
+    }
+
+    /// Puts another one in its place, which is empty and read-only.
+    fn cover(&self) -> Result {
+        mount("tmpfs", &self.place, "tmpfs", MountFlags::RDONLY, None)
+            .map_err(|e| format!("mount {}: {e}", self.place.display()).into())
+    }
+
+    fn uncover(&self) -> Result {
+        unmount(&self.place, UnmountFlags::DETACH)
+            .map_err(|e| format!("unmount {}: {e}", self.place.display()).into())
     }
 
     fn empty(&self) -> Result {
@@ -92,6 +131,11 @@ pub(crate) struct Blows {
 }
 
 impl Blows {
+    /// Whether any of them may take frames, and how many records they had.
+    pub(crate) fn takes_frames(&self) -> bool {
+        self.agent_kills > 0 || self.rotten_bits > 0
+    }
+
     /// Adds those of another run.
     pub(crate) fn add(&mut self, other: &Blows) {
         self.agent_kills += other.agent_kills;
@@ -121,6 +165,7 @@ pub(crate) struct World<'m> {
     collector_clock: File,
     collector_environment: Vec<(OsString, OsString)>,
     pub(crate) sessions: Vec<Session>,
+    pub(crate) clock_steps: Vec<ClockStep>,
     pub(crate) blows: Blows,
 }
 
@@ -132,7 +177,8 @@ impl<'m> World<'m> {
         preload: &Path,
         character: &Character,
     ) -> Result<World<'m>> {
-        let fleet = Fleet::new(machine)?;
+        let mut fleet = Fleet::new(machine)?;
+        fleet.limits = format!("request_timeout_s = {COLLECTOR_PATIENCE_S}\n");
         let spool_disk = Disk::mount(&fleet.path("agent"), "3m")?;
         let store_disk = Disk::mount(&fleet.store(), "64m")?;
         let clock = |name: &str| -> Result<(File, Vec<(OsString, OsString)>)> {
@@ -170,6 +216,7 @@ impl<'m> World<'m> {
             collector_clock,
             collector_environment,
             sessions: Vec::new(),
+            clock_steps: Vec::new(),
             blows: Blows::default(),
         };
         world.start_agent()?;
@@ -177,18 +224,21 @@ impl<'m> World<'m> {
     }
 
     pub(crate) fn start_agent(&mut self) -> Result {
+        let begun_ns = boot_ns();
         let agent = self.fleet.start_agent(&self.settings)?;
         let ready_ns = boot_ns();
         let run = agent.status()?["run_id"].as_str().unwrap_or_default().to_string();
         let run = run.get(..16).ok_or("the agent's status has no run id")?.to_string();
-        self.sessions.push(Session { run, ready_ns, end_ns: u64::MAX });
+        let (end_ns, ended_ns) = (u64::MAX, u64::MAX);
+        let is_killed = false;
+        self.sessions.push(Session { run, begun_ns, ready_ns, end_ns, ended_ns, is_killed });
         self.agent = Some(agent);
         Ok(())
     }
 
-    fn agent_ended(&mut self, at_ns: u64) {
+    fn agent_ended(&mut self, end_ns: u64, is_killed: bool) {
         if let Some(session) = self.sessions.last_mut() {
-            session.end_ns = at_ns;
+            (session.end_ns, session.ended_ns, session.is_killed) = (end_ns, boot_ns(), is_killed);
         }
     }
 
@@ -197,7 +247,7 @@ impl<'m> World<'m> {
         let mut agent = self.agent.take().ok_or("no agent runs")?;
         let at_ns = boot_ns();
         agent.program.kill()?;
-        self.agent_ended(at_ns);
+        self.agent_ended(at_ns, true);
         self.blows.agent_kills += 1;
         Ok(())
     }
@@ -207,7 +257,7 @@ impl<'m> World<'m> {
         let mut agent = self.agent.take().ok_or("no agent runs")?;
         let at_ns = boot_ns();
         agent.program.stop()?;
-        self.agent_ended(at_ns);
+        self.agent_ended(at_ns, false);
         self.blows.restarts += 1;
         Ok(())
     }
@@ -237,16 +287,21 @@ impl<'m> World<'m> {
         Ok(())
     }
 
-    /// Fills the disk of the spool, or empties it.
-    pub(crate) fn fill_spool(&mut self, full: bool) -> Result {
-        self.blows.full_disks += u64::from(full);
-        if full { self.spool_disk.fill() } else { self.spool_disk.empty() }
+    /// Fills the disk of the spool up to so many bytes, or empties it.
+    pub(crate) fn fill_spool(&mut self, left_bytes: Option<u64>) -> Result {
+        self.blows.full_disks += u64::from(left_bytes.is_some());
+        left_bytes.map_or_else(|| self.spool_disk.empty(), |left| self.spool_disk.fill(left))
     }
 
-    /// Fills the disk of the store, or empties it.
-    pub(crate) fn fill_store(&mut self, full: bool) -> Result {
-        self.blows.full_disks += u64::from(full);
-        if full { self.store_disk.fill() } else { self.store_disk.empty() }
+    /// Fills the disk of the store up to so many bytes, or empties it.
+    pub(crate) fn fill_store(&mut self, left_bytes: Option<u64>) -> Result {
+        self.blows.full_disks += u64::from(left_bytes.is_some());
+        left_bytes.map_or_else(|| self.store_disk.empty(), |left| self.store_disk.fill(left))
+    }
+
+    /// Hides the disk of the spool, or shows it again.
+    pub(crate) fn cover_spool(&mut self, hidden: bool) -> Result {
+        if hidden { self.spool_disk.cover() } else { self.spool_disk.uncover() }
     }
 
     /// Makes calls of the agent, or of the collector, end as `injection` says.
@@ -258,13 +313,22 @@ impl<'m> World<'m> {
         };
         let calls = injection.split(':').next().unwrap_or_default();
         let mut command = Command::new("strace");
-        command.args(["-f", "-o", "/dev/null", "-p", &pid.to_string()]);
+        command.args(["-f", "-p", &pid.to_string(), "-o"]).arg(self.trace());
         command.args(["-e", &format!("trace={calls}"), "-e", &format!("inject={injection}")]);
         let mut tracer = Program::start("strace", &mut command, &self.fleet.path("logs"))?;
         tracer.wait_for_line("attached", DEADLINE)?;
         self.tracer = Some(tracer);
         self.blows.injections += 1;
         Ok(())
+    }
+
+    fn trace(&self) -> PathBuf {
+        self.fleet.path("trace")
+    }
+
+    /// Whether the present injection, or the last one, has made a call end otherwise.
+    pub(crate) fn has_injected(&self) -> Result<bool> {
+        Ok(std::fs::read_to_string(self.trace())?.contains("(INJECTED)"))
     }
 
     /// Lets all calls through again.
@@ -275,10 +339,36 @@ impl<'m> World<'m> {
 
     /// Moves a wall clock away from the machine's, by so many seconds.
     pub(crate) fn step_clock(&mut self, of_agent: bool, offset_s: i64) -> Result {
+        let life = self.sessions.len().saturating_sub(1);
+        match self.clock_steps.last_mut() {
+            _ if !of_agent => {}
+            Some(step) if offset_s == 0 => step.lives = *step.lives.start()..=life,
+            _ => self.clock_steps.push(ClockStep { offset_s, lives: life..=life }),
+        }
         let clock = if of_agent { &self.agent_clock } else { &self.collector_clock };
         clock.write_all_at(&offset_s.to_ne_bytes(), 0)?;
         self.blows.clock_steps += u64::from(offset_s != 0);
         Ok(())
+    }
+
+    /// Whether a frame of the agent's present life that the store holds tells that its clock is off
+    /// by so many seconds.
+    pub(crate) fn tells_clock(&self, offset_s: i64) -> Result<bool> {
+        let true_ns = unix_ns() - i64::try_from(boot_ns())?;
+        let run = self.sessions.last().map_or("", |session| session.run.as_str());
+        for path in frames::find(&self.fleet.store())? {
+            if !path.to_string_lossy().contains(run) {
+                continue;
+            }
+            let bytes = std::fs::read(&path)?;
+            let (frame, _) =
+                Frame::decode(&bytes).map_err(|e| format!("{}: {e}", path.display()))?;
+            let moved = |ns: i64| ns - true_ns - offset_s * 1_000_000_000;
+            if frame.header.clock.is_some_and(|clock| moved(clock.offset_ns).abs() < HOUR_NS) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Gives the agent another certificate.
@@ -341,12 +431,15 @@ impl<'m> World<'m> {
         std::fs::read_to_string(self.fleet.path("logs/agent.log")).unwrap_or_default()
     }
 
-    /// Waits until `seen`, but not for long: an effect that a fault may have or not.
-    pub(crate) fn linger(&self, seen: impl Fn(&World<'m>) -> Result<bool>) -> Result {
-        let start = boot_ns();
+    /// Waits until `seen`, but not longer: an effect that a fault may have or not.
+    pub(crate) fn linger(
+        &self,
+        longest: Duration,
+        seen: impl Fn(&World<'m>) -> Result<bool>,
+    ) -> Result {
+        let start = Instant::now();
         wait_for("what a fault does", DEADLINE, || {
-            let is_late = boot_ns() - start > 2_500_000_000;
-            Ok((is_late || seen(self)?).then_some(()))
+            Ok((seen(self)? || start.elapsed() > longest).then_some(()))
         })
     }
 }

@@ -34,6 +34,9 @@ const GROWTH_BYTES_MAX: u64 = 512 * 1024;
 /// Tables and pools are filled, and their memory touched, after so long. Before that only the
 /// bound of memory holds.
 const FILLED_SECONDS: u64 = 300;
+/// What the spool may have more of than after the first quarter, bytes: a segment of the size that
+/// it has with the settings of tests.
+const SEGMENT_BYTES: u64 = 1 << 20;
 /// The budget: the product's.
 const BUDGET_BYTES: u64 = 8 << 20;
 /// What the agent takes beside budget and code at most, bytes.
@@ -189,12 +192,14 @@ fn growth(samples: &[Sample], seconds: u64, bound_bytes: u64) -> Vec<String> {
     let Some(settled) = early.last() else { return vec!["too short a time".to_string()] };
     let resident = late.iter().map(|sample| sample.resident_bytes).max().unwrap_or(0);
     let descriptors = late.iter().map(|sample| sample.descriptors).max().unwrap_or(0);
+    let spool = late.iter().map(|sample| sample.spool_bytes).max().unwrap_or(0);
     let best = samples.windows(2).filter(|pair| pair[0].lost == pair[1].lost);
     let best = best.map(|pair| pair[1].pace).max().unwrap_or(0);
     println!(
         "resident: {} bytes after a quarter of the time, {resident} at most later; descriptors: \
-         {} and {descriptors}; {best} acts a second of each of the quickest without a loss",
-        settled.resident_bytes, settled.descriptors
+         {} and {descriptors}; spool: {} bytes and {spool}; {best} acts a second of each of the \
+         quickest without a loss",
+        settled.resident_bytes, settled.descriptors, settled.spool_bytes
     );
     let mut faults = Vec::new();
     let grew = resident > settled.resident_bytes + GROWTH_BYTES_MAX;
@@ -204,6 +209,9 @@ fn growth(samples: &[Sample], seconds: u64, bound_bytes: u64) -> Vec<String> {
     // A connection more or less.
     if descriptors > settled.descriptors + 2 {
         faults.push(format!("descriptors grew: {samples:#?}"));
+    }
+    if spool > settled.spool_bytes + SEGMENT_BYTES {
+        faults.push(format!("the spool grew: {samples:#?}"));
     }
     faults
 }

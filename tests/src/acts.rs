@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use codec::Class;
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 
@@ -133,22 +134,52 @@ fn act(program: &str, orders: &Receiver<()>, folder: &Path, done: &Mutex<Vec<Act
     Ok(())
 }
 
+/// A part of an act that records tell of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Part {
+    /// Its program begins.
+    Exec,
+    /// Its process ends.
+    Exit,
+    /// It makes its folder.
+    Folder,
+    /// It writes its file.
+    Writes,
+    /// Who did what is told.
+    Process,
+}
+
+impl Part {
+    /// The class that its records travel in.
+    pub fn class(self) -> Class {
+        match self {
+            Part::Exec | Part::Exit => Class::Urgent,
+            Part::Folder | Part::Writes | Part::Process => Class::Volume,
+        }
+    }
+}
+
 /// What the records say of one act, against what it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Item {
     /// As it was.
     Right,
-    /// Not there, or a part of it: what.
-    Missing(String),
+    /// Not there, or not all of it.
+    Missing {
+        /// What.
+        part: Part,
+        /// So many operations of it.
+        operations: u64,
+    },
     /// Another than it was: how.
     Wrong(String),
 }
 
-fn count(what: &str, found: usize) -> Item {
+fn count(part: Part, found: usize) -> Item {
     match found {
-        0 => Item::Missing(what.to_string()),
+        0 => Item::Missing { part, operations: 1 },
         1 => Item::Right,
-        more => Item::Wrong(format!("{what}: {more} times")),
+        more => Item::Wrong(format!("{part:?}: {more} times")),
     }
 }
 
@@ -169,9 +200,9 @@ pub fn items(act: &Act, folder: &Path, records: &[&Value]) -> Vec<Item> {
                 && text(r, "proc.args") == args
         })
     };
-    items.push(count("exec", events("EXEC").count()));
+    items.push(count(Part::Exec, events("EXEC").count()));
     let ends: Vec<_> = events("EXIT").collect();
-    items.push(count("exit", ends.len()));
+    items.push(count(Part::Exit, ends.len()));
     let status = i64::from(act.mark.exit_code()) << 8;
     if let Some(end) = ends.first()
         && number(end, "ret") != Some(status)
@@ -182,7 +213,7 @@ pub fn items(act: &Act, folder: &Path, records: &[&Value]) -> Vec<Item> {
     let made = act.mark.folder(folder);
     let made: Vec<_> =
         records.iter().filter(|r| text(r, "opflags") == "MKDIR" && path(r, &made)).collect();
-    items.push(count("mkdir", made.len()));
+    items.push(count(Part::Folder, made.len()));
 
     let file = act.mark.file(folder);
     let flows: Vec<_> =
@@ -198,13 +229,13 @@ pub fn items(act: &Act, folder: &Path, records: &[&Value]) -> Vec<Item> {
     } else if ops > expected.0 || bytes > expected.1 {
         Item::Wrong(format!("wrote {ops}/{bytes}, not {}/{}", expected.0, expected.1))
     } else {
-        Item::Missing(format!("wrote {ops}/{bytes} of {}/{}", expected.0, expected.1))
+        Item::Missing { part: Part::Writes, operations: (expected.0 - ops).max(1) }
     });
 
     for record in made.iter().chain(&flows).filter(|record| !of_pid(record)) {
         items.push(match number(record, "proc.pid") {
             // The frame that described the process may be missing.
-            None => Item::Missing("its process".to_string()),
+            None => Item::Missing { part: Part::Process, operations: 1 },
             Some(other) => Item::Wrong(format!("is of process {other}")),
         });
     }
@@ -269,7 +300,9 @@ pub fn missing(
             .into_iter()
             .filter_map(|item| match item {
                 Item::Right => None,
-                Item::Missing(what) => Some(format!("{what} is missing")),
+                Item::Missing { part, operations } => {
+                    Some(format!("{operations} of {part:?} missing"))
+                }
                 Item::Wrong(what) => Some(what),
             })
             .collect();

@@ -25,6 +25,8 @@ pub const AGENT_ID: &str = "gw-0001";
 pub struct Fleet<'m> {
     machine: &'m Machine,
     folder: TempDir,
+    /// More lines of the section `[limits]` of its collectors.
+    pub limits: String,
 }
 
 impl<'m> Fleet<'m> {
@@ -34,7 +36,7 @@ impl<'m> Fleet<'m> {
     /// # Errors
     /// If the folder or the certificates cannot be made.
     pub fn new(machine: &'m Machine) -> Result<Fleet<'m>> {
-        let fleet = Fleet { machine, folder: tempfile::tempdir()? };
+        let fleet = Fleet { machine, folder: tempfile::tempdir()?, limits: String::new() };
         fleet.issue("pki", &["--agent", AGENT_ID])?;
         Ok(fleet)
     }
@@ -87,9 +89,10 @@ impl<'m> Fleet<'m> {
             "[listen]\naddress = {address:?}\n\n\
              [tls]\nca = \"ca.pem\"\ncertificate = \"collector.pem\"\nkey = \"collector.key\"\n\n\
              [store]\ndirectory = {:?}\n\n\
-             [limits]\nbody_bytes_max = {}\n",
+             [limits]\nbody_bytes_max = {}\n{}",
             self.store(),
-            Collector::BODY_BYTES_MAX
+            Collector::BODY_BYTES_MAX,
+            self.limits
         );
         std::fs::write(&config, text)?;
         let mut command = Command::new(self.machine.collector());

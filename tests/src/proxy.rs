@@ -20,9 +20,15 @@ struct Switches {
     cut_after_bytes: AtomicU64,
     /// Bytes of answers let through on each new connection before it is cut.
     answer_bytes: AtomicU64,
+    /// How long before that the connection stands still.
+    hold_ms: AtomicU64,
+    /// Bytes of answers after which all goes back twice; `u64::MAX`: never.
+    repeat_after_bytes: AtomicU64,
     delay_ms: AtomicU64,
     ended: AtomicBool,
     cuts: AtomicU64,
+    delays: AtomicU64,
+    repeats: AtomicU64,
 }
 
 /// A proxy that runs until it is dropped.
@@ -46,9 +52,13 @@ impl Proxy {
             target: Mutex::new(target),
             cut_after_bytes: AtomicU64::new(u64::MAX),
             answer_bytes: AtomicU64::new(u64::MAX),
+            hold_ms: AtomicU64::new(0),
+            repeat_after_bytes: AtomicU64::new(u64::MAX),
             delay_ms: AtomicU64::new(0),
             ended: AtomicBool::new(false),
             cuts: AtomicU64::new(0),
+            delays: AtomicU64::new(0),
+            repeats: AtomicU64::new(0),
         });
         let shared = Arc::clone(&switches);
         let accepting = std::thread::spawn(move || accept(&listener, &shared));
@@ -72,16 +82,39 @@ impl Proxy {
         self.switches.answer_bytes.store(bytes.unwrap_or(u64::MAX), Ordering::SeqCst);
     }
 
+    /// Lets connections whose answers are to be cut stand still for so long before.
+    pub fn hold(&self, time: Duration) {
+        self.switches.hold_ms.store(milliseconds(time), Ordering::SeqCst);
+    }
+
+    /// Sends everything back twice on each connection from now on, after so many bytes of answers.
+    pub fn repeat_answers_after(&self, bytes: Option<u64>) {
+        self.switches.repeat_after_bytes.store(bytes.unwrap_or(u64::MAX), Ordering::SeqCst);
+    }
+
     /// Holds back each piece of data by so much.
     pub fn delay(&self, delay: Duration) {
-        let ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
-        self.switches.delay_ms.store(ms, Ordering::SeqCst);
+        self.switches.delay_ms.store(milliseconds(delay), Ordering::SeqCst);
     }
 
     /// Connections cut so far.
     pub fn cuts(&self) -> u64 {
         self.switches.cuts.load(Ordering::SeqCst)
     }
+
+    /// Pieces of data held back so far.
+    pub fn delays(&self) -> u64 {
+        self.switches.delays.load(Ordering::SeqCst)
+    }
+
+    /// Pieces of answers sent twice so far.
+    pub fn repeats(&self) -> u64 {
+        self.switches.repeats.load(Ordering::SeqCst)
+    }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Drop for Proxy {
@@ -114,9 +147,28 @@ fn accept(listener: &TcpListener, switches: &Arc<Switches>) {
     }
 }
 
+/// What may befall the data of one direction of a connection.
+#[derive(Clone, Copy)]
+struct Limits {
+    /// It is cut after so many bytes, ...
+    bytes: u64,
+    /// ... having stood still for so long.
+    hold: Duration,
+    /// All goes through twice after so many bytes.
+    repeat_after_bytes: u64,
+}
+
 fn relay(client: &TcpStream, server: &TcpStream, switches: &Switches) -> std::io::Result<()> {
-    let forward = switches.cut_after_bytes.load(Ordering::SeqCst);
-    let backward = switches.answer_bytes.load(Ordering::SeqCst);
+    let forward = Limits {
+        bytes: switches.cut_after_bytes.load(Ordering::SeqCst),
+        hold: Duration::ZERO,
+        repeat_after_bytes: u64::MAX,
+    };
+    let backward = Limits {
+        bytes: switches.answer_bytes.load(Ordering::SeqCst),
+        hold: Duration::from_millis(switches.hold_ms.load(Ordering::SeqCst)),
+        repeat_after_bytes: switches.repeat_after_bytes.load(Ordering::SeqCst),
+    };
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let ended = pass(server, client, backward, switches);
@@ -129,19 +181,29 @@ fn relay(client: &TcpStream, server: &TcpStream, switches: &Switches) -> std::io
     })
 }
 
-/// Passes data on until its source ends, or until `limit` bytes have gone through.
+/// Stands still for so long as `time` says, which may change meanwhile.
+fn stand(time: impl Fn() -> Duration) {
+    let mut waited = Duration::ZERO;
+    while waited < time() {
+        std::thread::sleep(PAUSE);
+        waited += PAUSE;
+    }
+}
+
+/// Passes data on until its source ends, or it is cut.
 fn pass(
     mut from: &TcpStream,
     mut to: &TcpStream,
-    limit: u64,
+    limits: Limits,
     switches: &Switches,
 ) -> std::io::Result<()> {
     let mut buffer = [0; 4096];
-    let mut left = limit;
+    let (mut left, mut passed) = (limits.bytes, 0);
     loop {
         let room = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
         let part = buffer.get_mut(..room).unwrap_or_default();
         if part.is_empty() {
+            stand(|| limits.hold);
             switches.cuts.fetch_add(1, Ordering::SeqCst);
             from.shutdown(Shutdown::Both)?;
             return to.shutdown(Shutdown::Both);
@@ -151,11 +213,15 @@ fn pass(
             return Ok(());
         }
         left -= bytes as u64;
-        let mut waited = Duration::ZERO;
-        while waited < Duration::from_millis(switches.delay_ms.load(Ordering::SeqCst)) {
-            std::thread::sleep(PAUSE);
-            waited += PAUSE;
+        let delay = || Duration::from_millis(switches.delay_ms.load(Ordering::SeqCst));
+        switches.delays.fetch_add(u64::from(!delay().is_zero()), Ordering::SeqCst);
+        stand(delay);
+        let data = buffer.get(..bytes).unwrap_or_default();
+        to.write_all(data)?;
+        if passed >= limits.repeat_after_bytes {
+            switches.repeats.fetch_add(1, Ordering::SeqCst);
+            to.write_all(data)?;
         }
-        to.write_all(buffer.get(..bytes).unwrap_or_default())?;
+        passed += bytes as u64;
     }
 }

@@ -29,3 +29,24 @@ pub fn run(campaign: &Campaign) -> Result {
     suite::environment(&mut command)?;
     workspace::run(&mut command)
 }
+
+/// Events and seconds of the long form, where nobody says otherwise.
+const ALLOCATIONS: [(&str, u64); 2] = [("events", 10_000_000), ("seconds", 60)];
+
+/// Runs the long form of the agent's own test that its path of events takes no memory. `options`
+/// say how many events, and how many seconds of a live load.
+///
+/// # Errors
+/// If something does not build, or memory is taken.
+pub fn allocations(options: &[(&'static str, u64)]) -> Result {
+    setup::run()?;
+    let mut command = Workspace::Device.cargo("test");
+    command.args(["--quiet", "--locked", "-p", "agent", "--test", "allocations", "--"]);
+    command.args(["--nocapture", "--test-threads", "1"]);
+    for (name, default) in ALLOCATIONS {
+        let asked = options.iter().rev().find(|(asked, _)| *asked == name);
+        let value = asked.map_or(default, |(_, value)| *value);
+        command.env(format!("SYSFLOW_{}", name.to_uppercase()), value.to_string());
+    }
+    workspace::run(&mut command)
+}

@@ -43,14 +43,18 @@ cargo xtask VERB
           says so, suites of tests/e2e run in the guest too. Names of suites choose those alone
             --agent FILE  an agent that was built otherwise, for all of the kernels named
   faults [--runs N] [--seed S]
-          agent and collector under randomised faults (kills, cuts, full and failing disks, rotten
-          bits, clocks, certificates): N runs (20), each drawn from its own seed, from S (1) on
+          agent and collector under randomised faults (kills, cuts, stalls, full, failing and
+          vanishing disks, rotten bits, clocks, certificates): N runs (20), each drawn from its own
+          seed, from S (1) on; of 20 and more each kind of fault must show
   bounds [--count N] [--budget BYTES]
           the agent's memory, in a control group with room for its budget (8 MiB), its code and
           2 MiB more, while programs flood the machine: the quickest does N acts (20000)
   soak [--seconds N]
           the agent under as much as it takes in without a loss, for N seconds (24): memory,
           descriptors and spool must not grow
+  allocations [--events N] [--seconds N]
+          the agent's path of events takes no memory after its start: N recorded events (10000000)
+          go through it, then what a program does in N seconds (60; needs root)
   reproduce [TARGET]...
           build the agent for these targets (or all) here and in another directory, and compare
           the bytes
@@ -82,6 +86,7 @@ enum Verb {
     Image(Option<String>),
     Vm(Option<PathBuf>, Vec<String>),
     Campaign(Campaign),
+    Allocations(Vec<(&'static str, u64)>),
     Reproduce(Vec<String>),
     Crates,
     Setup,
@@ -123,6 +128,10 @@ fn parse() -> Result<Verb> {
         "faults" => return parse_campaign(&mut parser, "faults", &["runs", "seed"]),
         "bounds" => return parse_campaign(&mut parser, "bounds", &["count", "budget"]),
         "soak" => return parse_campaign(&mut parser, "soak", &["seconds"]),
+        "allocations" => {
+            let options = parse_numbers(&mut parser, &["events", "seconds"])?;
+            return Ok(Verb::Allocations(options));
+        }
         "reproduce" => Verb::Reproduce(words(&mut parser)?),
         "crates" => Verb::Crates,
         "setup" => Verb::Setup,
@@ -190,6 +199,14 @@ fn parse_campaign(
     test: &'static str,
     known: &[&'static str],
 ) -> Result<Verb> {
+    Ok(Verb::Campaign(Campaign { test, options: parse_numbers(parser, known)? }))
+}
+
+/// The rest of a line of options, each with a number.
+fn parse_numbers(
+    parser: &mut lexopt::Parser,
+    known: &[&'static str],
+) -> Result<Vec<(&'static str, u64)>> {
     let mut options = Vec::new();
     while let Some(argument) = parser.next()? {
         let name = match &argument {
@@ -201,7 +218,7 @@ fn parse_campaign(
             None => return Err(argument.unexpected().into()),
         }
     }
-    Ok(Verb::Campaign(Campaign { test, options }))
+    Ok(options)
 }
 
 fn parse_pki(parser: &mut lexopt::Parser) -> Result<(PathBuf, pki::Options)> {
@@ -248,6 +265,7 @@ fn run(verb: Verb) -> Result {
         Verb::Image(mirror) => image::run(mirror.as_deref()),
         Verb::Vm(agent, names) => vm::run(agent.as_deref(), &names),
         Verb::Campaign(campaign) => campaign::run(&campaign),
+        Verb::Allocations(options) => campaign::allocations(&options),
         Verb::Reproduce(targets) => reproduce::run(&targets),
         Verb::Crates => crates::run(),
         Verb::Setup => {
