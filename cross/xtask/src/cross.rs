@@ -45,7 +45,7 @@ pub fn run(triple: &str, mirror: Option<&str>) -> Result {
     let folder = Workspace::Device.target().join("image");
     let mut command = Command::new(&cross);
     command.current_dir(root()).args(["build", "--release", "--locked", "--target", triple]);
-    command.args(["-p", "agent"]).args(standard_library::arguments(&library));
+    command.args(standard_library::arguments(&library));
     let mut path = vec![root().join("cross/guard")];
     path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
     let options = options(engine, &target, &library, &folder)?;
@@ -212,6 +212,14 @@ mod tests {
             assert_eq!(section.env.passthrough, wanted(&target), "{}", target.triple);
         }
         assert!(cross.target.is_empty(), "{:?} are not in targets.toml", cross.target.keys());
+    }
+
+    #[test]
+    fn a_build_of_nothing_named_is_the_agents() {
+        let manifest = std::fs::read_to_string(root().join("Cargo.toml")).unwrap();
+        let manifest: toml::Table = toml::from_str(&manifest).unwrap();
+        let members = manifest["workspace"]["default-members"].as_array().unwrap();
+        assert_eq!(members, &[toml::Value::from("agent")]);
     }
 
     #[test]

@@ -78,11 +78,15 @@ impl Workspace {
     }
 
     /// A call of cargo in this workspace. What `cargo run` has set for this tool itself is
-    /// taken away, and rustup never fetches a toolchain on its own.
+    /// taken away, and rustup never fetches a toolchain on its own. Where code is judged, clang's
+    /// warnings of the probes are errors.
     pub fn cargo(self, verb: &str) -> Command {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
         command.current_dir(self.folder()).arg(verb);
         command.env("CARGO_TARGET_DIR", self.target()).env("RUSTUP_AUTO_INSTALL", "0");
+        if ["clippy", "doc", "test"].contains(&verb) {
+            command.env("SYSFLOW_PROBES_STRICT", "1");
+        }
         for (key, _) in std::env::vars_os() {
             let text = key.to_string_lossy();
             if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST") {
