@@ -18,6 +18,8 @@ use std::path::Path;
 
 /// Distance of the slots, bytes: no device writes less at a time.
 const SLOT_BYTES: usize = 512;
+/// Both slots.
+const FILE_BYTES: usize = 2 * SLOT_BYTES;
 /// Serial number and checksum.
 const FRAME_BYTES: usize = 8 + 4;
 
@@ -34,7 +36,7 @@ impl<const N: usize> Slots<N> {
     /// Opens or creates the file and returns it with the newest whole value, if it has one.
     ///
     /// # Errors
-    /// If the file cannot be opened or read.
+    /// If the file cannot be opened or read, or there is no room for it.
     pub fn open(path: &Path) -> io::Result<(Self, Option<[u8; N]>)> {
         let () = Self::FITS;
         let file = OpenOptions::new()
@@ -45,14 +47,20 @@ impl<const N: usize> Slots<N> {
             .mode(0o600)
             .open(path)?;
         let newest = newest(&file);
-        let mut first = [0];
-        if newest.is_none() && file.read_at(&mut first, 0).is_ok_and(|read| read > 0) {
-            log::warn!(
-                "{}: holds nothing that this version reads (another version wrote it, or it is \
-                 damaged): it begins anew",
-                path.display()
-            );
-            file.set_len(0)?;
+        if newest.is_none() {
+            let mut held = [0; FILE_BYTES];
+            let read = file.read_at(&mut held, 0).unwrap_or(0);
+            if held.iter().any(|byte| *byte != 0) {
+                log::warn!(
+                    "{}: holds nothing that this version reads (another version wrote it, or it \
+                     is damaged): it begins anew",
+                    path.display()
+                );
+            }
+            if read < FILE_BYTES || held != [0; FILE_BYTES] {
+                // Takes its place on the disk, so that one that fills up takes values all the same.
+                file.write_all_at(&[0; FILE_BYTES], 0)?;
+            }
         }
         let serial = newest.map_or(0, |(serial, _)| serial);
         Ok((Slots { file, serial }, newest.map(|(_, value)| value)))

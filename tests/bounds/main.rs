@@ -92,6 +92,8 @@ fn run(plan: Plan) -> Result<Option<Vec<String>>> {
     let Some(machine) = Machine::claim(NAME, &[Need::Agent, Need::Root])? else {
         return Ok(Some(Vec::new()));
     };
+    // Whatever else goes on in the session that this was started from is not the quiet program's.
+    let _ = rustix::process::setsid();
     let group = match Group::new("sysflow-bounds") {
         Ok(group) => group,
         Err(why) => {
