@@ -19,6 +19,10 @@ use crate::container::Container;
 const DEADLINE: Duration = Duration::from_secs(150);
 /// A version above every one of ours.
 const LATER: &str = "9.0.0";
+/// What its configuration says more.
+const LATER_LINE: &str = "# Of the later version.";
+/// Installs it, and keeps the configurations that a device has changed, as fleets do.
+const UPGRADE: &str = "dpkg -i --force-confold /packages/later-sysflow-*.deb";
 /// What a device sets: its collector, and that it does not wait, for this test's sake.
 const SETTINGS: &str = "sed -i -e 's|^url = .*|url = \"https://127.0.0.1:7443\"|' \
      -e 's|^upload_interval_s = 20|upload_interval_s = 1|' \
@@ -33,6 +37,17 @@ fn given(test: &str) -> Result<Option<(PathBuf, Vec<PathBuf>)>> {
         return Ok(None);
     };
     Ok(Some((tree.into(), std::env::split_paths(&packages).collect())))
+}
+
+/// Adds a line to the configuration that an unpacked package brings, as a later version has other
+/// comments: dpkg then has to choose between it and what a device has made of it.
+fn append_to_configuration(unpacked: &Path) -> Result {
+    for file in std::fs::read_to_string(unpacked.join("DEBIAN/conffiles"))?.lines() {
+        let path = unpacked.join(file.trim_start_matches('/'));
+        let text = std::fs::read_to_string(&path).map_err(|e| format!("{file}: {e}"))?;
+        std::fs::write(path, format!("{text}{LATER_LINE}\n"))?;
+    }
+    Ok(())
 }
 
 /// The same package as [`LATER`], in `folder`.
@@ -51,6 +66,7 @@ fn later(package: &Path, folder: &Path) -> Result<PathBuf> {
         None => format!("{line}\n"),
     };
     std::fs::write(&control, text.lines().map(version).collect::<String>())?;
+    append_to_configuration(&unpacked)?;
     let name = package.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let made = folder.join(format!("later-{name}"));
     let pack = ["--root-owner-group", "--build"].map(OsString::from);
@@ -253,11 +269,34 @@ fn serve_and_deliver(system: &System<'_>) -> Result {
     let users = system.sh("stat -c %U /proc/$(systemctl show -P MainPID sysflow-agent) \
          /proc/$(systemctl show -P MainPID sysflow-collector)")?;
     assert_eq!(users, "sysflow\nsysflow-collector\n");
+    expect_confinement(system)?;
     // dpkg knows what it has put there.
     assert_eq!(
         system.sh("dpkg --verify sysflow-agent sysflow-collector | grep -v ' c ' || :")?,
         ""
     );
+    Ok(())
+}
+
+/// Capabilities that the agent keeps where the kernel lets maps be read with it only (5.10).
+const CAP_BPF: u64 = 1 << 39;
+
+/// The agent that watches, as the unit has started it: without capabilities, without a way to new
+/// ones, and behind its filter of system calls.
+fn expect_confinement(system: &System<'_>) -> Result {
+    let status = system.sh("cat /proc/$(systemctl show -P MainPID sysflow-agent)/status")?;
+    let value = |key: &str| -> Result<&str> {
+        let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(":\t"));
+        Ok(line.ok_or_else(|| format!("no {key} in {status}"))?)
+    };
+    let kept = u64::from_str_radix(value("CapPrm")?, 16)?;
+    assert!(kept == 0 || kept == CAP_BPF, "CapPrm {kept:x}");
+    for key in ["CapEff", "CapInh", "CapAmb"] {
+        let held = u64::from_str_radix(value(key)?, 16)?;
+        assert_eq!(held & !kept, 0, "{key} {held:x}");
+    }
+    assert_eq!((value("NoNewPrivs")?, value("Seccomp")?), ("1", "2"));
+    println!("the agent of the package: CapPrm {kept:x}, no new privileges, a filter");
     Ok(())
 }
 
@@ -268,7 +307,13 @@ fn upgrade(system: &System<'_>) -> Result {
     system.sh("echo '# An edited line.' >>/etc/sysflow/agent.toml")?;
     let configuration = system.sh("cat /etc/sysflow/agent.toml")?;
     let pid = system.main_pid("sysflow-agent")?;
-    system.sh("dpkg -i /packages/later-sysflow-*.deb")?;
+    let said = system.sh(UPGRADE)?;
+    // What the device has changed stays, the later one beside it; what it has not is the later one.
+    assert!(said.contains("Configuration file '/etc/sysflow/agent.toml'"), "{said}");
+    for file in ["/etc/sysflow/agent.toml.dpkg-dist", "/etc/sysflow-collector/collector.toml"] {
+        let brought = system.sh(&format!("cat {file}"))?;
+        assert!(brought.ends_with(&format!("{LATER_LINE}\n")), "{file}: {brought}");
+    }
 
     let versions = system.sh("dpkg-query -W -f '${Version} ' sysflow-agent sysflow-collector")?;
     assert_eq!(versions, format!("{LATER} {LATER} "));
@@ -309,7 +354,7 @@ fn remove(system: &System<'_>) -> Result {
         assert!(system.container.has(path), "{path}");
     }
     // A new installation finds all of it, and stays enabled.
-    system.sh("dpkg -i /packages/later-sysflow-*.deb")?;
+    system.sh(UPGRADE)?;
     let kept = system.spool()?;
     assert!(kept.is_superset(&waiting), "of {waiting:?} the spool has {kept:?}");
     let enabled = system.sh("systemctl is-enabled sysflow-agent sysflow-collector")?;
