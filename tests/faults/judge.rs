@@ -213,8 +213,9 @@ fn counted_in_frames(search: &Search<'_>, missing: &[Missing], verdict: &mut Ver
         let lost = verdict.records_lost;
         verdict.faults.push(format!("{lost} records are counted as lost, and no frame is missing"));
     }
-    let only =
-        |missing: &&Missing, wanted: fn(&Interval) -> bool| missing.excuses.iter().all(wanted);
+    let only = |missing: &&Missing, wanted: fn(&Interval) -> bool| {
+        !missing.excuses.is_empty() && missing.excuses.iter().all(wanted)
+    };
     let dropped = |interval: &Interval| interval.name == DROPPED;
     let found = missing.iter().filter(|missing| only(missing, dropped)).count() as u64;
     let stones = of_kind(search.evidence.ledger, "GAP");
