@@ -23,8 +23,14 @@ const AGENT_CALLS: [&str; 8] = [
     "unlink,unlinkat",
 ];
 /// Calls of the collector that may fail.
-const COLLECTOR_CALLS: [&str; 5] =
-    ["fsync", "linkat,link", "rename,renameat,renameat2", "unlink,unlinkat", "mkdir,mkdirat"];
+const COLLECTOR_CALLS: [&str; 6] = [
+    "write",
+    "fsync",
+    "linkat,link",
+    "rename,renameat,renameat2",
+    "unlink,unlinkat",
+    "mkdir,mkdirat",
+];
 
 /// One fault.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use tests::Result;
 use tests::acts::{Act, Item, Part, by_number, items};
 use tests::records::{of_kind, text};
 
-use crate::world::{Blows, ClockStep, HOUR_NS, Session};
+use crate::world::{Blows, ClockStep, HOUR_NS, Session, wall_offset_ns};
 use named::{Interval, Name, Search};
 
 /// What came of a run's acts.
@@ -213,8 +213,9 @@ fn counted_in_frames(search: &Search<'_>, missing: &[Missing], verdict: &mut Ver
         let lost = verdict.records_lost;
         verdict.faults.push(format!("{lost} records are counted as lost, and no frame is missing"));
     }
-    let only =
-        |missing: &&Missing, wanted: fn(&Interval) -> bool| missing.excuses.iter().all(wanted);
+    let only = |missing: &&Missing, wanted: fn(&Interval) -> bool| {
+        !missing.excuses.is_empty() && missing.excuses.iter().all(wanted)
+    };
     let dropped = |interval: &Interval| interval.name == DROPPED;
     let found = missing.iter().filter(|missing| only(missing, dropped)).count() as u64;
     let stones = of_kind(search.evidence.ledger, "GAP");
@@ -234,8 +235,7 @@ fn counted_in_frames(search: &Search<'_>, missing: &[Missing], verdict: &mut Ver
 /// The wall clock of an agent whose clock was moved is in what its frames told.
 fn told_clocks(search: &Search<'_>, verdict: &mut Verdict) {
     let offsets = |life: usize| search.lives.get(life).map(|(_, run)| run.offsets_ns.as_slice());
-    // What the first life began with is true.
-    let Some(true_ns) = offsets(0).and_then(|offsets| offsets.first()) else { return };
+    let true_ns = wall_offset_ns();
     for step in search.evidence.clock_steps {
         let expected_ns = true_ns + step.offset_s * 1_000_000_000;
         let lives = step.lives.clone().filter_map(offsets).flatten();

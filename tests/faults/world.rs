@@ -32,10 +32,10 @@ const COLLECTOR_PATIENCE_S: u64 = 3;
 /// How far a clock may be from where it was moved to, by ten years, ns.
 pub(crate) const HOUR_NS: i64 = 3_600_000_000_000;
 
-/// The machine's wall clock, ns.
-fn unix_ns() -> i64 {
-    let time = clock_gettime(ClockId::Realtime);
-    time.tv_sec * 1_000_000_000 + time.tv_nsec
+/// From the boot clock to the machine's wall clock, ns.
+pub(crate) fn wall_offset_ns() -> i64 {
+    let [wall, boot] = [ClockId::Realtime, ClockId::Boottime].map(clock_gettime);
+    (wall.tv_sec - boot.tv_sec) * 1_000_000_000 + wall.tv_nsec - boot.tv_nsec
 }
 
 /// One life of the agent.
@@ -354,7 +354,7 @@ impl<'m> World<'m> {
     /// Whether a frame of the agent's present life that the store holds tells that its clock is off
     /// by so many seconds.
     pub(crate) fn tells_clock(&self, offset_s: i64) -> Result<bool> {
-        let true_ns = unix_ns() - i64::try_from(boot_ns())?;
+        let true_ns = wall_offset_ns();
         let run = self.sessions.last().map_or("", |session| session.run.as_str());
         for path in frames::find(&self.fleet.store())? {
             if !path.to_string_lossy().contains(run) {

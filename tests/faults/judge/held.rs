@@ -39,11 +39,6 @@ impl Run {
         let [urgent, volume] = &self.streams;
         if class == Class::Urgent { urgent } else { volume }
     }
-
-    /// Time of its last record that is held, boot clock, ns.
-    pub(super) fn last_ns(&self) -> Option<u64> {
-        self.streams.iter().flat_map(BTreeMap::values).map(|frame| frame.last_ns).max()
-    }
 }
 
 /// The runs of a store, by their tags.

@@ -188,14 +188,18 @@ impl Search<'_> {
             if !self.lacks(life + 1, |next, gap| gap.from_ns <= next.begun_ns) {
                 self.faults.push(format!("{session:?} was killed, and nothing tells of it"));
             }
-            let held_ns = self.lives.get(life).and_then(|(_, run)| run.last_ns());
-            self.found.push(Interval {
-                name: Name::Frames { dropped: false },
-                life,
-                class: None,
-                from_ns: held_ns.unwrap_or(session.begun_ns),
-                to_ns: next.ready_ns,
-            });
+            let Some((_, run)) = self.lives.get(life) else { continue };
+            for class in Class::ALL {
+                // Nobody tells how many frames it had, either.
+                let held_ns = run.stream(class).values().map(|frame| frame.last_ns).max();
+                self.found.push(Interval {
+                    name: Name::Frames { dropped: false },
+                    life,
+                    class: Some(class),
+                    from_ns: held_ns.unwrap_or(session.begun_ns),
+                    to_ns: next.ready_ns,
+                });
+            }
         }
     }
 }
