@@ -1,7 +1,6 @@
-//! What the device dropped and no frame has told of is in the books of the next run: the real agent
-//! on this machine's kernel.
+//! What runs of before left to be told is told by a later one: the real agent on this machine's kernel.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[allow(dead_code, reason = "other tests ask it for more")]
 mod fleet;
@@ -11,23 +10,91 @@ mod receiver;
 mod sample;
 
 use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use agent::tombstones::Graveyard;
 use agent::untold::Untold;
-use codec::{DropReason, Tombstone};
+use codec::{DropReason, Frame, Tombstone};
 use fleet::Ca;
 use receiver::until;
 use serde_json::Value;
 
+/// A device without a collector.
+struct Device {
+    folder: tempfile::TempDir,
+    text: String,
+}
+
+impl Device {
+    fn new() -> Device {
+        let folder = tempfile::tempdir().unwrap();
+        let files = Ca::new(&folder.path().join("fleet"), "fleet");
+        let files = files.sign_agent("agent", "gw-0001", 30);
+        let spool = folder.path().join("state/spool");
+        std::fs::create_dir_all(&spool).unwrap();
+        let status = folder.path().join("status.json");
+        // Nobody listens there: what is told is in the spool and the status file all the same.
+        let text = format!(
+            "[collector]\nurl = \"https://localhost:1\"\nca = {:?}\ncertificate = {:?}\nkey = {:?}\n\
+             [frames]\nage_max_s = 1\n[status]\nfile = {status:?}\n[spool]\ndirectory = {spool:?}\n",
+            files.ca, files.certificate, files.key,
+        );
+        Device { folder, text }
+    }
+
+    fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    /// Starts the agent, with more lines for `[spool]`.
+    fn start(&self, lines: &str) -> Agent {
+        let config = self.folder.path().join("agent.toml");
+        std::fs::write(&config, format!("{}{lines}\n", self.text)).unwrap();
+        let status = self.folder.path().join("status.json");
+        // That of a run before tells nothing of this one.
+        let _ = std::fs::remove_file(&status);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sysflow-agent"));
+        command.args(["run", "--config"]).arg(&config).stderr(Stdio::null());
+        Agent { child: command.spawn().unwrap(), status }
+    }
+}
+
 /// Ends with its owner, also if a test fails.
-struct Agent(Child);
+struct Agent {
+    child: Child,
+    status: PathBuf,
+}
+
+impl Agent {
+    /// Waits until its status file is as wanted, and returns it; none, said aloud, where the agent
+    /// is not allowed to watch.
+    fn until(&mut self, what: &str, test: &str, is: impl Fn(&Value) -> bool) -> Option<Value> {
+        let (mut ended, mut told) = (None, Value::Null);
+        until(what, || {
+            ended = self.child.try_wait().unwrap();
+            let read = std::fs::read(&self.status).ok();
+            told = read.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+            ended.is_some() || is(&told)
+        });
+        match ended {
+            None => Some(told),
+            // Not by println!, which the test runner swallows.
+            Some(status) if status.code() == Some(77) => {
+                let said = format!("\nskipped: {test}: needs root\n");
+                std::io::stdout().write_all(said.as_bytes()).unwrap();
+                None
+            }
+            Some(status) => panic!("the agent ended with {status}"),
+        }
+    }
+}
 
 impl Drop for Agent {
     fn drop(&mut self) {
         // It may have ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -39,11 +106,7 @@ const DROPPED: [(DropReason, u64, &str); 2] = [
 
 #[test]
 fn what_a_run_before_dropped_is_in_the_books() {
-    let directory = tempfile::tempdir().unwrap();
-    let ca = Ca::new(&directory.path().join("fleet"), "fleet");
-    let files = ca.sign_agent("agent", "gw-0001", 30);
-    let state = directory.path().join("state");
-    std::fs::create_dir_all(state.join("spool")).unwrap();
+    let device = Device::new();
     let mut dropped = Graveyard::default();
     for (reason, records, _) in DROPPED {
         let run_tag = [9; 8];
@@ -57,42 +120,59 @@ fn what_a_run_before_dropped_is_in_the_books() {
             records,
         });
     }
-    Untold::open(&state).unwrap().add_dropped(&dropped).unwrap();
-    let status = directory.path().join("status.json");
-    // Nobody listens there: what is told is in the status file all the same.
-    let text = format!(
-        "[collector]\nurl = \"https://localhost:1\"\nca = {:?}\ncertificate = {:?}\nkey = {:?}\n\
-         [spool]\ndirectory = {:?}\n[frames]\nage_max_s = 1\n[status]\nfile = {status:?}\n",
-        files.ca,
-        files.certificate,
-        files.key,
-        state.join("spool"),
-    );
-    let config = directory.path().join("agent.toml");
-    std::fs::write(&config, text).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sysflow-agent"));
-    command.args(["run", "--config"]).arg(&config).stderr(Stdio::null());
-    let mut agent = Agent(command.spawn().unwrap());
-    let mut ended = None;
-    let mut ledger = Value::Null;
-    until("the books of the run", || {
-        ended = agent.0.try_wait().unwrap();
-        let read = std::fs::read(&status).ok();
-        let told: Value = read.and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or_default();
-        ledger = told["ledger"].clone();
-        ended.is_some() || ledger["observed"].as_u64().is_some_and(|observed| observed > 0)
-    });
-    match ended {
-        None => {
-            for (_, records, term) in DROPPED {
-                assert_eq!(ledger[term], records, "{term}: {ledger}");
-            }
-        }
-        // Not by println!, which the test runner swallows.
-        Some(status) if status.code() == Some(77) => {
-            let said = b"\nskipped: what_a_run_before_dropped_is_in_the_books: needs root\n";
-            std::io::stdout().write_all(said).unwrap();
-        }
-        Some(status) => panic!("the agent ended with {status}"),
+    Untold::open(&device.state()).unwrap().add_dropped(&dropped).unwrap();
+    let is_told = |status: &Value| status["ledger"]["observed"].as_u64().is_some_and(|n| n > 0);
+    let test = "what_a_run_before_dropped_is_in_the_books";
+    let Some(status) = device.start("").until("the books of the run", test, is_told) else {
+        return;
+    };
+    let ledger = &status["ledger"];
+    for (_, records, term) in DROPPED {
+        assert_eq!(ledger[term], records, "{term}: {ledger}");
     }
+}
+
+/// The runs of which the frames in these files tell that they were cut, by their ids.
+fn interrupted(spool: &Path) -> Vec<String> {
+    let files = std::fs::read_dir(spool).unwrap().map(|entry| entry.unwrap().path());
+    let mut runs = Vec::new();
+    for file in files.filter(|path| path.extension().is_some_and(|ending| ending == "frames")) {
+        let bytes = std::fs::read(file).unwrap();
+        let mut rest = bytes.as_slice();
+        while let Ok((frame, behind)) = Frame::decode(rest) {
+            let run = frame.header.interruption.map(|interruption| interruption.run_id);
+            runs.extend(run.map(|id| id.map(|byte| format!("{byte:02x}")).concat()));
+            rest = behind;
+        }
+    }
+    runs
+}
+
+#[test]
+fn a_run_whose_frames_a_kill_took_out_of_memory_takes_no_word_with_it() {
+    let test = "a_run_whose_frames_a_kill_took_out_of_memory_takes_no_word_with_it";
+    let device = Device::new();
+    let spool = device.state().join("spool");
+    let has_frames = |least: u64| {
+        move |status: &Value| status["spool"]["frames"].as_u64().is_some_and(|n| n > least)
+    };
+    let mut first = device.start("sync = \"frame\"");
+    let Some(status) = first.until("a frame on disk", test, has_frames(0)) else { return };
+    let cut = status["run_id"].as_str().unwrap().to_string();
+    drop(first);
+    let held = std::fs::read_dir(&spool).unwrap().count();
+    // More than the first one left, and a while longer, in which it could note that it is there.
+    let mut second = device.start("sync = \"memory-first\"\nsync_interval_s = 86400");
+    let frames = status["spool"]["frames"].as_u64().unwrap() + 3;
+    let status = second.until("frames in memory", test, has_frames(frames)).unwrap();
+    assert_ne!(status["run_id"], cut.as_str());
+    drop(second);
+    assert_eq!(std::fs::read_dir(&spool).unwrap().count(), held, "nothing was written");
+    assert_eq!(interrupted(&spool), Vec::<String>::new());
+
+    let mut third = device.start("sync = \"frame\"");
+    let mut told = Vec::new();
+    third.until("what it tells of the runs before", test, |_| !interrupted(&spool).is_empty());
+    told.extend(interrupted(&spool));
+    assert!(told.iter().all(|run| *run == cut), "{told:?} and not {cut}");
 }

@@ -59,6 +59,11 @@ struct Delivery {
     framed: bool,
     /// Whether an urgent frame of this run is in the spool: it tells of the runs before.
     introduced: bool,
+    /// Whether all such frames were out of memory once: in a file, or delivered. Before, a kill may
+    /// take what this run tells of the runs before.
+    rooted: bool,
+    /// Up to when everything that was observed has been given to this, boot clock, ns.
+    until_ns: u64,
     /// When the spool was made durable last.
     synced: Instant,
     complaint: RateLimit,
@@ -254,7 +259,9 @@ impl Outlet for Delivery {
     }
 
     fn told_until(&mut self, until_ns: u64) -> Result<(), Error> {
-        if !self.introduced || !std::mem::take(&mut self.framed) {
+        self.until_ns = until_ns;
+        self.rooted |= self.introduced && !self.writer.holds(Class::Urgent);
+        if !self.rooted || !std::mem::take(&mut self.framed) {
             return Ok(());
         }
         if let Err(error) = self.state.frame_written(until_ns) {
@@ -467,6 +474,8 @@ pub fn run(config: &Config) -> Result<(), Error> {
         lost: Lost::default(),
         framed: false,
         introduced: false,
+        rooted: false,
+        until_ns: 0,
         synced: Instant::now(),
         complaint: RateLimit::new(COMPLAINT_INTERVAL),
         supervisor: Supervisor::from_environment(Instant::now()),
@@ -482,6 +491,8 @@ pub fn run(config: &Config) -> Result<(), Error> {
     }
     delivery.note_late();
     delivery.close();
+    let until_ns = delivery.until_ns;
+    delivery.told_until(until_ns)?;
     delivery.status.ready = false;
     delivery.write_status(None);
     delivery.state.close().map_err(super::file_error(folder))?;

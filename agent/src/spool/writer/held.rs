@@ -6,7 +6,7 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::sync::Arc;
 
-use codec::{CLASSES, DropReason, Frame, StreamKey};
+use codec::{CLASSES, Class, DropReason, Frame, StreamKey};
 
 use super::{Generation, NEW_SEGMENT_BYTES, Segment, SpoolError, Writer, blocks_bytes, failed};
 use crate::tombstones::Graveyard;
@@ -63,6 +63,14 @@ impl Writer {
                 }
             }
         }
+    }
+
+    /// Whether frames of a class are in memory alone, and not delivered either.
+    pub fn holds(&self, class: Class) -> bool {
+        let state = self.shared.state();
+        let mut segments = state.segments.iter();
+        segments
+            .any(|s| s.lane() == class as usize && s.bytes > s.written_bytes.max(s.settled_bytes))
     }
 
     /// Takes the frame into memory, behind the last one of its generation, or into a new segment
