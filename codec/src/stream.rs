@@ -82,7 +82,8 @@ pub struct Clock {
     pub offset_ns: i64,
     /// How far the offset may be wrong by the way it was read, ns.
     pub uncertainty_ns: u64,
-    /// Whether the kernel says that a time service keeps its clock.
+    /// Whether it is known that a time service keeps the device's clock. Agents of this version do
+    /// not ask the kernel, and say no.
     pub synchronized: bool,
 }
 
