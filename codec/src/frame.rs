@@ -10,10 +10,11 @@ use heapless::Vec;
 use serde::{Deserialize, Serialize};
 
 use crate::record::Record;
+use crate::seal::{Seal, Signature};
 use crate::stream::{
     Capabilities, Clock, Counter, Farewell, FormerRun, GenerationStart, Header, Interruption,
-    LEDGER_COUNTERS_MAX, Ledger, STEPS_MAX, Seal, Signature, StepChange, Steps, StreamKey,
-    TOMBSTONES_MAX, Tombstone, Tombstones,
+    LEDGER_COUNTERS_MAX, Ledger, STEPS_MAX, StepChange, Steps, StreamKey, TOMBSTONES_MAX,
+    Tombstone, Tombstones,
 };
 
 /// Largest frame, bytes: a receiver may refuse more without looking.

@@ -11,6 +11,7 @@
 mod class;
 mod frame;
 mod record;
+mod seal;
 mod stream;
 mod summary;
 
@@ -23,10 +24,10 @@ pub use record::{
     NetworkFlow, ObjectState, Oid, Pod, Process, ProcessEvent, ProcessFlow, Record, Volume, file,
     network, op, open_flag, process,
 };
+pub use seal::{SIGNATURE_BYTES_MAX, Seal, SealMessage, Signature, SignatureScheme};
 pub use stream::{
     Capabilities, Clock, Counter, DropReason, Farewell, FormerRun, GenerationStart, Header,
-    Interruption, LEDGER_COUNTERS_MAX, Ledger, Operation, SIGNATURE_BYTES_MAX, STEPS_MAX, Seal,
-    SealMessage, Signature, SignatureScheme, Step, StepChange, Steps, Strain, StreamKey,
-    TOMBSTONES_MAX, Term, Tombstone, Tombstones, hook,
+    Interruption, LEDGER_COUNTERS_MAX, Ledger, Operation, STEPS_MAX, Step, StepChange, Steps,
+    Strain, StreamKey, TOMBSTONES_MAX, Term, Tombstone, Tombstones, hook,
 };
 pub use summary::{Subject, Summary};

@@ -4,6 +4,7 @@ use heapless::Vec;
 use serde::{Deserialize, Serialize};
 
 use crate::class::CLASSES;
+use crate::seal::{Seal, Signature};
 
 /// Which stream a frame belongs to, and its place in it. Together with the agent's identity
 /// (from its certificate) and the boot id this is the key under which a collector stores a
@@ -124,74 +125,6 @@ pub struct Farewell {
     /// By class: the run made the frames with the sequences below this one, the frame that says
     /// it included.
     pub frames: [u64; CLASSES],
-}
-
-/// What a generation was. Its first frame has the seal of the one before, so that the seals of a
-/// stream are a chain: who changes a frame has to change all that came after it. A run that ends in
-/// order begins a last generation of each stream that has frames, for the seal of the one before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Seal {
-    /// The last generation before this one that has frames.
-    pub generation: u32,
-    /// SHA-256 of its frames, all of them, in order, back to back.
-    pub digest: [u8; 32],
-}
-
-/// What stands before what is signed: a signature of a seal is good for nothing else.
-const SEAL_CONTEXT: &[u8] = b"SysFlow Edge seal\0";
-/// Longest agent id, bytes.
-const AGENT_ID_BYTES_MAX: usize = 63;
-/// Longest [`SealMessage`], bytes.
-const SEAL_MESSAGE_BYTES_MAX: usize =
-    SEAL_CONTEXT.len() + 16 + 16 + 1 + 4 + 32 + AGENT_ID_BYTES_MAX;
-
-/// What is signed of a seal.
-pub type SealMessage = Vec<u8, SEAL_MESSAGE_BYTES_MAX>;
-
-impl Seal {
-    /// What is signed: a context, boot id, run id, class, generation (little-endian), digest and
-    /// agent id, back to back. `agent_id`, `boot_id` and `run_id` are those of the run's generation
-    /// starts; none where the agent id is longer than 63 bytes.
-    pub fn message(
-        &self,
-        agent_id: &str,
-        boot_id: &[u8; 16],
-        run_id: &[u8; 16],
-        class: u8,
-    ) -> Option<SealMessage> {
-        let generation = self.generation.to_le_bytes();
-        let class = [class];
-        let parts: [&[u8]; 7] =
-            [SEAL_CONTEXT, boot_id, run_id, &class, &generation, &self.digest, agent_id.as_bytes()];
-        let mut message = SealMessage::new();
-        parts.into_iter().try_for_each(|part| message.extend_from_slice(part)).ok()?;
-        Some(message)
-    }
-}
-
-/// How a seal is signed. Signatures are of fixed size: two numbers (r, s) of ECDSA back to back,
-/// or what RFC 8032 has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[repr(u8)]
-pub enum SignatureScheme {
-    /// ECDSA on P-256 with SHA-256, 64 bytes.
-    EcdsaP256Sha256,
-    /// ECDSA on P-384 with SHA-384, 96 bytes.
-    EcdsaP384Sha384,
-    /// Ed25519, 64 bytes.
-    Ed25519,
-}
-
-/// Longest signature, bytes.
-pub const SIGNATURE_BYTES_MAX: usize = 96;
-
-/// A signature of [`Seal::message`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Signature {
-    /// How it is made.
-    pub scheme: SignatureScheme,
-    /// Its bytes.
-    pub bytes: Vec<u8, SIGNATURE_BYTES_MAX>,
 }
 
 /// Frames that the device dropped before a collector had them. It says no more than that: which

@@ -6,7 +6,8 @@
 use codec::{
     Address, CLASSES, DecodeError, DropReason, EncodeError, EndReason, FileId, FormerRun, Frame,
     FrameWriter, Header, Ledger, NetworkFlow, ObjectState, Oid, Process, ProcessEvent, Record,
-    Seal, StreamKey, TOMBSTONES_MAX, Tombstone, Tombstones, Volume,
+    SIGNATURE_BYTES_MAX, Seal, Signature, SignatureScheme, StreamKey, TOMBSTONES_MAX, Tombstone,
+    Tombstones, Volume,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -178,6 +179,37 @@ proptest! {
         let writer = FrameWriter::new(&mut buffer).unwrap();
         let bytes = writer.finish(&Header { seal, ..header(0) }).unwrap();
         prop_assert_eq!(Frame::decode(bytes).unwrap().0.header.seal, seal);
+    }
+
+    #[test]
+    fn a_signature_is_told_and_is_of_all_that_it_should_be(
+        generation: u32, digest: [u8; 32], boot: [u8; 16], run: [u8; 16], class in 0..CLASSES as u8,
+        id in "[a-z0-9][a-z0-9._-]{0,62}", bytes in vec(any::<u8>(), 0..=SIGNATURE_BYTES_MAX),
+        scheme in prop_oneof![
+            Just(SignatureScheme::EcdsaP256Sha256),
+            Just(SignatureScheme::EcdsaP384Sha384),
+            Just(SignatureScheme::Ed25519),
+        ]
+    ) {
+        let seal = Seal { generation, digest };
+        let signature = Some(Signature { scheme, bytes: bytes.as_slice().try_into().unwrap() });
+        let mut buffer = vec![0; BUFFER_BYTES];
+        let writer = FrameWriter::new(&mut buffer).unwrap();
+        let header = Header { seal: Some(seal), signature: signature.clone(), ..header(0) };
+        let bytes = writer.finish(&header).unwrap();
+        prop_assert_eq!(Frame::decode(bytes).unwrap().0.header.signature, signature);
+
+        let message = seal.message(&id, &boot, &run, class).unwrap();
+        let others = [
+            Seal { generation: generation ^ 1, digest }.message(&id, &boot, &run, class),
+            Seal { generation, digest: digest.map(|byte| !byte) }.message(&id, &boot, &run, class),
+            seal.message("other id", &boot, &run, class),
+            seal.message(&id, &boot.map(|byte| !byte), &run, class),
+            seal.message(&id, &boot, &run.map(|byte| !byte), class),
+            seal.message(&id, &boot, &run, class ^ 1),
+        ];
+        prop_assert!(others.iter().flatten().all(|other| *other != message));
+        prop_assert_eq!(seal.message(&"x".repeat(64), &boot, &run, class), None);
     }
 
     #[test]
