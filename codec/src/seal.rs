@@ -67,6 +67,9 @@ pub const SIGNATURE_BYTES_MAX: usize = 96;
 pub struct Signature {
     /// How it is made.
     pub scheme: SignatureScheme,
+    /// With which key: the first bytes of the SHA-256 of the public one, as certificates have it (the
+    /// bits of `subjectPublicKey`).
+    pub key: [u8; 8],
     /// Its bytes.
     pub bytes: Vec<u8, SIGNATURE_BYTES_MAX>,
 }

@@ -183,7 +183,8 @@ proptest! {
 
     #[test]
     fn a_signature_is_told_and_is_of_all_that_it_should_be(
-        generation: u32, digest: [u8; 32], boot: [u8; 16], run: [u8; 16], class in 0..CLASSES as u8,
+        generation: u32, digest: [u8; 32], boot: [u8; 16], run: [u8; 16], key: [u8; 8],
+        class in 0..CLASSES as u8,
         id in "[a-z0-9][a-z0-9._-]{0,62}", bytes in vec(any::<u8>(), 0..=SIGNATURE_BYTES_MAX),
         scheme in prop_oneof![
             Just(SignatureScheme::EcdsaP256Sha256),
@@ -192,7 +193,7 @@ proptest! {
         ]
     ) {
         let seal = Seal { generation, digest };
-        let signature = Some(Signature { scheme, bytes: bytes.as_slice().try_into().unwrap() });
+        let signature = Some(Signature { scheme, key, bytes: bytes.as_slice().try_into().unwrap() });
         let mut buffer = vec![0; BUFFER_BYTES];
         let writer = FrameWriter::new(&mut buffer).unwrap();
         let header = Header { seal: Some(seal), signature: signature.clone(), ..header(0) };

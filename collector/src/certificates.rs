@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use codec::{Header, SignatureScheme};
+use ring::digest::{SHA256, digest};
 use ring::signature::{
     ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ED25519, UnparsedPublicKey,
     VerificationAlgorithm,
@@ -30,11 +31,11 @@ pub(crate) enum Proof {
     Signed,
     /// There is none.
     Unsigned,
-    /// No certificate of the agent is there to check it with.
+    /// The certificate that it names is not there to check it with.
     Unchecked,
     /// Only a certificate of a given CA is believed, and none proves it.
     Missing,
-    /// No certificate of the agent proves it.
+    /// The certificate that it names does not prove it.
     Wrong,
 }
 
@@ -57,7 +58,7 @@ pub(crate) fn to_pem(chain: &[CertificateDer<'_>]) -> String {
 /// The name of a chain's file: the SHA-256 of its first certificate.
 pub(crate) fn file_name(chain: &[CertificateDer<'_>]) -> String {
     let first = chain.first().map(AsRef::as_ref).unwrap_or_default();
-    layout::hex(ring::digest::digest(&ring::digest::SHA256, first).as_ref()) + ".pem"
+    layout::hex(digest(&SHA256, first).as_ref()) + ".pem"
 }
 
 impl Certificates {
@@ -127,7 +128,11 @@ impl Certificates {
         else {
             return Proof::Unsigned;
         };
-        let Some(keys) = self.keys.get(agent) else { return Proof::Unchecked };
+        let keys = self.keys.get(agent).map(Vec::as_slice).unwrap_or_default();
+        let mut named = keys.iter().filter(|key| name_of(key) == Some(signature.key)).peekable();
+        if named.peek().is_none() {
+            return Proof::Unchecked;
+        }
         let class = header.key.class;
         let Some(message) = seal.message(agent, &start.boot_id, &start.run_id, class) else {
             return Proof::Wrong;
@@ -137,9 +142,14 @@ impl Certificates {
             SignatureScheme::EcdsaP384Sha384 => &ECDSA_P384_SHA384_FIXED,
             SignatureScheme::Ed25519 => &ED25519,
         };
-        let proves = |key: &Vec<u8>| {
+        let mut proves = |key: &Vec<u8>| {
             UnparsedPublicKey::new(algorithm, key).verify(&message, &signature.bytes).is_ok()
         };
-        if keys.iter().any(proves) { Proof::Signed } else { Proof::Wrong }
+        if named.any(&mut proves) { Proof::Signed } else { Proof::Wrong }
     }
+}
+
+/// What signatures name a public key by.
+fn name_of(key: &[u8]) -> Option<[u8; 8]> {
+    digest(&SHA256, key).as_ref().first_chunk().copied()
 }

@@ -21,7 +21,7 @@ pub(crate) enum Fault {
     Fork,
     /// A generation comes behind a later one.
     Rewind,
-    /// No certificate of the agent proves the signature of its seal.
+    /// The certificate that the signature of its seal names does not prove it.
     Signature,
     /// Its seal is not signed by a certificate of the CA that is to be believed.
     Unsigned,
@@ -47,7 +47,9 @@ impl Fault {
             }
             Fault::Fork => "begins twice",
             Fault::Rewind => "comes behind a later one",
-            Fault::Signature => "has a seal that no certificate of the agent has signed",
+            Fault::Signature => {
+                "has a seal whose signature is not of the certificate that it names"
+            }
             Fault::Unsigned => "has a seal that no certificate of this CA is known to have signed",
         }
     }
@@ -64,7 +66,7 @@ pub(crate) struct Checked {
     pub(crate) signed: u64,
     /// ... those that it has not, ...
     pub(crate) unsigned: u64,
-    /// ... and those for whose signature no certificate is there.
+    /// ... and those for whose signature the certificate is not there.
     pub(crate) unchecked: u64,
 }
 

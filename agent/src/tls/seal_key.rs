@@ -2,16 +2,18 @@
 //! be held against the device's certificate later, by whoever trusts the fleet's CA.
 //!
 //! A private key goes in, signatures of fixed size come out. The event path signs, and takes no
-//! memory for it; the upload thread puts another key in its place when the files have one. RSA keys
+//! memory for it; the upload thread puts another key in its place once a collector has taken frames
+//! with its certificate: one that never did is not in the store. RSA keys
 //! sign nothing: on small processors one signature takes a tenth of a second, and 256 bytes.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use codec::{Signature, SignatureScheme};
+use ring::digest::{SHA256, digest};
 use ring::rand::SystemRandom;
 use ring::signature::{
     ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair,
-    EcdsaSigningAlgorithm, Ed25519KeyPair,
+    EcdsaSigningAlgorithm, Ed25519KeyPair, KeyPair as _,
 };
 use rustls::pki_types::PrivateKeyDer;
 
@@ -33,12 +35,16 @@ const OCTET_STRING: u8 = 0x04;
 
 /// A key that signs seals.
 #[derive(Debug)]
-pub enum SealKey {
-    /// ECDSA on P-256.
+pub struct SealKey {
+    pair: Pair,
+    /// What signatures name it by.
+    name: [u8; 8],
+}
+
+#[derive(Debug)]
+enum Pair {
     P256(EcdsaKeyPair),
-    /// ECDSA on P-384.
     P384(EcdsaKeyPair),
-    /// Ed25519.
     Ed25519(Ed25519KeyPair),
 }
 
@@ -64,21 +70,33 @@ impl SealKey {
             }
             _ => None,
         };
-        ecdsa(&ECDSA_P256_SHA256_FIXED_SIGNING, &P256)
-            .map(SealKey::P256)
-            .or_else(|| ecdsa(&ECDSA_P384_SHA384_FIXED_SIGNING, &P384).map(SealKey::P384))
-            .or_else(|| ed25519().map(SealKey::Ed25519))
+        let pair = ecdsa(&ECDSA_P256_SHA256_FIXED_SIGNING, &P256)
+            .map(Pair::P256)
+            .or_else(|| ecdsa(&ECDSA_P384_SHA384_FIXED_SIGNING, &P384).map(Pair::P384))
+            .or_else(|| ed25519().map(Pair::Ed25519))?;
+        let digest = digest(&SHA256, pair.public_key());
+        let name = *digest.as_ref().first_chunk()?;
+        Some(SealKey { pair, name })
     }
 
     fn sign(&self, message: &[u8]) -> Option<Signature> {
         let ecdsa = |key: &EcdsaKeyPair| key.sign(&SystemRandom::new(), message).ok();
-        let (scheme, signature) = match self {
-            SealKey::P256(key) => (SignatureScheme::EcdsaP256Sha256, ecdsa(key)?),
-            SealKey::P384(key) => (SignatureScheme::EcdsaP384Sha384, ecdsa(key)?),
-            SealKey::Ed25519(key) => (SignatureScheme::Ed25519, key.sign(message)),
+        let (scheme, signature) = match &self.pair {
+            Pair::P256(key) => (SignatureScheme::EcdsaP256Sha256, ecdsa(key)?),
+            Pair::P384(key) => (SignatureScheme::EcdsaP384Sha384, ecdsa(key)?),
+            Pair::Ed25519(key) => (SignatureScheme::Ed25519, key.sign(message)),
         };
         let bytes = signature.as_ref().try_into().ok()?;
-        Some(Signature { scheme, bytes })
+        Some(Signature { scheme, key: self.name, bytes })
+    }
+}
+
+impl Pair {
+    fn public_key(&self) -> &[u8] {
+        match self {
+            Pair::P256(key) | Pair::P384(key) => key.public_key().as_ref(),
+            Pair::Ed25519(key) => key.public_key().as_ref(),
+        }
     }
 }
 
@@ -127,7 +145,7 @@ mod tests {
     use std::process::Command;
 
     use ring::signature::{
-        ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ED25519, KeyPair as _, UnparsedPublicKey,
+        ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ED25519, UnparsedPublicKey,
         VerificationAlgorithm,
     };
     use rustls::pki_types::pem::PemObject as _;
@@ -167,13 +185,11 @@ mod tests {
         ];
         for (words, scheme, algorithm) in kinds {
             let key = SealKey::of(&openssl(words)).expect(words);
-            let public = match &key {
-                SealKey::P256(key) | SealKey::P384(key) => key.public_key().as_ref().to_vec(),
-                SealKey::Ed25519(key) => key.public_key().as_ref().to_vec(),
-            };
+            let public = key.pair.public_key().to_vec();
             let mut sealer = Sealer::new(Some(Arc::new(key)));
             let signature = sealer.sign(b"a seal").unwrap();
             assert_eq!(signature.scheme, scheme, "{words}");
+            assert_eq!(signature.key, digest(&SHA256, &public).as_ref()[..8], "{words}");
             let public = UnparsedPublicKey::new(algorithm, public);
             assert_eq!(public.verify(b"a seal", &signature.bytes), Ok(()), "{words}");
             assert!(public.verify(b"another", &signature.bytes).is_err(), "{words}");

@@ -117,7 +117,6 @@ impl Client {
         let connector = TlsConnector::new(Arc::clone(&credentials), Arc::clone(&self.traffic));
         self.collector_valid = connector.collector_valid();
         self.agent = agent(connector, self.timeouts, self.proxy.as_deref());
-        self.sealer.renew(credentials.seal_key.clone());
         self.credentials = credentials;
         Ok(true)
     }
@@ -147,10 +146,12 @@ impl Client {
         let before = self.traffic();
         match self.exchange(body, first, limit) {
             Ok(outcome) => {
-                if let Outcome::Delivered(held) = &outcome
-                    && let Some(time_ns) = held.time_ns
-                {
-                    self.clock.told(time_ns / 1_000_000_000, &self.collector_valid.range());
+                if let Outcome::Delivered(held) = &outcome {
+                    if let Some(time_ns) = held.time_ns {
+                        self.clock.told(time_ns / 1_000_000_000, &self.collector_valid.range());
+                    }
+                    // The collector has its certificate now.
+                    self.sealer.renew(self.credentials.seal_key.clone());
                 }
                 outcome
             }
