@@ -468,7 +468,8 @@ fn decode_header(bytes: &[u8]) -> Result<(Header<'_>, &[u8]), DecodeError> {
             }
             EXTENSION_SEAL => header.seal = Some(whole::<Seal>(value, "seal")?),
             EXTENSION_SIGNATURE => {
-                header.signature = Some(whole::<Signature>(value, "signature")?);
+                // One that is made in a way that is not known says nothing here.
+                header.signature = whole::<Signature>(value, "signature").ok();
             }
             // A later agent may say more: that is no reason to refuse what is understood.
             _ => {}

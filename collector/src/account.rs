@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::capture::Origin;
 use crate::certificates::Certificates;
-use crate::chain::{self, Chain, Checked};
+use crate::chain::{self, Chain, Checked, Fault};
 use crate::convert::Unresolved;
 use crate::gap::{Gap, Graves, run_tag};
 use crate::ladder::Ladder;
@@ -36,6 +36,8 @@ pub(crate) struct Run {
     pub(crate) records: u64,
     /// When it ended in order, boot clock, ns.
     pub(crate) farewell: Option<u64>,
+    /// How many frames of each class it made, as it says at its end.
+    made: Option<[u64; CLASSES]>,
     /// The last frame's sequence of each class.
     last: BTreeMap<u8, u64>,
     /// How much detail it gave up, and when.
@@ -129,6 +131,7 @@ impl Account {
         run.records += u64::from(header.records);
         run.ladder.note(&header.steps);
         run.farewell = run.farewell.or(header.farewell.map(|farewell| farewell.at_ns));
+        run.made = run.made.or(header.farewell.map(|farewell| farewell.frames));
         let totals = run.totals.entry(origin.class).or_default();
         for Counter { operation, term, total } in &header.ledger {
             totals.insert((*operation, *term), *total);
@@ -190,6 +193,9 @@ impl Account {
                 other => gaps.push(other.clone()),
             }
         }
+        for run in &self.runs {
+            gaps.extend(run.false_ends(self.certificates.is_strict()));
+        }
         for ((agent, tag), reach) in &self.reaches {
             let is_run =
                 |run: &&Run| run.run == *tag && run.agent == *agent && run.boot == reach.boot;
@@ -237,6 +243,38 @@ impl Account {
 }
 
 impl Run {
+    /// What is wrong with the ends of the streams of a run that ended in order: frames behind the
+    /// last one, and, where `is_strict`, records that no seal covers.
+    fn false_ends(&self, is_strict: bool) -> Vec<Gap> {
+        let Some(made) = self.made else { return Vec::new() };
+        let mut gaps = Vec::new();
+        for (class, chain) in &self.chains {
+            let made = made.get(usize::from(*class)).copied().unwrap_or(0);
+            let last = self.last.get(class).copied().unwrap_or(0);
+            let mut name = |generation, fault| {
+                let origin = Origin {
+                    agent: self.agent.clone(),
+                    boot: self.boot.clone(),
+                    run: self.run.clone(),
+                    class: *class,
+                    generation,
+                    ..Origin::default()
+                };
+                gaps.push(Gap::Chain { origin, fault });
+            };
+            if last >= made {
+                name(chain.generation(), Fault::Surplus);
+            }
+            if let Some(generation) = chain.unsealed()
+                && is_strict
+                && last + 1 == made
+            {
+                name(generation, Fault::Unsealed);
+            }
+        }
+        gaps
+    }
+
     /// How its generations stand.
     pub(crate) fn checked(&self) -> Checked {
         chain::sum(&self.chains)

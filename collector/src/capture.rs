@@ -284,8 +284,10 @@ impl Found {
         }
         let offset = FixedClock::load(boot)?.map(|clock| clock.offset_ns);
         self.clocks.insert(boot.to_owned(), offset);
-        if let (Some(_), Some(agent)) = (offset, boot.parent()) {
-            self.agents.insert(agent.to_owned());
+        if offset.is_some() {
+            // A path like ".." names no agent.
+            let boot = fs::canonicalize(boot)?;
+            self.agents.extend(boot.parent().map(Path::to_owned));
         }
         Ok(offset)
     }

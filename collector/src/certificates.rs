@@ -71,6 +71,11 @@ impl Certificates {
         Ok(Certificates { authority, ..Certificates::default() })
     }
 
+    /// Whether only the certificates of a given CA are believed.
+    pub(crate) fn is_strict(&self) -> bool {
+        self.authority.is_some()
+    }
+
     /// Takes in the certificates in an agent's folder of a store; none are there in a store of
     /// before. Returns the files that are no certificates, or not of the CA, and why.
     ///
@@ -99,17 +104,23 @@ impl Certificates {
             .map_err(|error| error.to_string())?;
         let (first, above) = chain.split_first().ok_or("holds no certificate in PEM form")?;
         let agent = tls::agent_id(first)?;
-        let (_, parsed) = X509Certificate::from_der(first).map_err(|error| error.to_string())?;
+        let parsed: Vec<X509Certificate<'_>> = chain
+            .iter()
+            .map(|part| X509Certificate::from_der(part).map(|(_, parsed)| parsed))
+            .collect::<Result<_, _>>()
+            .map_err(|error| error.to_string())?;
         if let Some(authority) = &self.authority {
-            // It proves what it signed while it was valid, whether it is now or not.
-            let issued_s = u64::try_from(parsed.validity().not_before.timestamp()).unwrap_or(0);
+            // It proves what it signed while it was valid, whether it is now or not: as of when all
+            // of the chain had begun.
+            let begun = parsed.iter().map(|part| part.validity().not_before.timestamp()).max();
+            let issued_s = begun.and_then(|begun| u64::try_from(begun).ok()).unwrap_or(0);
             let issued = UnixTime::since_unix_epoch(Duration::from_secs(issued_s));
             authority
                 .verify_client_cert(first, above, issued)
                 .map_err(|error| format!("is not of the CA that is to be believed: {error}"))?;
         }
-        let key = parsed.public_key().subject_public_key.data.to_vec();
-        self.keys.entry(agent).or_default().push(key);
+        let key = parsed.first().map(|leaf| leaf.public_key().subject_public_key.data.to_vec());
+        self.keys.entry(agent).or_default().extend(key);
         Ok(())
     }
 

@@ -25,6 +25,10 @@ pub(crate) enum Fault {
     Signature,
     /// Its seal is not signed by a certificate of the CA that is to be believed.
     Unsigned,
+    /// The run ended in order, and yet no seal covers its last records.
+    Unsealed,
+    /// It is behind the last frame that the run says it made.
+    Surplus,
 }
 
 impl Fault {
@@ -36,6 +40,8 @@ impl Fault {
             Fault::Rewind => "chain_rewind",
             Fault::Signature => "chain_signature",
             Fault::Unsigned => "chain_unsigned",
+            Fault::Unsealed => "chain_unsealed",
+            Fault::Surplus => "chain_surplus",
         }
     }
 
@@ -51,6 +57,8 @@ impl Fault {
                 "has a seal whose signature is not of the certificate that it names"
             }
             Fault::Unsigned => "has a seal that no certificate of this CA is known to have signed",
+            Fault::Unsealed => "has records that no seal covers, though the run ended in order",
+            Fault::Surplus => "has frames behind the last one that the run says it made",
         }
     }
 }
@@ -68,6 +76,8 @@ pub(crate) struct Checked {
     pub(crate) unsigned: u64,
     /// ... and those for whose signature the certificate is not there.
     pub(crate) unchecked: u64,
+    /// Frames that no seal covers.
+    pub(crate) unsealed_frames: u64,
 }
 
 impl Checked {
@@ -79,6 +89,7 @@ impl Checked {
             "signed": self.signed,
             "unsigned": self.unsigned,
             "unchecked": self.unchecked,
+            "unsealed_frames": self.unsealed_frames,
         })
     }
 }
@@ -97,6 +108,10 @@ struct Present {
     /// Whether no frame is missing so far.
     is_whole: bool,
     digest: Context,
+    frames: u64,
+    records: u64,
+    /// Whether it has the seal of the one before.
+    is_sealing: bool,
 }
 
 impl Chain {
@@ -114,6 +129,8 @@ impl Chain {
                 present.is_whole &= present.next == sequence;
                 present.next = sequence.saturating_add(1);
                 present.digest.update(frame.bytes);
+                present.frames += 1;
+                present.records += u64::from(header.records);
                 return fault;
             }
             Some(present) if present.generation > generation => {
@@ -121,13 +138,20 @@ impl Chain {
             }
             Some(present) => {
                 let seal = header.seal.filter(|seal| seal.generation == present.generation);
-                let is_whole = present.is_whole && present.next == sequence;
+                let is_next = present.next == sequence;
+                let is_whole = present.is_whole && is_next;
+                let frames = present.frames;
                 match seal.filter(|_| is_whole) {
-                    // Whoever took the seal away has changed a frame, too.
-                    None if is_whole && header.start.is_some() => {
+                    // Whoever took the seal away, or all of what a generation begins with, has
+                    // changed a frame: no collector takes one without.
+                    None if is_whole || (is_next && header.start.is_none()) => {
+                        self.checked.unsealed_frames += frames;
                         fault = Some((present.generation, Fault::Break));
                     }
-                    None => self.checked.incomplete += 1,
+                    None => {
+                        self.checked.unsealed_frames += frames;
+                        self.checked.incomplete += 1;
+                    }
                     Some(seal) if present.digest.clone().finish().as_ref() == seal.digest => {
                         self.checked.whole += 1;
                         match proof {
@@ -141,6 +165,9 @@ impl Chain {
                     Some(_) => fault = Some((present.generation, Fault::Break)),
                 }
             }
+            None if sequence == 0 && header.start.is_none() => {
+                fault = Some((generation, Fault::Break));
+            }
             None => {}
         }
         let mut digest = Context::new(&SHA256);
@@ -150,20 +177,42 @@ impl Chain {
             next: sequence.saturating_add(1),
             is_whole: header.start.is_some(),
             digest,
+            frames: 1,
+            records: header.records.into(),
+            is_sealing: header.seal.is_some(),
         });
         fault
+    }
+
+    /// Where a run has ended in order, the last generation is one frame that only has the seal of
+    /// the one before; else the generation that has records which nothing covers.
+    pub(crate) fn unsealed(&self) -> Option<u32> {
+        let present = self.present.as_ref()?;
+        let is_end = present.frames == 1 && present.records == 0 && present.is_sealing;
+        (!is_end).then_some(present.generation)
+    }
+
+    /// The last generation; 0 of none.
+    pub(crate) fn generation(&self) -> u32 {
+        self.present.as_ref().map_or(0, |present| present.generation)
+    }
+
+    fn checked(&self) -> Checked {
+        let open = self.present.as_ref().map_or(0, |present| present.frames);
+        Checked { unsealed_frames: self.checked.unsealed_frames + open, ..self.checked }
     }
 }
 
 /// The generations of all streams of a run.
 pub(crate) fn sum(chains: &BTreeMap<u8, Chain>) -> Checked {
-    let checked = chains.values().map(|chain| chain.checked);
+    let checked = chains.values().map(Chain::checked);
     checked.fold(Checked::default(), |sum, checked| Checked {
         whole: sum.whole + checked.whole,
         incomplete: sum.incomplete + checked.incomplete,
         signed: sum.signed + checked.signed,
         unsigned: sum.unsigned + checked.unsigned,
         unchecked: sum.unchecked + checked.unchecked,
+        unsealed_frames: sum.unsealed_frames + checked.unsealed_frames,
     })
 }
 
@@ -257,6 +306,34 @@ mod tests {
             frames.remove(gone);
             assert_eq!(check(&frames), (whole, incomplete, vec![]), "frame {gone}");
         }
+    }
+
+    #[test]
+    fn who_takes_beginnings_away_is_found() {
+        // All that a generation begins with.
+        let mut frames = stream();
+        frames[2] = frame(2, 1, false, None, 0);
+        assert_eq!(check(&frames), (0, 1, vec![(0, Fault::Break)]));
+        frames = stream();
+        frames[0] = frame(0, 0, false, None, 0);
+        assert_eq!(check(&frames), (1, 1, vec![(0, Fault::Break)]));
+        // All generations made one: nothing covers it, which is counted, and a fault of a run that
+        // ended in order.
+        let flat: Vec<_> = (0..6).map(|n| frame(n, 0, n == 0, None, 0)).collect();
+        let chain = |frames: &[Vec<u8>]| {
+            let mut chain = Chain::default();
+            for bytes in frames {
+                let (frame, _) = Frame::decode(bytes).unwrap();
+                assert_eq!(chain.frame(&frame, Proof::Signed), None);
+            }
+            (chain.checked().unsealed_frames, chain.unsealed())
+        };
+        assert_eq!(chain(&flat), (6, Some(0)));
+        let mut frames = stream();
+        assert_eq!(chain(&frames), (2, Some(2)));
+        frames.pop();
+        assert_eq!(chain(&frames), (1, None));
+        assert_eq!(chain(&[]), (0, None));
     }
 
     #[test]

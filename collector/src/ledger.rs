@@ -203,9 +203,11 @@ impl<'a> Statement<'a> {
             lines.push(format!("  lost: {total} records, {}", term.name()));
         }
         lines.extend(run.ladder.lines(self.end_ns));
-        let Checked { whole, incomplete, signed, unsigned, unchecked } = run.checked();
+        let checked = run.checked();
+        let Checked { whole, incomplete, signed, unsigned, unchecked, unsealed_frames } = checked;
         lines.push(format!(
-            "  chain: {whole} generations are as they were sealed, {incomplete} cannot be checked"
+            "  chain: {whole} generations are as they were sealed, {incomplete} cannot be checked; \
+             {unsealed_frames} frames are covered by no seal"
         ));
         lines.push(format!(
             "  of their seals {signed} are signed by the device, {unsigned} are not signed, \
@@ -277,9 +279,10 @@ impl Sink for Books {
 
 #[cfg(test)]
 mod tests {
-    use codec::{Counter, Farewell, FormerRun, Frame, Header, Ledger, StreamKey};
+    use codec::{Counter, Farewell, FormerRun, Frame, GenerationStart, Header, Ledger, StreamKey};
 
     use super::*;
+    use crate::chain::Fault;
     use crate::gap::{Gap, run_tag};
     use crate::layout;
 
@@ -290,7 +293,14 @@ mod tests {
             first_ns: 0,
             last_ns: 0,
             records: 0,
-            start: None,
+            start: Some(GenerationStart {
+                agent_id: "gw",
+                boot_id: [7; 16],
+                run_id: [1; 16],
+                agent_version: "0",
+                kernel: "k",
+                machine: "m",
+            }),
             clock: None,
             ledger: Ledger::new(),
             interruption: None,
@@ -364,11 +374,12 @@ mod tests {
 
     #[test]
     fn the_missing_end_of_a_class_is_a_gap_that_the_farewell_tells() {
-        let mut account = account(&[], true);
-        assert_eq!(account.gaps(), []);
+        assert_eq!(account(&[], true).gaps(), []);
+        let mut account = account(&[], false);
         let mut buffer = vec![0; 16 * 1024];
         let header = Header {
             key: StreamKey { run_tag: [1; 8], class: 0, sequence: 1 },
+            start: None,
             farewell: Some(Farewell { at_ns: 9, frames: [2, 3] }),
             ..header()
         };
@@ -406,6 +417,30 @@ mod tests {
         assert_eq!(gaps(1, [1, 2]), [(one, 1, 0, 1)]);
         assert_eq!(gaps(9, [2, 1]), [(nine.clone(), 0, 0, 1), (nine, 1, 0, 0)]);
         assert_eq!(gaps(9, [0, 0]), []);
+    }
+
+    #[test]
+    fn frames_behind_the_last_one_are_named() {
+        let mut account = account(&[], true);
+        let mut buffer = vec![0; 16 * 1024];
+        for (class, sequence) in [(0, 1), (1, 0)] {
+            let key = StreamKey { run_tag: [1; 8], class, sequence };
+            let header = Header { key, start: header().start.filter(|_| class == 1), ..header() };
+            let bytes = codec::FrameWriter::new(&mut buffer).unwrap().finish(&header).unwrap();
+            let run = account.runs()[0].run.clone();
+            let (agent, boot) = ("gw".to_owned(), layout::uuid([7; 16]));
+            let origin = Origin { agent, boot, run, class, ..Origin::default() };
+            account.frame(&origin, &Frame::decode(bytes).unwrap().0);
+        }
+        let named: Vec<_> = account
+            .gaps()
+            .into_iter()
+            .map(|gap| match gap {
+                Gap::Chain { origin, fault } => (origin.class, fault),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(named, [(0, Fault::Surplus), (1, Fault::Surplus)]);
     }
 
     #[test]

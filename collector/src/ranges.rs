@@ -1,7 +1,8 @@
 //! Which sequences of a stream are held, as ranges without gaps between their ends.
 //!
-//! Memory is one entry a range, and a stream with more than [`RANGES_MAX`] ranges takes no
-//! frame that would add one: an agent sends in order, so holes are few.
+//! Memory is one entry a range, of [`RANGES_MAX`] at most. An agent sends in order, so holes are few,
+//! and those of long ago are of frames that it dropped: where there are more, the oldest hole behind
+//! the first range is told no more. The files say what is held, and the books what is missing.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +18,8 @@ pub(crate) struct Ranges {
 
 impl Ranges {
     /// Whether `sequence` is in the set.
-    pub(crate) fn contains(&self, sequence: u64) -> bool {
+    #[cfg(test)]
+    fn contains(&self, sequence: u64) -> bool {
         self.by_first.range(..=sequence).next_back().is_some_and(|(_, last)| *last >= sequence)
     }
 
@@ -38,6 +40,19 @@ impl Ranges {
             last = end;
         }
         self.by_first.insert(first, last);
+        if self.by_first.len() > RANGES_MAX {
+            self.forget_a_hole();
+        }
+    }
+
+    /// Makes one of the second and the third range, so that how far the stream is held without a gap
+    /// stays what it is.
+    fn forget_a_hole(&mut self) {
+        let mut ranges = self.by_first.iter().skip(1).map(|(first, last)| (*first, *last));
+        if let (Some((first, _)), Some((next, last))) = (ranges.next(), ranges.next()) {
+            self.by_first.remove(&next);
+            self.by_first.insert(first, last);
+        }
     }
 
     /// How many sequences from 0 on are held without a gap.
@@ -51,7 +66,8 @@ impl Ranges {
     }
 
     /// The number of ranges.
-    pub(crate) fn count(&self) -> usize {
+    #[cfg(test)]
+    fn count(&self) -> usize {
         self.by_first.len()
     }
 
@@ -102,6 +118,20 @@ mod tests {
             assert!((0..60).all(|s| ranges.contains(s) == plain.contains(&s)));
             assert_eq!(ranges, plain.into_iter().rev().collect());
         }
+    }
+
+    #[test]
+    fn of_too_many_holes_the_oldest_is_told_no_more() {
+        let mut ranges = Ranges::default();
+        let most = 2 * RANGES_MAX as u64;
+        for sequence in (0..most + 20).step_by(2) {
+            ranges.insert(sequence);
+        }
+        assert_eq!((ranges.count(), ranges.contiguous()), (RANGES_MAX, 1));
+        let holes: Vec<_> = ranges.holes().collect();
+        // The first stays: nobody may think that more is held from the beginning on.
+        assert_eq!((holes[0], holes[1]), ([1, 1], [23, 23]));
+        assert_eq!(ranges.highest(), Some(most + 18));
     }
 
     #[test]

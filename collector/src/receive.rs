@@ -23,6 +23,7 @@ use crate::layout;
 use crate::logger;
 use crate::reload::Rules;
 use crate::store::{Store, Stored};
+use crate::tls;
 
 const FRAMES_TYPE: &str = "application/vnd.sysflow.frames";
 
@@ -58,6 +59,8 @@ pub(crate) struct Client {
     pub(crate) agent: Result<String, String>,
     /// The certificate, and those between it and the CA.
     pub(crate) chain: Arc<[CertificateDer<'static>]>,
+    /// The rules by which the connection was let in.
+    pub(crate) server: tls::Server,
     /// The connection is one too many: everything is answered with 503.
     pub(crate) surplus: bool,
 }
@@ -189,6 +192,9 @@ impl Receiver {
             Ok(agent) => agent.clone(),
             Err(why) => return Err(refuse(StatusCode::UNAUTHORIZED, "identity", why)),
         };
+        if let Err(why) = client.server.check(&client.chain) {
+            return Err(refuse(StatusCode::UNAUTHORIZED, "identity", why));
+        }
         if self.rules.denies(&agent) {
             let detail = format!("agent {agent:?} is on this collector's list of denied agents");
             return Err(refuse(StatusCode::FORBIDDEN, "denied", detail));

@@ -228,14 +228,17 @@ impl Connection {
             }
         };
         let (_, session) = tls.get_ref();
-        let agent = server.agent_id(session);
-        let chain = session.peer_certificates().unwrap_or_default().into();
+        let chain: Arc<[_]> = session.peer_certificates().unwrap_or_default().into();
+        let agent = match chain.first() {
+            Some(certificate) => tls::agent_id(certificate),
+            None => Err("no certificate".to_owned()),
+        };
         let surplus = match self.ticket.promote(agent.as_deref().ok()) {
             Place::Served => false,
             Place::Surplus => true,
             Place::None => return,
         };
-        let client = Client { address: self.peer, agent, chain, surplus };
+        let client = Client { address: self.peer, agent, chain, server, surplus };
         let receiver = Arc::clone(&self.receiver);
         let activity = Arc::clone(&self.ticket.activity);
         let service = service_fn(move |request| {

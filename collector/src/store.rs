@@ -23,7 +23,7 @@ use crate::body::{self, Checked, Refusal};
 use crate::certificates;
 use crate::frame_files::{held_start, link_if_absent, list, write_durable};
 use crate::layout::{self, GenerationKey};
-use crate::ranges::{RANGES_MAX, Ranges};
+use crate::ranges::Ranges;
 use crate::usage::{self, Usage};
 
 const STREAMS_MAX: usize = 1024;
@@ -196,7 +196,6 @@ impl Store {
         let mut placed: Vec<Placed<'a, 'b>> = Vec::with_capacity(frames.len());
         let mut starts: HashMap<GenerationKey, u64> = HashMap::new();
         let mut seen: HashMap<(StreamName, u64), &[u8]> = HashMap::new();
-        let mut added: HashMap<StreamName, usize> = HashMap::new();
         let mut told: HashMap<[u8; 8], [u8; 16]> = HashMap::new();
         for frame in frames {
             let id = frame.key;
@@ -241,20 +240,6 @@ impl Store {
                 Some(_) => return Err(taken(&id)),
                 None => is_held(&state.directory, frame)?,
             };
-            if !held {
-                let ranges = added.entry(stream).or_insert_with(|| state.held.count());
-                let touches = id.sequence.checked_sub(1).is_some_and(|before| {
-                    state.held.contains(before) || seen.contains_key(&(stream, before))
-                });
-                *ranges += usize::from(!touches);
-                if *ranges > RANGES_MAX {
-                    return Err(Refusal::Malformed(format!(
-                        "{}: stream has more than {RANGES_MAX} holes: send the missing frames \
-                         first, or begin a new run",
-                        body::name(&id)
-                    )));
-                }
-            }
             placed.push(Placed { frame, stream, key, held });
         }
         Ok(placed)

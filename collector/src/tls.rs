@@ -15,7 +15,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ServerSessionMemoryCache, WebPkiClientVerifier};
-use rustls::{CertificateError, HandshakeKind, RootCertStore, ServerConfig, ServerConnection};
+use rustls::{CertificateError, RootCertStore, ServerConfig};
 use x509_parser::prelude::{
     ASN1Time, CertificateRevocationList, FromDer, GeneralName, X509Certificate,
 };
@@ -37,20 +37,17 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// The agent id in the certificate of a client, whose handshake is over. A session that is
+    /// Whether the certificate of a client is good now. A connection may last, and a session that is
     /// resumed has its certificate from the handshake that began it: it may have expired meanwhile.
     ///
     /// # Errors
-    /// Why there is none that can be used, for the answer.
-    pub(crate) fn agent_id(&self, session: &ServerConnection) -> Result<String, String> {
-        let chain = session.peer_certificates().unwrap_or_default();
+    /// Why it is not, for the answer.
+    pub(crate) fn check(&self, chain: &[CertificateDer<'_>]) -> Result<(), String> {
         let (first, above) = chain.split_first().ok_or("no certificate")?;
-        if session.handshake_kind() == Some(HandshakeKind::Resumed) {
-            self.verifier
-                .verify_client_cert(first, above, UnixTime::now())
-                .map_err(|error| format!("certificate is not valid any more: {error}"))?;
-        }
-        agent_id(first)
+        self.verifier
+            .verify_client_cert(first, above, UnixTime::now())
+            .map(|_| ())
+            .map_err(|error| format!("certificate is not valid any more: {error}"))
     }
 }
 

@@ -130,6 +130,10 @@ impl Delivery {
         let is_first = class == Class::Urgent && !self.introduced && appended.is_kept;
         self.introduced |= is_first;
         self.framed |= appended.is_kept;
+        if is_first && self.writer.holds(Class::Urgent) {
+            // A kill must not take out of memory what this run tells of the runs before.
+            self.sync();
+        }
         if (is_first || appended.tells_of_dropped)
             && let Some(untold) = &mut self.untold
             && let Err(error) = untold.told()

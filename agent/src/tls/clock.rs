@@ -15,9 +15,14 @@
 //! - A clock that is behind refuses nobody: the check of certificates (`verifier`) takes it for
 //!   the earliest that it may be.
 //! - Where the collector's certificate is over by the clock ([`Clock::doubt`]), the next
-//!   handshake goes by the other one: the system's instead of what was told in this run. Before
-//!   anything is told, the system's clock is doubted only far behind the build, so that a
-//!   certificate that is over stays so.
+//!   handshake goes by the system's clock alone, whatever a collector told in this run or before,
+//!   if that clock is plausible: not before the build, not ten years behind it, and within the
+//!   device's own certificate. So a certificate that is over is refused where the system's clock
+//!   is right, or told time is and the system's is not plausible.
+//!
+//! What is left: a system's clock that is ahead by less than that, where the collector never told
+//! the time, and told time that was ahead, where the system's clock is not plausible, keep a
+//! device out until the clock is set, or the collector's certificate is renewed beyond it.
 
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -143,10 +148,16 @@ impl State {
         {
             return carried_s;
         }
-        let is_far = system_s > BUILD_UNIX_S.saturating_add(DOUBTFUL_S);
-        let is_doubted = self.is_doubted && carried_s.is_none() && is_far;
-        let is_believed = system_s <= self.own_not_after && !is_doubted;
-        self.started_s(if is_believed { system_s } else { 0 })
+        let is_ours = system_s <= self.own_not_after;
+        if self.is_doubted {
+            let plausible = BUILD_UNIX_S..=BUILD_UNIX_S.saturating_add(DOUBTFUL_S);
+            return match carried_s {
+                _ if is_ours && plausible.contains(&system_s) => system_s,
+                Some(carried_s) => carried_s,
+                None => self.started_s(0),
+            };
+        }
+        self.started_s(if is_ours { system_s } else { 0 })
     }
 
     fn told(&mut self, unix_s: u64, valid: &RangeInclusive<u64>, boot_s: u64) {
@@ -245,20 +256,32 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_doubted_gives_way_to_the_other_one_until_time_is_told() {
+    fn a_clock_that_is_doubted_gives_way_to_a_plausible_system_clock_until_time_is_told() {
         let directory = tempfile::tempdir().unwrap();
         let clock = Clock::open(directory.path()).0;
+        clock.own_certificate(FAR);
+        let checked = |system_s| clock.state().checked_s(10, system_s);
         clock.doubt();
         // A certificate that is over by a plausible clock stays over, ...
-        assert_eq!(clock.state().checked_s(10, BUILD + 1000), BUILD + 1000);
+        assert_eq!(checked(BUILD + 1000), BUILD + 1000);
         // ... but a clock of the far future is wrong, whatever our own certificate says.
-        assert_eq!(clock.state().checked_s(10, BUILD + 2 * DOUBTFUL_S), BUILD);
-        clock.state().told(BUILD + 500, &VALID, 10);
-        assert_eq!(clock.state().checked_s(10, BUILD + 1000), BUILD + 500);
-        clock.doubt();
-        assert_eq!(clock.state().checked_s(10, BUILD + 1000), BUILD + 1000);
-        clock.doubt();
-        assert_eq!(clock.state().checked_s(10, BUILD + 1000), BUILD + 500);
+        assert_eq!(checked(BUILD + 2 * DOUBTFUL_S), BUILD);
+        // A collector whose clock was ahead told this, which a restart remembers.
+        clock.state().told(BUILD + 900_000, &VALID, 10);
+        for _ in 0..2 {
+            assert_eq!(checked(BUILD + 1000), BUILD + 900_000);
+            clock.doubt();
+            assert_eq!(checked(BUILD + 1000), BUILD + 1000);
+            // One that is no clock at all says nothing against what was told.
+            assert_eq!(checked(0), BUILD + 900_000);
+            assert_eq!(checked(BUILD + 2 * DOUBTFUL_S), BUILD + 900_000);
+            clock.doubt();
+        }
+        let started = Clock::open(directory.path()).0;
+        assert_eq!(started.state().checked_s(10, BUILD + 1000), BUILD + 900_000);
+        started.doubt();
+        assert_eq!(started.state().checked_s(10, BUILD + 1000), BUILD + 1000);
+        assert_eq!(started.state().checked_s(10, 0), BUILD + 900_000);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use rustls::time_provider::TimeProvider as _;
 use ureq::Proxy;
 use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{ConnectProxyConnector, Connector, TcpConnector};
@@ -103,13 +104,17 @@ impl Client {
         self.traffic.load(Ordering::Relaxed)
     }
 
-    /// Reads the credentials anew if their files have changed, or if that `is_asked` for.
+    /// Reads the credentials anew if their files have changed, or if that `is_asked` for, and where
+    /// the collector's certificate is over: then no connection or session of before goes on.
     /// Returns whether they were read.
     ///
     /// # Errors
     /// If they cannot be used; the former stay in use.
     pub(super) fn refresh(&mut self, is_asked: bool) -> Result<bool, SetupError> {
-        if !is_asked && !self.credentials.changed() {
+        let valid = self.collector_valid.range();
+        // Where none was shown yet both are 0.
+        let is_over = *valid.end() != 0 && self.checked_s() > *valid.end();
+        if !is_asked && !is_over && !self.credentials.changed() {
             return Ok(false);
         }
         let id = self.credentials.agent_id.as_str();
@@ -119,6 +124,11 @@ impl Client {
         self.agent = agent(connector, self.timeouts, self.proxy.as_deref());
         self.credentials = credentials;
         Ok(true)
+    }
+
+    /// The time by which certificates are checked, Unix time, s.
+    fn checked_s(&self) -> u64 {
+        self.clock.current_time().map_or(0, |now| now.as_secs())
     }
 
     /// For interrupting a request from another thread.

@@ -72,7 +72,7 @@ fn a_list_that_changes_holds_from_then_on_also_for_open_connections() {
 }
 
 #[test]
-fn a_session_is_resumed_as_long_as_its_certificate_is_good() {
+fn connections_and_sessions_last_as_long_as_their_certificate_is_good() {
     let site = Site::new("");
     let collector = site.start();
     let frames = Run::new(AGENT, 1).start(0, 0);
@@ -88,6 +88,8 @@ fn a_session_is_resumed_as_long_as_its_certificate_is_good() {
     }
     // Long enough for a first upload on a busy machine.
     let brief = config(&site.pki, Some(&site.pki.brief(AGENT, 20)));
+    let mut open = Client::over(collector.address, &brief);
+    assert_eq!(open.post(&frames).status, 200);
     assert_eq!(post(&brief).1.status, 200);
     let detail = until("the certificate to end", || {
         let (is_resumed, answer) = post(&brief);
@@ -95,6 +97,8 @@ fn a_session_is_resumed_as_long_as_its_certificate_is_good() {
         (answer.status != 200).then(|| answer.refusal(401, "identity"))
     });
     assert!(detail.contains("is not valid any more"), "{detail}");
+    // Nor does a connection that lasts go on.
+    open.post(&frames).refusal(401, "identity");
     // It holds what others say for good.
     assert!(post(&lasting).0);
 }
