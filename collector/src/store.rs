@@ -24,7 +24,7 @@ use crate::certificates;
 use crate::frame_files::{held_start, link_if_absent, list, write_durable};
 use crate::layout::{self, GenerationKey};
 use crate::ranges::Ranges;
-use crate::usage::{self, Usage};
+use crate::usage::Usage;
 
 const STREAMS_MAX: usize = 1024;
 const AGENTS_MAX: usize = 16 * 1024;
@@ -147,7 +147,8 @@ impl Store {
         })
     }
 
-    /// Keeps the certificate that an agent sends frames with. When it returns it is durable.
+    /// Keeps the certificate that an agent sends frames with. When it returns it is durable. One that
+    /// has no room is not kept: nor have new frames any then.
     ///
     /// # Errors
     /// [`Refusal::Unavailable`] if it cannot be written.
@@ -156,21 +157,23 @@ impl Store {
         agent: &str,
         chain: &[CertificateDer<'_>],
     ) -> Result<(), Refusal> {
-        let directory = self.root.join(agent).join(layout::CERTIFICATES);
+        let folder = Path::new(agent).join(layout::CERTIFICATES);
+        let directory = self.root.join(&folder);
         let file = directory.join(certificates::file_name(chain));
-        let kept = || {
-            if file.try_exists()? {
-                return Ok(());
-            }
-            let text = certificates::to_pem(chain);
-            let folder = if directory.is_dir() { 0 } else { usage::rounded(1) };
+        if file.try_exists().map_err(Refusal::Unavailable)? {
+            return Ok(());
+        }
+        let text = certificates::to_pem(chain);
+        match self.usage.reserve(agent, [text.len()].into_iter(), [folder].into_iter()) {
+            Err(Refusal::Full(_)) => return Ok(()),
+            reserved => reserved?,
+        }
+        let keep = || {
             self.create_directories(&directory)?;
-            if self.make(&directory, &file, text.as_bytes())? {
-                self.usage.changed(agent, 0, folder + usage::rounded(text.len() as u64));
-            }
+            self.make(&directory, &file, text.as_bytes())?;
             File::open(&directory)?.sync_all()
         };
-        kept().map_err(Refusal::Unavailable)
+        keep().map_err(Refusal::Unavailable)
     }
 
     /// Agents that have sent frames since the start.
