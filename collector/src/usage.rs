@@ -234,7 +234,9 @@ fn folder_bytes(folder: &Path) -> io::Result<u64> {
             let entry = entry?;
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            if layout::parse_start_name(&name).is_some() || name == layout::USAGE {
+            // What is in the making is counted when it is made, or was before.
+            let is_made = !name.starts_with('.');
+            if layout::parse_start_name(&name).is_some() || name == layout::USAGE || !is_made {
                 continue;
             }
             match entry.metadata() {

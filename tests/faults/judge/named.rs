@@ -12,7 +12,7 @@ use crate::world::Session;
 
 /// How much later than it happened something may come into a frame, ns: events wait in the ring
 /// while the agent is slow, and flows for their end.
-const DISORDER_NS: u64 = 1_000_000_000;
+const DISORDER_NS: u64 = 3_000_000_000;
 
 /// What names that something is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
