@@ -136,7 +136,7 @@ impl Search<'_> {
             life,
             class: Some(class),
             // Where a run begins or ends with them, its life says how far that goes.
-            from_ns: before.unwrap_or(session.begun_ns),
+            from_ns: before.map_or(session.begun_ns, |ns| ns.saturating_sub(DISORDER_NS)),
             to_ns: to_ns.unwrap_or(session.ended_ns),
         });
         Ok(())
