@@ -44,6 +44,8 @@ fn a_new_certificate_is_in_use_as_soon_as_the_agent_is_told() -> Result {
     let mut agent = fleet.start_agent(&settings)?;
     let run = agent.status()?["run_id"].clone();
 
+    // Where nothing waits there is nothing to deliver.
+    agent.wait_until("frames wait", |status| status["spool"]["frames"].as_u64() > Some(0))?;
     copy(&fleet.path("pki"), &device)?;
     agent.program.reload()?;
     says(&agent.program, "reload: ", 1)?;
