@@ -245,6 +245,12 @@ impl Batch {
         self.lane(class).pending()
     }
 
+    /// Makes the first urgent frame of the run, of what is known at its beginning: what a run tells of
+    /// those before it is not to wait for something to happen, since the run may be cut short, too.
+    pub fn open(&mut self) {
+        self.make(Class::Urgent);
+    }
+
     /// Finishes the last frames of the run: of each class one that has the seal of all before it,
     /// the urgent one of which says that the run ends, and how many frames there are. `now_ns` is on
     /// the boot clock.

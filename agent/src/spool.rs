@@ -405,11 +405,6 @@ impl State {
         self.segments.iter().map(|segment| segment.bytes).sum()
     }
 
-    /// Bytes that are in no file yet.
-    fn memory_bytes(&self) -> u64 {
-        self.segments.iter().map(|segment| segment.memory.len() as u64).sum()
-    }
-
     /// The newest segment of a class.
     fn last_of(&self, lane: usize) -> Option<&Segment> {
         self.segments.iter().rfind(|segment| segment.lane() == lane)

@@ -15,7 +15,7 @@ use std::process::{Child, Command, Stdio};
 
 use agent::tombstones::Graveyard;
 use agent::untold::Untold;
-use codec::{DropReason, Frame, Tombstone};
+use codec::{Class, DropReason, Frame, Tombstone};
 use fleet::Ca;
 use receiver::until;
 use serde_json::Value;
@@ -132,8 +132,8 @@ fn what_a_run_before_dropped_is_in_the_books() {
     }
 }
 
-/// The frames in these files, in their order: how many, and the ids of the runs of which they tell
-/// that they were cut.
+/// The urgent frames in these files, in their order: how many, and the ids of the runs of which they
+/// tell that they were cut.
 fn on_disk(spool: &Path) -> (u64, Vec<String>) {
     let files = std::fs::read_dir(spool).unwrap().map(|entry| entry.unwrap().path());
     let is_segment = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "frames");
@@ -146,7 +146,7 @@ fn on_disk(spool: &Path) -> (u64, Vec<String>) {
         while let Ok((frame, behind)) = Frame::decode(rest) {
             let run = frame.header.interruption.map(|interruption| interruption.run_id);
             runs.extend(run.map(|id| id.map(|byte| format!("{byte:02x}")).concat()));
-            frames += 1;
+            frames += u64::from(frame.header.key.class == Class::Urgent as u8);
             rest = behind;
         }
     }
@@ -161,7 +161,7 @@ fn runs_that_are_killed_with_all_in_memory_are_told_of_one_by_one() {
     let mut killed = Vec::new();
     for _ in 0..2 {
         let (held, _) = on_disk(&spool);
-        // The first urgent frame is on disk, and others have come to memory since.
+        // The first urgent frame is on disk, and there are others in memory.
         let is_on = |status: &Value| {
             let (now, _) = on_disk(&spool);
             now > held && status["spool"]["frames"].as_u64() > Some(now + 1)

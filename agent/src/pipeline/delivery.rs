@@ -130,9 +130,12 @@ impl Delivery {
         let is_first = class == Class::Urgent && !self.introduced && appended.is_kept;
         self.introduced |= is_first;
         self.framed |= appended.is_kept;
-        if is_first && self.writer.holds(Class::Urgent) {
-            // A kill must not take out of memory what this run tells of the runs before.
-            self.sync();
+        if is_first {
+            // Neither a kill nor a loss of power may take what this run tells of the runs before.
+            if let Err(error) = self.writer.sync_class(Class::Urgent) {
+                self.complain(format_args!("{error}"));
+            }
+            self.note_rooted();
         }
         if (is_first || appended.tells_of_dropped)
             && let Some(untold) = &mut self.untold
@@ -185,6 +188,12 @@ impl Delivery {
         if let Err(error) = self.writer.sync() {
             self.complain(format_args!("{error}"));
         }
+        self.note_rooted();
+    }
+
+    /// Notes it if what this run tells of the runs before is out of memory now.
+    fn note_rooted(&mut self) {
+        self.rooted |= self.introduced && !self.writer.holds(Class::Urgent);
     }
 
     /// Makes durable what waits in memory, or at least what is told of it.
@@ -264,7 +273,7 @@ impl Outlet for Delivery {
 
     fn told_until(&mut self, until_ns: u64) -> Result<(), Error> {
         self.until_ns = until_ns;
-        self.rooted |= self.introduced && !self.writer.holds(Class::Urgent);
+        self.note_rooted();
         if !self.rooted || !std::mem::take(&mut self.framed) {
             return Ok(());
         }

@@ -15,16 +15,24 @@ impl Writer {
     /// Writes out the oldest of what is in memory until at most so many bytes are left there.
     /// Returns whether that is so: what the budget has no bytes for stays.
     pub(super) fn write_memory(&mut self, bytes_max: u64) -> Result<bool, SpoolError> {
+        self.write_memory_of(&Class::ALL, bytes_max)
+    }
+
+    /// The same, of these classes alone.
+    fn write_memory_of(&mut self, classes: &[Class], bytes_max: u64) -> Result<bool, SpoolError> {
+        let is_of = |s: &Segment| classes.iter().any(|class| *class as usize == s.lane());
         loop {
             let left = self.left();
             let (number, lane, offset, bytes) = {
                 let mut state = self.shared.state();
-                if state.memory_bytes() <= bytes_max {
+                let held = state.segments.iter().filter(|s| is_of(s));
+                if held.map(|s| s.memory.len() as u64).sum::<u64>() <= bytes_max {
                     return Ok(true);
                 }
                 let fits = |s: &&mut Segment| {
                     let cost = held_cost(s.written_bytes, s.memory.len() as u64);
-                    !s.memory.is_empty() && left.get(s.lane()).is_some_and(|left| *left >= cost)
+                    let is_left = left.get(s.lane()).is_some_and(|left| *left >= cost);
+                    is_of(s) && !s.memory.is_empty() && is_left
                 };
                 let Some(segment) = state.segments.iter_mut().find(fits) else { return Ok(false) };
                 let lane = segment.lane();
@@ -62,6 +70,18 @@ impl Writer {
                     let _ = fs::remove_file(&path);
                 }
             }
+        }
+    }
+
+    /// Makes durable what was appended of a class, and nothing else.
+    ///
+    /// # Errors
+    /// If the device refuses. What is in memory stays there then.
+    pub fn sync_class(&mut self, class: Class) -> Result<(), SpoolError> {
+        self.write_memory_of(&[class], 0)?;
+        match self.file(class as usize) {
+            Some(file) => file.sync_data().map_err(failed("sync", &self.shared.directory)),
+            None => Ok(()),
         }
     }
 
