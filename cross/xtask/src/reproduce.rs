@@ -7,7 +7,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::workspace::{self, root, say};
@@ -29,9 +29,16 @@ pub fn run(triples: &[String]) -> Result {
         targets::find(triple)?;
     }
     setup::run()?;
-    let copy = Copy::new()?;
+    run_in(&Copy::new()?, &triples)
+}
+
+/// Compares the builds for these targets with those in a copy.
+///
+/// # Errors
+/// If a target is unknown, a build fails, or two builds differ.
+pub fn run_in(copy: &Copy, triples: &[String]) -> Result {
     let mut differing = Vec::new();
-    for triple in &triples {
+    for triple in triples {
         match copy.compare(triple)? {
             Outcome::Same { bytes } => {
                 println!("{triple}: {} bytes, alike in two directories", build::grouped(bytes));
@@ -57,12 +64,16 @@ enum Outcome {
 
 /// A copy of the tree's files, tracked or new, without history: gone when dropped.
 #[derive(Debug)]
-struct Copy {
+pub struct Copy {
     folder: tempfile::TempDir,
 }
 
 impl Copy {
-    fn new() -> Result<Copy> {
+    /// Makes it.
+    ///
+    /// # Errors
+    /// If this is no checkout, or a file cannot be copied.
+    pub fn new() -> Result<Copy> {
         let folder = tempfile::Builder::new().prefix("sysflow-edge-somewhere-else-").tempdir()?;
         let mut git = Command::new("git");
         git.args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
@@ -90,8 +101,11 @@ impl Copy {
         Ok(Copy { folder })
     }
 
-    fn compare(&self, triple: &str) -> Result<Outcome> {
-        let here = build::agent(&targets::find(triple)?)?.path;
+    /// Builds the agent in it for a target; returns where it is.
+    ///
+    /// # Errors
+    /// If it does not build.
+    pub fn build(&self, triple: &str) -> Result<PathBuf> {
         say(&format!("the same again in {}", self.folder.path().display()));
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
         command.args(["xtask", "build", triple]).current_dir(self.folder.path());
@@ -101,8 +115,13 @@ impl Copy {
             command.env("SOURCE_DATE_EPOCH", time);
         }
         workspace::run(&mut command)?;
-        let there =
-            self.folder.path().join("target/cross").join(triple).join("release/sysflow-agent");
+        let built = self.folder.path().join("target/cross").join(triple);
+        Ok(built.join("release/sysflow-agent"))
+    }
+
+    fn compare(&self, triple: &str) -> Result<Outcome> {
+        let here = build::agent(&targets::find(triple)?)?.path;
+        let there = self.build(triple)?;
         let read = |path: &Path| {
             std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
         };

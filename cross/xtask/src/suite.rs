@@ -7,8 +7,9 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
+use crate::reproduce::Copy;
 use crate::workspace::{self, Workspace, say, show};
-use crate::{Result, packages, reproduce, setup, vm};
+use crate::{Result, packages, reproduce, setup, targets, vm};
 
 /// How the agent is built for end-to-end tests: what ships, at a bearable build time.
 const AGENT_PROFILE: &str = "test-release";
@@ -103,6 +104,31 @@ pub fn environment(command: &mut Command) -> Result {
     Ok(())
 }
 
+/// The suites of these workspaces run in this order: the quick ones first; the last one has the live
+/// tests and the guests.
+const PLACES: [Workspace; 3] = [Workspace::Tool, Workspace::Collector, Workspace::Device];
+
+/// The call of a workspace's test runner.
+fn tests(place: Workspace) -> Command {
+    let mut command = place.cargo("test");
+    command.args(["--locked", "--workspace", "--no-fail-fast"]);
+    command
+}
+
+/// Builds what the suites run on this machine, the suites, and the agent in the copy. Where it does
+/// not build there, the comparison says so.
+fn build_here(copy: &Copy) -> Result {
+    build_agent()?;
+    build_collector()?;
+    for place in PLACES {
+        say(&format!("building the tests of {}", place.name()));
+        // What does not build is told once the others have run.
+        let _ = workspace::run(tests(place).args(["--quiet", "--no-run"]));
+    }
+    let _ = copy.build(reproduce::ALWAYS);
+    Ok(())
+}
+
 /// Builds, runs all suites and prints the sum as the last line.
 ///
 /// # Errors
@@ -111,17 +137,22 @@ pub fn run() -> Result {
     setup::run()?;
     setup::web_servers()?;
     setup::layer()?;
-    let guests = vm::prepare_always()?;
-    let prepared = packages::prepare()?;
-    build_agent()?;
-    build_collector()?;
+    setup::guests()?;
+    setup::cross(&targets::find(reproduce::ALWAYS)?)?;
+    let copy = Copy::new()?;
+    // Builds in two places at a time: each has steps that leave a processor idle.
+    let (laid_out, built) = std::thread::scope(|scope| {
+        let here = scope.spawn(|| build_here(&copy));
+        let laid_out = vm::prepare_always().and_then(|guests| Ok((guests, packages::prepare()?)));
+        (laid_out, here.join())
+    });
+    let (guests, prepared) = laid_out?;
+    built.map_err(|_| "a build ended in a panic")??;
     let mut sum = Counts::default();
     let mut broken = Vec::new();
-    // The quick suites first; the last one has the live tests and the guests.
-    for place in [Workspace::Tool, Workspace::Collector, Workspace::Device] {
+    for place in PLACES {
         say(&format!("tests of {}", place.name()));
-        let mut command = place.cargo("test");
-        command.args(["--locked", "--workspace", "--no-fail-fast"]);
+        let mut command = tests(place);
         environment(&mut command)?;
         command.env("SYSFLOW_GUESTS", &guests);
         if let Some(prepared) = &prepared {
@@ -139,7 +170,7 @@ pub fn run() -> Result {
         }
     }
     say("the agent again in another directory");
-    match reproduce::run(&[reproduce::ALWAYS.to_string()]) {
+    match reproduce::run_in(&copy, &[reproduce::ALWAYS.to_string()]) {
         Ok(()) => sum.passed += 1,
         Err(error) => {
             println!("{error}");
