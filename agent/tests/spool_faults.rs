@@ -210,11 +210,18 @@ fn frames_of_another_version_are_set_aside_and_taken_back() {
         writer.append(&sample::frame(7, 1, 8)).unwrap();
         drain(&mut reader);
     }
+    // Another of its number does not take its place.
+    fs::write(of_newer, &bytes).unwrap();
+    for _ in 0..2 {
+        let (_, _, recovery) = Spool::open(directory.path(), LIMITS).unwrap();
+        assert_eq!(recovery.foreign_bytes, 2 * bytes.len() as u64);
+    }
     let aside = of_newer.with_extension("aside");
+    let length = bytes.len() as u64;
     bytes[3] -= 1;
     fs::write(&aside, &bytes).unwrap();
     let (_writer, mut reader, recovery) = Spool::open(directory.path(), LIMITS).unwrap();
-    assert_eq!((recovery.frames, recovery.foreign_bytes), (1, 0));
+    assert_eq!((recovery.frames, recovery.foreign_bytes), (1, length));
     assert_eq!(drain(&mut reader), [1]);
     assert!(!aside.exists());
 }

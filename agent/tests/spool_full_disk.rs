@@ -11,6 +11,7 @@ use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use agent::spool::{Limits, Spool, SpoolError, Sync};
+use codec::DropReason;
 use model::{Model, step};
 use proptest::strategy::{Strategy as _, ValueTree as _};
 use proptest::test_runner::TestRunner;
@@ -160,6 +161,27 @@ fn a_full_disk_refuses_whole_frames_and_recovers() {
         assert_eq!(sent[0].key.sequence, spooled[spooled.len() - left - 1]);
         assert_eq!(recovery.frames, left as u64 + 1);
     }
+}
+
+/// What a full disk leaves in memory at the end of a run has a name, by the reason that its ledger
+/// has a term for.
+#[test]
+fn what_the_disk_refuses_to_the_end_is_dropped_by_name() {
+    let Some(disk) = Disk::mount(256) else { return };
+    let (mut writer, _reader, _) = Spool::open(&disk.0.path().join("spool"), LIMITS).unwrap();
+    writer.hold_at_most(64_000);
+    writer.append(&sample::frame(0, 1, 10_000)).unwrap();
+    std::fs::write(disk.0.path().join("ballast"), vec![0; 256 << 10]).unwrap_err();
+    for sequence in 1..4 {
+        assert!(writer.append(&sample::frame(sequence, 2, 10_000)).unwrap().is_kept);
+        assert!(writer.trouble().is_some());
+    }
+    let (dropped, refused) = writer.close();
+    assert!(matches!(refused, Some(SpoolError::Io { .. })), "{refused:?}");
+    let named: Vec<_> =
+        dropped.stones().iter().map(|s| (s.reason, s.first, s.last, s.frames, s.records)).collect();
+    assert_eq!(named, [(DropReason::SpoolFull, 1, 3, 3, 6)]);
+    assert_eq!(writer.depth().frames, 1);
 }
 
 /// The disk is never full, nothing is refused, and what others take the spool gives up, but for a

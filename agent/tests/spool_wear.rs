@@ -159,7 +159,8 @@ impl Device {
                 let (mut writer, mut reader) = self.ends.take().unwrap();
                 reader.release();
                 reader.close();
-                let dropped: Graveyard = writer.close().unwrap();
+                let (dropped, refused): (Graveyard, _) = writer.close();
+                assert!(refused.is_none(), "{refused:?}");
                 self.dropped_frames += dropped.stones().iter().map(|s| s.frames).sum::<u64>();
                 self.dropped.extend(dropped.stones());
                 drop((writer, reader));

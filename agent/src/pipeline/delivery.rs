@@ -49,7 +49,7 @@ struct Delivery {
     reload: Arc<AtomicBool>,
     state: RunState,
     /// What was dropped, until a frame that tells of it is in the spool.
-    untold: Option<Untold>,
+    untold: Untold,
     /// The day's bytes for flash, if it has so few.
     wear: Option<Arc<Wear>>,
     status: Status,
@@ -138,8 +138,7 @@ impl Delivery {
             self.note_rooted();
         }
         if (is_first || appended.tells_of_dropped)
-            && let Some(untold) = &mut self.untold
-            && let Err(error) = untold.told()
+            && let Err(error) = self.untold.told()
         {
             self.complain(format_args!("dropped frames will be told again: {error}"));
         }
@@ -150,37 +149,15 @@ impl Delivery {
         if dropped.is_empty() {
             return;
         }
-        let noted = self.untold_made().map(|untold| untold.add_dropped(dropped));
-        if !matches!(noted, Some(Ok(()))) {
-            let file = self.config.state_directory().join(untold::FILE);
-            self.complain(format_args!("{}: cannot be written", file.display()));
+        if let Err(error) = self.untold.add_dropped(dropped) {
+            self.complain(format_args!("{}: {error}", untold::FILE));
         }
-    }
-
-    /// The note, made if it is missing; none where it cannot be.
-    fn untold_made(&mut self) -> Option<&mut Untold> {
-        if self.untold.is_none() {
-            self.untold = Untold::open(self.config.state_directory()).ok();
-            if let Some(untold) = &mut self.untold {
-                untold.spare(self.wear.clone());
-            }
-        }
-        self.untold.as_mut()
     }
 
     /// Keeps what the last delivery lost, now that the books are closed, for the next run.
     fn note_late(&mut self) {
         let Losses { refused, damaged, .. } = self.losses();
-        if refused + damaged == 0 {
-            return;
-        }
-        match self.untold_made() {
-            Some(untold) => untold.add_late(Late { refused, damaged }),
-            None => {
-                let lost = refused + damaged;
-                self.complain(format_args!("{lost} records, refused or damaged, are in no ledger"));
-            }
-        }
+        self.untold.add_late(Late { refused, damaged });
     }
 
     fn sync(&mut self) {
@@ -198,11 +175,13 @@ impl Delivery {
 
     /// Makes durable what waits in memory, or at least what is told of it.
     fn close(&mut self) {
-        match self.writer.close() {
-            Ok(dropped) => self.note_dropped(&dropped),
-            Err(error) => self.complain(format_args!("{error}")),
+        let (dropped, refused) = self.writer.close();
+        self.note_dropped(&dropped);
+        if let Some(error) = refused {
+            let frames = dropped.stones().iter().map(|stone| stone.frames).sum::<u64>();
+            log::error!("{error}: {frames} frames dropped: the next run tells which");
         }
-        if let Some(Err(error)) = self.untold.as_mut().map(Untold::close) {
+        if let Err(error) = self.untold.close() {
             self.complain(format_args!("{}: {error}", untold::FILE));
         }
     }
@@ -391,10 +370,9 @@ pub fn run(config: &Config) -> Result<(), Error> {
         SpoolSync::MemoryFirst => Sync::MemoryFirst { bytes_max: config.spool.memory_bytes },
     };
     let limits = spool::Limits { bytes_max: config.spool.bytes_max, sync };
-    let untold = Untold::find(folder).map_err(super::file_error(&folder.join(untold::FILE)))?;
-    let until = untold.as_ref().map_or(0, Untold::until);
-    spool::complete_purge(&config.spool.directory, until).map_err(Error::Spool)?;
-    let mut untold = untold.filter(|untold| !untold.is_told());
+    // Made now: what is to be told of a full disk is noted on it.
+    let mut untold = Untold::open(folder).map_err(super::file_error(&folder.join(untold::FILE)))?;
+    spool::complete_purge(&config.spool.directory, untold.until()).map_err(Error::Spool)?;
     let (mut writer, mut reader, recovery) =
         Spool::open(&config.spool.directory, limits).map_err(Error::Spool)?;
     writer.keep_free(config.spool.free_percent);
@@ -438,9 +416,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
         reader.spare(Arc::clone(wear));
         budget.spare();
     }
-    if let Some(untold) = &mut untold {
-        untold.spare(wear.clone());
-    }
+    untold.spare(wear.clone());
     let (state, before) = RunState::begin(folder, boot_id, boot_ns(), wear.clone())
         .map_err(super::file_error(folder))?;
     if credentials.seal_key.is_none() {
@@ -468,9 +444,9 @@ pub fn run(config: &Config) -> Result<(), Error> {
         budget,
         meter: Meter::new(wear.clone()),
     };
-    let purged_records = untold.as_ref().map_or(0, Untold::records);
-    let dropped = untold.as_ref().map(|untold| untold.stones().clone()).unwrap_or_default();
-    let Late { refused, damaged } = untold.as_ref().map(Untold::late).unwrap_or_default();
+    let purged_records = untold.records();
+    let dropped = untold.stones().clone();
+    let Late { refused, damaged } = untold.late();
     let late = Losses { refused, damaged, ..Losses::default() };
     let former = Former { before, purged_records, dropped, late };
     let delivery = Rc::new(RefCell::new(Delivery {
@@ -497,13 +473,16 @@ pub fn run(config: &Config) -> Result<(), Error> {
     watch(&path, identity, former, None, &stop, &delivery)?;
     let mut delivery = delivery.borrow_mut();
     if let Some(upload) = &delivery.upload {
-        let report = upload.shutdown(Instant::now() + LAST_DELIVERY);
-        if !report.emptied {
-            log::warn!("stopped with frames in the spool: they are delivered after the next start");
-        }
+        upload.shutdown(Instant::now() + LAST_DELIVERY);
     }
     delivery.note_late();
     delivery.close();
+    let left = delivery.writer.depth().frames;
+    if left > 0 {
+        log::warn!(
+            "stopped with {left} frames in the spool: they are delivered after the next start"
+        );
+    }
     let until_ns = delivery.until_ns;
     delivery.told_until(until_ns)?;
     delivery.status.ready = false;

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use codec::{DecodeError, Frame};
 
@@ -41,7 +41,7 @@ pub(super) fn recover(
                 segments.push_back(segment);
             }
             Held::Foreign => {
-                let aside = path.with_extension(EXTENSION_ASIDE);
+                let aside = aside_path(directory, number);
                 fs::rename(&path, aside).map_err(failed("set aside", &path))?;
             }
             Held::Frames(_) | Held::Nothing => {
@@ -72,6 +72,12 @@ fn take_back(
         *next += 1;
     }
     Ok(())
+}
+
+/// Where a segment is set aside: under its number, or a later one where another has that.
+fn aside_path(directory: &Path, number: u64) -> PathBuf {
+    let named = |number| segment_path(directory, number).with_extension(EXTENSION_ASIDE);
+    (number..u64::MAX).map(named).find(|path| !path.exists()).unwrap_or_else(|| named(number))
 }
 
 /// As much of a frame as tells its version: [`Frame::length`].

@@ -110,7 +110,7 @@ impl Writer {
             self.close_file(lane);
         }
         while !self.write_memory(memory_bytes_max.saturating_sub(length))? {
-            if !self.drop_held(lane)? {
+            if !self.drop_held(lane, DropReason::FlashBudget)? {
                 return Ok(false);
             }
         }
@@ -145,7 +145,7 @@ impl Writer {
     /// Drops the oldest generation that is in memory, the least urgent first, none that is more
     /// urgent than `lane`: what it has in memory and what came behind that. What it has in files
     /// before can be read without. Returns whether anything went.
-    fn drop_held(&mut self, lane: usize) -> Result<bool, SpoolError> {
+    fn drop_held(&mut self, lane: usize, reason: DropReason) -> Result<bool, SpoolError> {
         let victim = {
             let state = self.shared.state();
             let oldest = |of: usize| {
@@ -156,16 +156,16 @@ impl Writer {
             victim.map(|segment| (segment.number, segment.generation))
         };
         let Some((number, generation)) = victim else { return Ok(false) };
-        self.drop_tail(number);
-        self.drop_from(generation, number + 1, DropReason::FlashBudget)?;
+        self.drop_tail(number, reason);
+        self.drop_from(generation, number + 1, reason)?;
         if self.present.get(generation.lane()) == Some(&Some(generation)) {
-            self.kill(generation, DropReason::FlashBudget);
+            self.kill(generation, reason);
         }
         Ok(true)
     }
 
     /// Drops what a segment has in memory and nobody has yet.
-    fn drop_tail(&mut self, number: u64) {
+    fn drop_tail(&mut self, number: u64, reason: DropReason) {
         let mut state = self.shared.state();
         let Some(at) = state.segments.iter().position(|s| s.number == number && !s.pinned) else {
             return;
@@ -201,18 +201,29 @@ impl Writer {
             // What cannot be removed now is removed when the spool is opened next.
             let _ = fs::remove_file(self.shared.path(number));
         }
-        self.dropped.add(&generation, DropReason::FlashBudget, range, count);
+        self.dropped.add(&generation, reason, range, count);
     }
 
-    /// Writes what is in memory out, as far as the budget goes, and drops the rest: for the end of
-    /// a run. Returns what went.
-    ///
-    /// # Errors
-    /// If the device refuses. What is in memory is lost then, without a name.
-    pub fn close(&mut self) -> Result<Graveyard, SpoolError> {
-        self.sync()?;
-        while !self.write_memory(0)? && self.drop_held(0)? {}
-        Ok(std::mem::take(&mut self.dropped).stones)
+    /// Writes what is in memory out, as far as the budget goes and the device takes it, and drops the
+    /// rest: for the end of a run. Returns what went, and why the device refused it.
+    pub fn close(&mut self) -> (Graveyard, Option<SpoolError>) {
+        let mut refused = self.sync().err();
+        while refused.is_none() {
+            refused = match self.write_memory(0) {
+                Ok(true) => break,
+                Ok(false) => match self.drop_held(0, DropReason::FlashBudget) {
+                    Ok(true) => None,
+                    Ok(false) => break,
+                    Err(error) => Some(error),
+                },
+                Err(error) => Some(error),
+            };
+        }
+        if refused.is_some() {
+            // Each round empties a segment's memory, also where its file cannot be removed.
+            while !matches!(self.drop_held(0, DropReason::SpoolFull), Ok(false)) {}
+        }
+        (std::mem::take(&mut self.dropped).stones, refused)
     }
 }
 
