@@ -13,8 +13,7 @@ use crate::record::Record;
 use crate::seal::{Seal, Signature};
 use crate::stream::{
     Capabilities, Clock, Counter, Farewell, FormerRun, GenerationStart, Header, Interruption,
-    LEDGER_COUNTERS_MAX, Ledger, STEPS_MAX, StepChange, Steps, StreamKey, TOMBSTONES_MAX,
-    Tombstone, Tombstones,
+    LEDGER_COUNTERS_MAX, STEPS_MAX, StepChange, StreamKey, TOMBSTONES_MAX, Tombstone,
 };
 
 /// Largest frame, bytes: a receiver may refuse more without looking.
@@ -419,17 +418,7 @@ fn decode_header(bytes: &[u8]) -> Result<(Header<'_>, &[u8]), DecodeError> {
         first_ns: fixed.first_ns,
         last_ns: fixed.first_ns.checked_add(fixed.span_ns).ok_or(BAD)?,
         records: fixed.records,
-        start: None,
-        clock: None,
-        ledger: Ledger::new(),
-        interruption: None,
-        capabilities: None,
-        farewell: None,
-        former: None,
-        tombstones: Tombstones::new(),
-        seal: None,
-        signature: None,
-        steps: Steps::new(),
+        ..Header::default()
     };
     loop {
         let (tag, after) = rest.split_first().ok_or(BAD)?;

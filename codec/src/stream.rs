@@ -9,7 +9,9 @@ use crate::seal::{Seal, Signature};
 /// Which stream a frame belongs to, and its place in it. Together with the agent's identity
 /// (from its certificate) and the boot id this is the key under which a collector stores a
 /// frame: two frames with one key are one frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
 pub struct StreamKey {
     /// The first eight bytes of the run id: which start of the agent.
     pub run_tag: [u8; 8],
@@ -20,8 +22,8 @@ pub struct StreamKey {
 }
 
 /// The header of a frame. The optional parts travel as length-delimited extensions, so that
-/// a receiver skips those that it does not know.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// a receiver skips those that it does not know. By default it says nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Header<'a> {
     /// Stream and place in it.
     pub key: StreamKey,

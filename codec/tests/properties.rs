@@ -5,7 +5,7 @@
 
 use codec::{
     Address, CLASSES, DecodeError, DropReason, EncodeError, EndReason, FileId, FormerRun, Frame,
-    FrameWriter, Header, Ledger, NetworkFlow, ObjectState, Oid, Process, ProcessEvent, Record,
+    FrameWriter, Header, NetworkFlow, ObjectState, Oid, Process, ProcessEvent, Record,
     SIGNATURE_BYTES_MAX, Seal, Signature, SignatureScheme, StreamKey, TOMBSTONES_MAX, Tombstone,
     Tombstones, Volume,
 };
@@ -130,20 +130,7 @@ fn header(sequence: u64) -> Header<'static> {
     Header {
         key: StreamKey { run_tag: [7; 8], class: 0, sequence },
         generation: 1,
-        first_ns: 0,
-        last_ns: 0,
-        records: 0,
-        start: None,
-        clock: None,
-        ledger: Ledger::new(),
-        interruption: None,
-        capabilities: None,
-        farewell: None,
-        former: None,
-        tombstones: Default::default(),
-        seal: None,
-        signature: None,
-        steps: Default::default(),
+        ..Header::default()
     }
 }
 

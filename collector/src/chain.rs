@@ -242,20 +242,10 @@ mod tests {
         let header = Header {
             key: StreamKey { run_tag: [2; 8], class: 0, sequence },
             generation,
-            first_ns: 0,
-            last_ns: 0,
-            records: 0,
             start: starts.then_some(start),
-            clock: None,
             ledger: Ledger::from_iter([counter]),
-            interruption: None,
-            capabilities: None,
-            farewell: None,
-            former: None,
-            tombstones: Default::default(),
             seal,
-            signature: None,
-            steps: Default::default(),
+            ..Header::default()
         };
         let mut buffer = vec![0; 16 * 1024];
         FrameWriter::new(&mut buffer).unwrap().finish(&header).unwrap().to_vec()

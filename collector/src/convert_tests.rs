@@ -61,20 +61,8 @@ fn with_header(generation: u32, clock_ns: Option<i64>, then: impl FnOnce(&Header
     let header = Header {
         key: StreamKey { run_tag: [1; 8], class: 0, sequence: 0 },
         generation,
-        first_ns: 0,
-        last_ns: 0,
-        records: 0,
-        start: None,
         clock,
-        ledger: codec::Ledger::new(),
-        interruption: None,
-        capabilities: None,
-        farewell: None,
-        former: None,
-        tombstones: Default::default(),
-        seal: None,
-        signature: None,
-        steps: Default::default(),
+        ..Header::default()
     };
     let mut buffer = vec![0; codec::FRAME_BYTES_MAX];
     let bytes = FrameWriter::new(&mut buffer).unwrap().finish(&header).unwrap();

@@ -289,10 +289,6 @@ mod tests {
     fn header() -> Header<'static> {
         Header {
             key: StreamKey { run_tag: [1; 8], class: 0, sequence: 0 },
-            generation: 0,
-            first_ns: 0,
-            last_ns: 0,
-            records: 0,
             start: Some(GenerationStart {
                 agent_id: "gw",
                 boot_id: [7; 16],
@@ -301,16 +297,7 @@ mod tests {
                 kernel: "k",
                 machine: "m",
             }),
-            clock: None,
-            ledger: Ledger::new(),
-            interruption: None,
-            capabilities: None,
-            farewell: None,
-            former: None,
-            tombstones: Default::default(),
-            seal: None,
-            signature: None,
-            steps: Default::default(),
+            ..Header::default()
         }
     }
 

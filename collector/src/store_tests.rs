@@ -1,4 +1,4 @@
-use codec::{Clock, Frame, FrameWriter, GenerationStart, Header, Ledger, StreamKey};
+use codec::{Clock, Frame, FrameWriter, GenerationStart, Header, StreamKey};
 
 use super::*;
 use crate::ranges::RANGES_MAX;
@@ -8,10 +8,7 @@ const BOOT: [u8; 16] = [0xb0; 16];
 fn bytes(sequence: u64, is_start: bool, salt: u64) -> Vec<u8> {
     let header = Header {
         key: StreamKey { run_tag: [1; 8], class: 0, sequence },
-        generation: 0,
         first_ns: salt,
-        last_ns: 0,
-        records: 0,
         start: is_start.then_some(GenerationStart {
             agent_id: "a",
             boot_id: BOOT,
@@ -21,15 +18,7 @@ fn bytes(sequence: u64, is_start: bool, salt: u64) -> Vec<u8> {
             machine: "",
         }),
         clock: Some(Clock { offset_ns: 0, uncertainty_ns: 0, synchronized: false }),
-        ledger: Ledger::new(),
-        interruption: None,
-        capabilities: None,
-        farewell: None,
-        former: None,
-        tombstones: Default::default(),
-        seal: None,
-        signature: None,
-        steps: Default::default(),
+        ..Header::default()
     };
     let mut buffer = vec![0; codec::FRAME_BYTES_MAX];
     FrameWriter::new(&mut buffer).unwrap().finish(&header).unwrap().to_vec()

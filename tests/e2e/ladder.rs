@@ -14,16 +14,16 @@ use tests::fleet::{Agent, AgentSettings, Fleet};
 use tests::machine::{Machine, Need};
 use tests::records::{number, of_kind, text};
 
-/// Opens, short programs and connections of the floods.
-const COUNTS: [(&str, u64); 3] = [("opens", 4_000), ("ports", 4_000), ("forks", 800)];
-/// And how many of them a second: a flood lasts.
-const PACES: [u64; 3] = [1_000, 1_000, 200];
+/// A flood's kind, how many acts it has, and how many of them a second: a flood lasts.
+type Flood = (&'static str, u64, u64);
+/// Opens, connections and short programs.
+const FLOODS: [Flood; 3] = [("opens", 4_000, 1_000), ("ports", 4_000, 1_000), ("forks", 800, 200)];
 /// So many acts a second are a flood: programs that start are eight events and more each.
 const FLOOD_ACTS: f64 = 150.0;
 /// So far an estimate may be wrong: five standard errors, percent.
 const ERROR_PERCENT: u64 = 46;
 
-fn flood(fleet: &Fleet<'_>, kind: &str, count: u64, pace: u64) -> Result {
+fn flood(fleet: &Fleet<'_>, (kind, count, pace): Flood) -> Result {
     let folder = fleet.path(&format!("flood-{kind}"));
     if folder.exists() {
         std::fs::remove_dir_all(&folder)?;
@@ -45,7 +45,7 @@ fn strain(fleet: &Fleet<'_>, agent: &mut Agent, step: &str) -> Result {
         if agent.status()?["step"] == step {
             return Ok(());
         }
-        flood(fleet, "deep", 1_000, 1_000)?;
+        flood(fleet, ("deep", 1_000, 1_000))?;
     }
     Err(format!("step {step:?} is not taken: {}", agent.program.log()?).into())
 }
@@ -92,36 +92,54 @@ fn steps(books: &Value) -> Result<Vec<String>> {
     Ok(stays.iter().map(|stay| text(stay, "step").to_string()).collect())
 }
 
+/// What became of floods beside a quiet program, while sessions that flood are summed up.
+struct Told {
+    /// How long each flood took, seconds.
+    seconds: Vec<f64>,
+    books: Value,
+    records: Vec<Value>,
+}
+
+impl Told {
+    /// Has the agent strained, the floods made, and everything delivered. What the quiet program
+    /// does meanwhile is told in full.
+    fn of(machine: &Machine, fleet: &Fleet<'_>, floods: &[Flood]) -> Result<Told> {
+        /// What it does beside each flood.
+        const ACTS: usize = 5;
+        let (settings, address) = settings(fleet, "summaries", 1)?;
+        let mut agent = fleet.start_agent(&settings)?;
+        strain(fleet, &mut agent, "summaries")?;
+        let mut actor = Actor::start(env!("CARGO_BIN_EXE_workload-mark"), fleet.path("acts"))?;
+        let mut seconds = Vec::new();
+        for one in floods {
+            actor.order(ACTS);
+            let start = Instant::now();
+            flood(fleet, *one)?;
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+        let quiet = actor.finish()?;
+        assert_eq!(agent.status()?["step"], "summaries");
+        let mut collector = fleet.start_collector(&address.to_string())?;
+        calm(&mut agent)?;
+        agent.program.stop()?;
+        collector.program.stop()?;
+
+        let (code, books) = books(fleet)?;
+        assert_eq!(code, Some(0));
+        let (whole, missing) = acts::missing(machine, fleet, &actor.folder, &quiet)?;
+        assert_eq!((whole, missing), (ACTS * floods.len(), Vec::new()));
+        Ok(Told { seconds, books, records: fleet.print(&fleet.store())? })
+    }
+}
+
 #[test]
 fn a_flood_becomes_summaries_and_the_quiet_are_told_in_full() -> Result {
     let test = "a_flood_becomes_summaries_and_the_quiet_are_told_in_full";
     let Some(machine) = Machine::claim(test, &[Need::Agent])? else { return Ok(()) };
     let fleet = Fleet::new(&machine)?;
-    let (settings, address) = settings(&fleet, "summaries", 1)?;
-    let mut agent = fleet.start_agent(&settings)?;
-    strain(&fleet, &mut agent, "summaries")?;
-    let mut actor = Actor::start(env!("CARGO_BIN_EXE_workload-mark"), fleet.path("acts"))?;
-    let mut seconds = Vec::new();
-    for ((kind, count), pace) in COUNTS.into_iter().zip(PACES) {
-        actor.order(5);
-        let start = Instant::now();
-        flood(&fleet, kind, count, pace)?;
-        seconds.push(start.elapsed().as_secs_f64());
-    }
-    let quiet = actor.finish()?;
-    assert_eq!(agent.status()?["step"], "summaries");
-    let mut collector = fleet.start_collector(&address.to_string())?;
-    calm(&mut agent)?;
-    agent.program.stop()?;
-    collector.program.stop()?;
-
-    let (code, books) = books(&fleet)?;
-    assert_eq!(code, Some(0));
+    let Told { seconds, books, records } = Told::of(&machine, &fleet, &FLOODS)?;
     assert_eq!(steps(&books)?, ["summaries"]);
     assert_eq!(text(&books["ladder"][0], "strain"), "spool");
-    let (whole, missing) = acts::missing(&machine, &fleet, &actor.folder, &quiet)?;
-    assert_eq!((whole, missing), (15, Vec::new()));
-    let records = fleet.print(&fleet.store())?;
     // Other programs of this machine may flood, too. The flood's session is young, and what is told
     // of young ones names the first process that was met, which may be a child that it started.
     let adversary = env!("CARGO_BIN_EXE_workload-adversary");
@@ -137,7 +155,7 @@ fn a_flood_becomes_summaries_and_the_quiet_are_told_in_full() -> Result {
     };
     let near = |told: u64, count: u64| told.abs_diff(count) * 100 <= count * ERROR_PERCENT;
     let subjects = ["files", "network", "processes"];
-    for (((kind, count), subject), seconds) in COUNTS.into_iter().zip(subjects).zip(seconds) {
+    for (((kind, count, _), subject), seconds) in FLOODS.into_iter().zip(subjects).zip(seconds) {
         let (told, objects) = (sum(subject, "summary.records"), sum(subject, "summary.objects"));
         println!(
             "{count} {kind} in {seconds:.1} s: {told} records, {objects} objects in summaries"
@@ -163,31 +181,14 @@ fn a_flood_of_sessions_is_summed_up_as_that_of_one() -> Result {
     let test = "a_flood_of_sessions_is_summed_up_as_that_of_one";
     let Some(machine) = Machine::claim(test, &[Need::Agent])? else { return Ok(()) };
     let fleet = Fleet::new(&machine)?;
-    let (settings, address) = settings(&fleet, "summaries", 1)?;
-    let mut agent = fleet.start_agent(&settings)?;
-    strain(&fleet, &mut agent, "summaries")?;
-    let mut actor = Actor::start(env!("CARGO_BIN_EXE_workload-mark"), fleet.path("acts"))?;
-    actor.order(5);
-    let start = Instant::now();
-    flood(&fleet, "sessions", SESSIONS, 200)?;
-    let seconds = start.elapsed().as_secs_f64();
-    let quiet = actor.finish()?;
-    assert_eq!(agent.status()?["step"], "summaries");
-    let mut collector = fleet.start_collector(&address.to_string())?;
-    calm(&mut agent)?;
-    agent.program.stop()?;
-    collector.program.stop()?;
-
-    let (code, _) = books(&fleet)?;
-    assert_eq!(code, Some(0));
-    let (whole, missing) = acts::missing(&machine, &fleet, &actor.folder, &quiet)?;
-    assert_eq!((whole, missing), (5, Vec::new()));
-    let records = fleet.print(&fleet.store())?;
+    let floods = [("sessions", SESSIONS, 200)];
+    let Told { seconds, records, .. } = Told::of(&machine, &fleet, &floods)?;
     let is_summary = |record: &&Value| {
         text(record, "record.kind") == "Summary" && text(record, "summary.subject") == "processes"
     };
     let told = records.iter().filter(is_summary).map(|s| s["summary.records"].as_u64());
     let told: u64 = told.map(Option::unwrap_or_default).sum();
+    let seconds: f64 = seconds.iter().sum();
     println!("{SESSIONS} sessions in {seconds:.1} s: {told} records of processes in summaries");
     // A machine that is slow at starting programs makes no flood of them.
     let is_flood = SESSIONS as f64 / seconds > FLOOD_ACTS;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use codec::{
-    Clock, Frame, FrameWriter, GenerationStart, Header, Interruption, Ledger, ObjectState, Oid,
-    Operation, Process, Record, StreamKey, Term,
+    Clock, Frame, FrameWriter, GenerationStart, Header, Interruption, ObjectState, Oid, Operation,
+    Process, Record, StreamKey, Term,
 };
 
 use crate::Result;
@@ -197,10 +197,6 @@ pub fn sample(agent_id: &str, run_id: [u8; 16], sequence: u64) -> Result<Vec<u8>
     let begins = sequence == 0;
     let header = Header {
         key: StreamKey { run_tag, class: 0, sequence },
-        generation: 0,
-        first_ns: 0,
-        last_ns: 0,
-        records: 0,
         start: begins.then_some(GenerationStart {
             agent_id,
             boot_id: [7; 16],
@@ -214,15 +210,7 @@ pub fn sample(agent_id: &str, run_id: [u8; 16], sequence: u64) -> Result<Vec<u8>
             uncertainty_ns: 1000,
             synchronized: false,
         }),
-        ledger: Ledger::new(),
-        interruption: None,
-        capabilities: None,
-        farewell: None,
-        former: None,
-        tombstones: Default::default(),
-        seal: None,
-        signature: None,
-        steps: Default::default(),
+        ..Header::default()
     };
     Ok(writer.finish(&header)?.to_vec())
 }

@@ -41,20 +41,9 @@ pub(crate) fn frame_of(
     let header = Header {
         key: StreamKey { class, ..key(sequence) },
         generation,
-        first_ns: 0,
-        last_ns: 0,
-        records: 0,
         start: starts.then_some(start),
         clock: starts.then_some(clock),
-        ledger: Default::default(),
-        interruption: None,
-        capabilities: None,
-        farewell: None,
-        former: None,
-        tombstones: Default::default(),
-        seal: None,
-        signature: None,
-        steps: Default::default(),
+        ..Header::default()
     };
     writer.finish(&header).unwrap().to_vec()
 }

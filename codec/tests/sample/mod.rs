@@ -178,11 +178,6 @@ pub(crate) fn header() -> Header<'static> {
             missing: hook::SOCKET_STATE,
             jit: true,
         }),
-        farewell: None,
-        former: None,
-        tombstones: Default::default(),
-        seal: None,
-        signature: None,
-        steps: Default::default(),
+        ..Header::default()
     }
 }

@@ -2,9 +2,9 @@
 
 use codec::{
     Address, Capabilities, Clock, Container, Counter, EndReason, FRAME_BYTES_MAX, File, FileEvent,
-    FileFlow, FileId, FrameWriter, GenerationStart, Header, Interruption, K8sEvent, Ledger,
-    NetworkEvent, NetworkFlow, ObjectState, Oid, Operation, Pod, Process, ProcessEvent,
-    ProcessFlow, Record, StreamKey, Term, Volume, op,
+    FileFlow, FileId, FrameWriter, GenerationStart, Header, Interruption, K8sEvent, NetworkEvent,
+    NetworkFlow, ObjectState, Oid, Operation, Pod, Process, ProcessEvent, ProcessFlow, Record,
+    StreamKey, Term, Volume, op,
 };
 
 /// Boot clock to Unix time, ns: a moment in 2026.
@@ -40,19 +40,7 @@ impl Run {
             },
             generation,
             first_ns: 1_000_000_000,
-            last_ns: 0,
-            records: 0,
-            start: None,
-            clock: None,
-            ledger: Ledger::new(),
-            interruption: None,
-            capabilities: None,
-            farewell: None,
-            former: None,
-            tombstones: Default::default(),
-            seal: None,
-            signature: None,
-            steps: Default::default(),
+            ..Header::default()
         }
     }
 
@@ -68,12 +56,6 @@ impl Run {
             }),
             clock: Some(Clock { offset_ns: self.offset_ns, uncertainty_ns: 5, synchronized: true }),
             capabilities: Some(Capabilities { attached: 31, missing: 0, jit: true }),
-            farewell: None,
-            former: None,
-            tombstones: Default::default(),
-            seal: None,
-            signature: None,
-            steps: Default::default(),
             ..self.header(generation, sequence)
         }
     }

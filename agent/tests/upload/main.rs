@@ -2,133 +2,27 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod device;
+#[path = "../fleet/mod.rs"]
 mod fleet;
+mod named;
+mod proxies;
+#[path = "../receiver/mod.rs"]
 mod receiver;
+#[path = "../sample/mod.rs"]
 mod sample;
 
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
-use std::sync::{Arc, LazyLock, mpsc};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use agent::config::{self, Config};
-use agent::day_budget::DayBudget;
-use agent::spool::{Limits, Spool, Sync, Writer};
+use agent::config;
 use agent::tls::clock::Clock;
-use agent::tls::seal_key::Sealer;
 use agent::tls::{Credentials, Files};
-use agent::upload::{self, Settings, Snapshot, Timeouts, Upload};
+use agent::upload;
+use device::{Device, FLEETS, collector, error};
 use fleet::Ca;
 use receiver::{Collector, PATIENCE, Reply, until};
-use rustls::version::{TLS12, TLS13};
-
-/// One fleet for all tests, and another whose CA nobody here trusts.
-struct Fleets {
-    directory: tempfile::TempDir,
-    ours: Ca,
-    foreign: Ca,
-    files: Files,
-}
-
-static FLEETS: LazyLock<Fleets> = LazyLock::new(|| {
-    let directory = tempfile::tempdir().unwrap();
-    let ours = Ca::new(&directory.path().join("ours"), "ours");
-    let foreign = Ca::new(&directory.path().join("foreign"), "foreign");
-    for ca in [&ours, &foreign] {
-        ca.sign("collector", "DNS:localhost", "serverAuth", 30);
-    }
-    let files = ours.sign_agent("agent", "gw-0001", 30);
-    Fleets { directory, ours, foreign, files }
-});
-
-struct Device {
-    directory: tempfile::TempDir,
-    writer: Writer,
-    next: u64,
-    upload: Upload,
-}
-
-impl Device {
-    /// A device with frames of these sizes in its spool.
-    fn start(collector: &Collector, frames: &[usize], change: impl FnOnce(&mut Settings)) -> Self {
-        Device::start_after(collector, frames, |_| {}, change)
-    }
-
-    /// The same, where something happens to its folder before the upload thread begins.
-    fn start_after(
-        collector: &Collector,
-        frames: &[usize],
-        happens: impl FnOnce(&Path),
-        change: impl FnOnce(&mut Settings),
-    ) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let limits = Limits { bytes_max: 64 << 20, sync: Sync::OnRequest };
-        let (mut writer, reader, _) = Spool::open(&directory.path().join("spool"), limits).unwrap();
-        for (sequence, bytes) in frames.iter().enumerate() {
-            writer.append(&sample::frame(sequence as u64, 1, *bytes)).unwrap();
-        }
-        let mut settings = settings(collector, &FLEETS.files, directory.path());
-        change(&mut settings);
-        happens(directory.path());
-        let upload = upload::spawn(settings, reader).unwrap();
-        upload.wake();
-        Device { directory, writer, next: frames.len() as u64, upload }
-    }
-
-    fn append(&mut self, bytes: usize) {
-        self.writer.append(&sample::frame(self.next, 1, bytes)).unwrap();
-        self.next += 1;
-        self.upload.wake();
-    }
-
-    fn counters(&self) -> Snapshot {
-        self.upload.counters().snapshot()
-    }
-
-    fn empty(&self) {
-        until("an empty spool", || self.writer.depth().frames == 0);
-    }
-
-    /// Waits for a failure and returns its text; nothing has left the spool.
-    fn error(&self) -> String {
-        let frames = self.writer.depth().frames;
-        until("a failure", || self.counters().failures > 0);
-        assert_eq!((self.counters().frames, self.writer.depth().frames), (0, frames));
-        self.counters().last_error
-    }
-}
-
-fn settings(collector: &Collector, files: &Files, state: &Path) -> Settings {
-    let clock = Arc::new(Clock::open(state).0);
-    Settings {
-        collector: config::Collector {
-            url: collector.url(),
-            ca: files.ca.clone(),
-            certificate: files.certificate.clone(),
-            key: files.key.clone(),
-            upload_interval_s: 86_400,
-            ..Config::default().collector
-        },
-        credentials: Credentials::load(files, None, &clock).unwrap(),
-        clock,
-        sealer: Sealer::default(),
-        timeouts: Timeouts::default(),
-        budget: DayBudget::unlimited(),
-        meter: Default::default(),
-    }
-}
-
-fn collector(
-    script: impl Fn(usize, &[u64]) -> Reply + Send + std::marker::Sync + 'static,
-) -> Collector {
-    let server = receiver::server(&FLEETS.ours, "collector", &FLEETS.ours, &TLS13);
-    Collector::start(server, script)
-}
-
-fn error(kind: &str) -> String {
-    format!(r#"{{"error":"{kind}","detail":"because"}}"#)
-}
+use rustls::version::TLS13;
 
 #[test]
 fn frames_arrive_in_order_over_one_connection_and_leave_the_spool() {
@@ -206,103 +100,6 @@ fn a_spool_that_is_away_for_a_while_loses_nothing() {
     device.empty();
     let counters = device.counters();
     assert_eq!((counters.frames, counters.damaged_records), (60, 0));
-}
-
-#[test]
-fn a_collector_of_another_ca_is_named() {
-    let server = receiver::server(&FLEETS.foreign, "collector", &FLEETS.ours, &TLS13);
-    let collector = Collector::start(server, |_, _| Reply::Take);
-    let device = Device::start(&collector, &[100], |_| {});
-    let ca = FLEETS.files.ca.display();
-    assert_eq!(device.error(), format!("collector's certificate is not signed by our CA ({ca})"));
-}
-
-#[test]
-fn a_collector_for_another_name_is_named() {
-    FLEETS.ours.sign("elsewhere", "DNS:elsewhere.example", "serverAuth", 30);
-    let server = receiver::server(&FLEETS.ours, "elsewhere", &FLEETS.ours, &TLS13);
-    let collector = Collector::start(server, |_, _| Reply::Take);
-    let device = Device::start(&collector, &[100], |_| {});
-    let expected = "not for localhost (collector.url)";
-    let error = device.error();
-    assert!(error.contains("elsewhere.example") && error.ends_with(expected), "{error}");
-}
-
-#[test]
-fn a_refused_certificate_is_named_whatever_the_version_and_the_body() {
-    let expired = FLEETS.ours.sign_agent("expired", "gw-0001", -1);
-    let foreign = Files {
-        ca: FLEETS.ours.path("ca.pem"),
-        ..FLEETS.foreign.sign_agent("agent", "gw-0001", 30)
-    };
-    // Another CA of the same name, as after a fleet's CA was made anew.
-    let twin = Ca::new(&FLEETS.directory.path().join("twin"), "ours");
-    let twin = Files { ca: FLEETS.ours.path("ca.pem"), ..twin.sign_agent("agent", "gw-0001", 30) };
-    for version in [&TLS13, &TLS12] {
-        for (files, why) in [
-            (&expired, "certificate expired"),
-            (&twin, "its signature is not by the CA that the collector trusts"),
-            (&foreign, "it is not signed by the CA that the collector trusts"),
-        ] {
-            // Small, asking for leave, and (in several writes) more than a socket takes.
-            for bytes in [100, 60_000] {
-                let server = receiver::server(&FLEETS.ours, "collector", &FLEETS.ours, version);
-                let collector = Collector::start(server, |_, _| Reply::Take);
-                let device = Device::start(&collector, &[bytes; 20], |settings| {
-                    settings.credentials = Credentials::load(files, None, &settings.clock).unwrap();
-                });
-                let file = files.certificate.display();
-                let expected = format!("collector refused our certificate: {why} ({file})");
-                assert_eq!(device.error(), expected, "{version:?}, {bytes} bytes");
-            }
-        }
-    }
-}
-
-#[test]
-fn a_demanded_certificate_is_named() {
-    let collector = collector(|_, _| Reply::Take);
-    let device = Device::start(&collector, &[60_000; 20], |settings| {
-        let ca = &settings.collector.ca;
-        let mut roots = rustls::RootCertStore::empty();
-        let pem: rustls::pki_types::CertificateDer<'_> =
-            rustls::pki_types::pem::PemObject::from_pem_file(ca).unwrap();
-        roots.add(pem).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let client = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        settings.credentials.client = Arc::new(client);
-    });
-    let error = device.error();
-    assert!(error.starts_with("collector requires a client certificate"), "{error}");
-}
-
-#[test]
-fn nobody_there() {
-    let collector = collector(|_, _| Reply::Take);
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
-    drop(listener);
-    let device = Device::start(&collector, &[100], |settings| {
-        settings.collector.url.clone_from(&url);
-    });
-    let expected = format!("{url}/v1/frames: connection refused: does the collector run there?");
-    assert_eq!(device.error(), expected);
-}
-
-#[test]
-fn a_collector_that_says_nothing_is_left_after_a_while() {
-    let collector = collector(|number, _| if number == 0 { Reply::Silence } else { Reply::Take });
-    let device = Device::start(&collector, &[100], |settings| {
-        settings.timeouts.stall = Duration::from_millis(300);
-    });
-    let error = device.error();
-    assert!(error.contains("no progress in time"), "{error}");
-    device.empty();
-    assert_eq!(device.counters().last_error, "");
 }
 
 #[test]
@@ -534,65 +331,4 @@ fn an_urgent_frame_goes_next_on_a_slow_link() {
     assert_eq!(bodies[..2], [(1, first), (0, 1)]);
     assert_eq!(bodies[2..].iter().map(|(class, _)| *class).max(), Some(1));
     assert_eq!(collector.seen.0.lock().unwrap().held[1].len(), 40);
-}
-
-/// A proxy that takes `CONNECT` and then passes bytes on, or answers with `refusal`. Gives its
-/// address and what it is asked.
-fn proxy(refusal: Option<&'static str>) -> (SocketAddr, mpsc::Receiver<String>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let (told, asked) = mpsc::channel();
-    std::thread::spawn(move || {
-        while let Ok((mut client, _)) = listener.accept() {
-            let mut head = Vec::new();
-            while !head.ends_with(b"\r\n\r\n") {
-                let mut byte = [0];
-                client.read_exact(&mut byte).unwrap();
-                head.extend_from_slice(&byte);
-            }
-            let line = String::from_utf8(head).unwrap().lines().next().unwrap().to_string();
-            let target = line.split(' ').nth(1).unwrap().to_string();
-            // The test may have seen enough.
-            let _ = told.send(line);
-            if let Some(refusal) = refusal {
-                client.write_all(refusal.as_bytes()).unwrap();
-                continue;
-            }
-            let mut server = TcpStream::connect(target).unwrap();
-            client.write_all(b"HTTP/1.1 200 Connected\r\n\r\n").unwrap();
-            let (mut back, mut from) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-            std::thread::spawn(move || std::io::copy(&mut from, &mut back));
-            std::thread::spawn(move || std::io::copy(&mut client, &mut server));
-        }
-    });
-    (address, asked)
-}
-
-#[test]
-fn frames_go_through_a_proxy_that_sees_only_where_they_go() {
-    let collector = collector(|_, _| Reply::Take);
-    let (address, asked) = proxy(None);
-    let device = Device::start(&collector, &[30_000; 3], |settings| {
-        settings.collector.proxy = Some(format!("http://{address}"));
-    });
-    device.empty();
-    assert_eq!(collector.held(), [0, 1, 2]);
-    let target = collector.url().replace("https://", "");
-    assert_eq!(asked.try_iter().collect::<Vec<_>>(), [format!("CONNECT {target} HTTP/1.1")]);
-}
-
-#[test]
-fn a_proxy_that_refuses_or_is_not_there_is_named() {
-    let collector = collector(|_, _| Reply::Take);
-    let (refusing, _asked) = proxy(Some("HTTP/1.1 403 Forbidden\r\n\r\n"));
-    let absent = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    for (address, why) in [(refusing, "403"), (absent, "connection refused")] {
-        let device = Device::start(&collector, &[100], |settings| {
-            settings.collector.proxy = Some(format!("http://{address}"));
-        });
-        let error = device.error();
-        let place = format!("by way of http://{address} (collector.proxy)");
-        assert!(error.contains(&place) && error.contains(why), "{error}");
-    }
-    assert!(collector.held().is_empty());
 }
