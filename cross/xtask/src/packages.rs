@@ -23,15 +23,28 @@ pub struct Prepared {
     pub packages: OsString,
 }
 
+/// Whether this user may make a Debian.
+fn may_be_tried() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Installs what packages are tried with, for those who may.
+///
+/// # Errors
+/// As [`setup::run`].
+pub fn set_up() -> Result {
+    if may_be_tried() { setup::packaging() } else { Ok(()) }
+}
+
 /// Makes what is not there; none for users who may not make it: the suite then says so.
 ///
 /// # Errors
 /// If the mirror does not have the release, or a package cannot be made.
 pub fn prepare() -> Result<Option<Prepared>> {
-    if !rustix::process::geteuid().is_root() {
+    if !may_be_tried() {
         return Ok(None);
     }
-    setup::packaging()?;
+    set_up()?;
     let output = Command::new("dpkg").arg("--print-architecture").output()?;
     let architecture = String::from_utf8(output.stdout)?.trim().to_string();
     let target = targets::of_debian(&architecture)?;

@@ -115,9 +115,9 @@ fn tests(place: Workspace) -> Command {
     command
 }
 
-/// Builds what the suites run on this machine, the suites, and the agent in the copy. Where it does
-/// not build there, the comparison says so.
-fn build_here(copy: &Copy) -> Result {
+/// Builds what the suites run on this machine, the suites, the agent in the copy, and the packages.
+/// Where the agent does not build in the copy, the comparison says so.
+fn build_here(copy: &Copy) -> Result<Option<packages::Prepared>> {
     build_agent()?;
     build_collector()?;
     for place in PLACES {
@@ -126,7 +126,7 @@ fn build_here(copy: &Copy) -> Result {
         let _ = workspace::run(tests(place).args(["--quiet", "--no-run"]));
     }
     let _ = copy.build(reproduce::ALWAYS);
-    Ok(())
+    packages::prepare()
 }
 
 /// Builds, runs all suites and prints the sum as the last line.
@@ -139,15 +139,15 @@ pub fn run() -> Result {
     setup::layer()?;
     setup::guests()?;
     setup::cross(&targets::find(reproduce::ALWAYS)?)?;
+    packages::set_up()?;
     let copy = Copy::new()?;
     // Builds in two places at a time: each has steps that leave a processor idle.
     let (laid_out, built) = std::thread::scope(|scope| {
         let here = scope.spawn(|| build_here(&copy));
-        let laid_out = vm::prepare_always().and_then(|guests| Ok((guests, packages::prepare()?)));
-        (laid_out, here.join())
+        (vm::prepare_always(), here.join())
     });
-    let (guests, prepared) = laid_out?;
-    built.map_err(|_| "a build ended in a panic")??;
+    let guests = laid_out?;
+    let prepared = built.map_err(|_| "a build ended in a panic")??;
     let mut sum = Counts::default();
     let mut broken = Vec::new();
     for place in PLACES {
