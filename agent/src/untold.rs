@@ -65,14 +65,7 @@ impl Untold {
     /// # Errors
     /// If it cannot be opened or made.
     pub fn open(directory: &Path) -> io::Result<Untold> {
-        let path = directory.join(FILE);
-        let is_new = !path.exists();
-        let (slots, note) = Slots::open(&path)?;
-        if is_new {
-            // Whoever runs the agent must be able to write it, too.
-            let folder = std::fs::metadata(directory)?;
-            chown(&path, Some(folder.uid()), Some(folder.gid()))?;
-        }
+        let (slots, note) = Slots::open(&directory.join(FILE))?;
         let mut untold = Untold {
             slots,
             records: 0,
@@ -94,6 +87,15 @@ impl Untold {
         }
         untold.is_kept = !untold.is_told();
         Ok(untold)
+    }
+
+    /// Gives the file to whom the folder belongs: whoever runs the agent must be able to write it, too.
+    ///
+    /// # Errors
+    /// If it cannot be given.
+    pub fn hand_over(directory: &Path) -> io::Result<()> {
+        let folder = std::fs::metadata(directory)?;
+        chown(directory.join(FILE), Some(folder.uid()), Some(folder.gid()))
     }
 
     /// From now on it is written seldom, and counted: what a kill takes is missing without a

@@ -349,7 +349,10 @@ pub fn purge(config: &Config) -> Result<Purged, Error> {
     spool::complete_purge(&config.spool.directory, until).map_err(Error::Spool)?;
     let purged = spool::purge(&config.spool.directory, |purged| {
         Untold::open(folder)
-            .and_then(|mut untold| untold.add_purge(purged.records, purged.until, &purged.stones))
+            .and_then(|mut untold| {
+                Untold::hand_over(folder)?;
+                untold.add_purge(purged.records, purged.until, &purged.stones)
+            })
             .map_err(|source| SpoolError::Io { action: "write", path: note.clone(), source })
     });
     purged.map_err(Error::Spool)
@@ -370,11 +373,13 @@ pub fn run(config: &Config) -> Result<(), Error> {
         SpoolSync::MemoryFirst => Sync::MemoryFirst { bytes_max: config.spool.memory_bytes },
     };
     let limits = spool::Limits { bytes_max: config.spool.bytes_max, sync };
-    // Made now: what is to be told of a full disk is noted on it.
-    let mut untold = Untold::open(folder).map_err(super::file_error(&folder.join(untold::FILE)))?;
-    spool::complete_purge(&config.spool.directory, untold.until()).map_err(Error::Spool)?;
+    let until = Untold::find(folder).map_err(super::file_error(&folder.join(untold::FILE)))?;
+    let until = until.as_ref().map_or(0, Untold::until);
+    spool::complete_purge(&config.spool.directory, until).map_err(Error::Spool)?;
     let (mut writer, mut reader, recovery) =
         Spool::open(&config.spool.directory, limits).map_err(Error::Spool)?;
+    // Made now: what is to be told of a full disk is noted on it.
+    let mut untold = Untold::open(folder).map_err(super::file_error(&folder.join(untold::FILE)))?;
     writer.keep_free(config.spool.free_percent);
     writer.hold_at_most(config.spool.memory_bytes);
     if recovery.cut_bytes + recovery.damaged_bytes > 0 {
