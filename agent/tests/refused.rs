@@ -34,6 +34,10 @@ impl Drop for Agent {
     }
 }
 
+fn failure(status: u16, error: &str) -> Reply {
+    Reply::Answer(status, "", format!(r#"{{"error":"{error}","detail":"because"}}"#))
+}
+
 /// A device whose state is below `state`, and its collector.
 struct Device {
     directory: tempfile::TempDir,
@@ -44,22 +48,17 @@ struct Device {
 impl Device {
     /// One whose collector answers so each time.
     fn new(status: u16, error: &'static str) -> Device {
-        Device::answered(move || (status, error))
+        Device::answered(move || failure(status, error))
     }
 
-    fn answered(
-        answer: impl Fn() -> (u16, &'static str) + Send + std::marker::Sync + 'static,
-    ) -> Device {
+    fn answered(answer: impl Fn() -> Reply + Send + std::marker::Sync + 'static) -> Device {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path().join("state");
         let ca = Ca::new(&directory.path().join("fleet"), "fleet");
         ca.sign("collector", "DNS:localhost", "serverAuth", 30);
         let files = ca.sign_agent("agent", "gw-0001", 30);
         let server = receiver::server(&ca, "collector", &ca, &TLS13);
-        let receiver = Collector::start(server, move |_, _| {
-            let (status, error) = answer();
-            Reply::Answer(status, "", format!(r#"{{"error":"{error}","detail":"because"}}"#))
-        });
+        let receiver = Collector::start(server, move |_, _| answer());
         let text = format!(
             "[collector]\nurl = {:?}\nca = {:?}\ncertificate = {:?}\nkey = {:?}\n\
              upload_interval_s = 1\n[spool]\ndirectory = {:?}\nmemory_bytes = 65536\n\
@@ -145,8 +144,8 @@ fn what_the_last_delivery_loses_is_in_the_books_of_the_next_run() {
     let stopping = Arc::new(AtomicBool::new(false));
     let is_stopping = Arc::clone(&stopping);
     let device = Device::answered(move || match is_stopping.load(Ordering::Relaxed) {
-        true => (400, "malformed"),
-        false => (503, "busy"),
+        true => failure(400, "malformed"),
+        false => failure(503, "busy"),
     });
     let mut agent = device.start();
     let waits = |told: &Value| told["spool"]["records"].as_u64() > Some(20);
@@ -170,7 +169,13 @@ fn what_the_last_delivery_loses_is_in_the_books_of_the_next_run() {
 
 #[test]
 fn damaged_records_are_in_the_books() {
-    let device = Device::new(503, "busy");
+    let damaged = Arc::new(AtomicBool::new(false));
+    let is_damaged = Arc::clone(&damaged);
+    // What is urgent goes first: where none of it is taken, nobody gets to read the rest.
+    let device = Device::answered(move || match is_damaged.load(Ordering::Relaxed) {
+        true => Reply::Take,
+        false => failure(503, "busy"),
+    });
     let mut agent = device.start();
     let waits = |told: &Value| told["spool"]["records"].as_u64() > Some(20);
     if !device.until(&mut agent, "records in the spool", waits) {
@@ -184,6 +189,7 @@ fn damaged_records_are_in_the_books() {
             file.write_all(&vec![0xaa; length]).unwrap();
         }
     }
+    damaged.store(true, Ordering::Relaxed);
     device.until(&mut agent, "damaged records in the books", |told| {
         let damaged = told["upload"]["damaged_records"].as_u64().unwrap_or(0);
         damaged > 0 && told["ledger"]["lost_spool_error"] == damaged
