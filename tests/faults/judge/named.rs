@@ -165,8 +165,9 @@ impl Search<'_> {
                 continue;
             }
             let is_told = closed.contains(&session.run.as_str());
-            if !is_told && !self.lacks(life, |session, gap| gap.to_ns >= session.ended_ns) {
-                self.faults.push(format!("{session:?} ended in order, and nothing tells of it"));
+            let lacks_end = self.lacks(life, |session, gap| gap.to_ns >= session.ended_ns);
+            if !is_told && !lacks_end {
+                self.follows(life, "ended in order");
             }
             let (from_ns, to_ns) = (session.end_ns, next.ready_ns);
             self.found.push(Interval { name: Name::Interval, life, class: None, from_ns, to_ns });
@@ -183,23 +184,28 @@ impl Search<'_> {
             if !session.is_killed || self.found.iter().any(told) {
                 continue;
             }
-            let next = self.evidence.sessions.get(life + 1);
-            let Some(next) = next else { continue };
-            if !self.lacks(life + 1, |next, gap| gap.from_ns <= next.begun_ns) {
-                self.faults.push(format!("{session:?} was killed, and nothing tells of it"));
-            }
-            let Some((_, run)) = self.lives.get(life) else { continue };
-            for class in Class::ALL {
-                // Nobody tells how many frames it had, either.
-                let held_ns = run.stream(class).values().map(|frame| frame.last_ns).max();
-                self.found.push(Interval {
-                    name: Name::Frames { dropped: false },
-                    life,
-                    class: Some(class),
-                    from_ns: held_ns.unwrap_or(session.begun_ns),
-                    to_ns: next.ready_ns,
-                });
-            }
+            self.follows(life, "was killed");
+        }
+    }
+
+    /// What a life does not tell of its end the next one does, with how many frames there were, unless
+    /// its beginning is missing, too.
+    fn follows(&mut self, life: usize, how: &str) {
+        let pair = self.evidence.sessions.get(life).zip(self.evidence.sessions.get(life + 1));
+        let Some((session, next)) = pair else { return };
+        if !self.lacks(life + 1, |next, gap| gap.from_ns <= next.begun_ns) {
+            self.faults.push(format!("{session:?} {how}, and nothing tells of it"));
+        }
+        let Some((_, run)) = self.lives.get(life) else { return };
+        for class in Class::ALL {
+            let held_ns = run.stream(class).values().map(|frame| frame.last_ns).max();
+            self.found.push(Interval {
+                name: Name::Frames { dropped: false },
+                life,
+                class: Some(class),
+                from_ns: held_ns.unwrap_or(session.begun_ns),
+                to_ns: next.ready_ns,
+            });
         }
     }
 }
