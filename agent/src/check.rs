@@ -322,7 +322,9 @@ fn certificate(
         let text = format!("is not valid before Unix time {}, now is {now}", leaf.not_before);
         Finding::new(Level::Problem, subject, text, "set the clock of this machine")
     } else if now > leaf.not_after {
-        let expired = format!("expired {} days ago", (now - leaf.not_after) / 86_400);
+        let hours = (now - leaf.not_after) / 3600;
+        let (count, unit) = if hours < 24 { (hours, "hours") } else { (hours / 24, "days") };
+        let expired = format!("expired {count} {unit} ago");
         Finding::new(Level::Problem, subject, expired, remedy)
     } else if days < DAYS_LEFT_WARN {
         Finding::new(Level::Warning, subject, format!("{days} days left"), remedy)
@@ -367,6 +369,9 @@ fn signature(
             format!("is not signed by the CA in {ca}"),
             remedy,
         ),
+        Err(webpki::Error::RequiredEkuNotFoundContext(_) | webpki::Error::EmptyEkuExtension) => {
+            Finding::new(Level::Problem, subject, "is not for client authentication", remedy)
+        }
         Err(error) => Finding::new(Level::Problem, subject, error.to_string(), remedy),
     }
 }

@@ -310,7 +310,9 @@ pub struct Problem {
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            ConfigError::Read { file, source } => write!(f, "{}: {source}", file.display()),
+            ConfigError::Read { file, source } => {
+                write!(f, "{}: {source}: provide the file, or give --config FILE", file.display())
+            }
             ConfigError::Invalid { file, problems } => {
                 for (index, Problem { line, text }) in problems.iter().enumerate() {
                     let separator = if index > 0 { "\n" } else { "" };

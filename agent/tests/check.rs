@@ -95,6 +95,16 @@ fn one_thing_wrong_at_a_time() {
     );
     assert_eq!(
         complaints(|ca, config| {
+            ca.sign("agent", "URI:sysflow:agent:gw-0001", "serverAuth", 90);
+            fs::set_permissions(&config.collector.key, Permissions::from_mode(0o600)).unwrap();
+        }),
+        one(
+            "PROBLEM pki/agent.pem: is not for client authentication -> have it signed by the CA in \
+             pki/ca.pem, for client authentication"
+        )
+    );
+    assert_eq!(
+        complaints(|ca, config| {
             let other = Ca::new(&ca.path("other"), "another");
             config.collector.ca = other.path("ca.pem");
         }),

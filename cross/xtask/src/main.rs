@@ -66,7 +66,7 @@ cargo xtask VERB
             --agent ID   id of the agent (gw-0001)
             --san-id ID  id in the certificate's SAN, if it is to differ from the name
             --host H     name or address of the collector (localhost, 127.0.0.1, ::1)
-            --days N     how long the certificates are valid (30)
+            --days N     how long the certificates are valid (90)
             --expired    the agent's certificate expired an hour ago
             --as NAME    call the agent's files NAME.pem and NAME.key (agent)
             --revoke FILE  issue nothing; put this certificate on the CA's list DIR/crl.pem
