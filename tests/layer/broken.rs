@@ -104,7 +104,7 @@ fn faults() -> Vec<Fault> {
             Check::Parser,
             CRATES,
             "crate://crates.io/log/",
-            "https://crates.io/log/",
+            "https://elsewhere.example/log/",
             "is not fetched",
         ),
         fault(

@@ -145,13 +145,16 @@ impl Delivery {
         self.note_dropped(&appended.dropped);
     }
 
-    fn note_dropped(&mut self, dropped: &Graveyard) {
+    /// Returns whether it is kept in mind.
+    fn note_dropped(&mut self, dropped: &Graveyard) -> bool {
         if dropped.is_empty() {
-            return;
+            return true;
         }
-        if let Err(error) = self.untold.add_dropped(dropped) {
+        let noted = self.untold.add_dropped(dropped);
+        if let Err(error) = &noted {
             self.complain(format_args!("{}: {error}", untold::FILE));
         }
+        noted.is_ok()
     }
 
     /// Keeps what the last delivery lost, now that the books are closed, for the next run.
@@ -176,13 +179,19 @@ impl Delivery {
     /// Makes durable what waits in memory, or at least what is told of it.
     fn close(&mut self) {
         let (dropped, refused) = self.writer.close();
-        self.note_dropped(&dropped);
+        let is_noted = self.note_dropped(&dropped);
+        let kept = self.untold.close();
+        if let Err(error) = &kept {
+            self.complain(format_args!("{}: {error}", untold::FILE));
+        }
         if let Some(error) = refused {
             let frames = dropped.stones().iter().map(|stone| stone.frames).sum::<u64>();
-            log::error!("{error}: {frames} frames dropped: the next run tells which");
-        }
-        if let Err(error) = self.untold.close() {
-            self.complain(format_args!("{}: {error}", untold::FILE));
+            let told = if is_noted && kept.is_ok() {
+                "the next run tells which"
+            } else {
+                "they will be missing without a reason"
+            };
+            log::error!("{error}: {frames} frames dropped: {told}");
         }
     }
 

@@ -80,7 +80,11 @@ impl Writer {
     pub fn sync_class(&mut self, class: Class) -> Result<(), SpoolError> {
         self.write_memory_of(&[class], 0)?;
         match self.file(class as usize) {
-            Some(file) => file.sync_data().map_err(failed("sync", &self.shared.directory)),
+            Some(file) => {
+                file.sync_data().map_err(failed("sync", &self.shared.directory))?;
+                // Its name, too: the segment may be new.
+                self.sync_directory()
+            }
             None => Ok(()),
         }
     }
