@@ -415,13 +415,17 @@ fn spool(config: &Config, findings: &mut Vec<Finding>) {
                 .flatten()
                 .flatten()
                 .fold(0, |sum, e| sum + e.metadata().map_or(0, |metadata| metadata.len()));
-            let free = space.f_bavail.saturating_mul(space.f_frsize) + used;
-            if free < wanted {
+            let percent = config.spool.free_percent;
+            let share = crate::spool::share(&space, used, percent);
+            if share < wanted {
                 findings.push(Finding::new(
                     Level::Warning,
                     subject,
-                    format!("{free} bytes are free, spool.bytes_max = {wanted}"),
-                    "make room, or lower spool.bytes_max",
+                    format!(
+                        "has room for {share} bytes where {percent} % of the file system stay \
+                         free, spool.bytes_max = {wanted}"
+                    ),
+                    "make room, or lower spool.bytes_max or spool.free_percent",
                 ));
             }
         }

@@ -51,6 +51,7 @@ use recover::recover;
 
 pub use contents::{Contents, Purged, SegmentContents, StreamContents, complete_purge, purge};
 pub use reader::{Reader, Sent, Settled};
+pub use writer::room::share;
 pub use writer::{Appended, Writer};
 
 /// Most segment files, whatever their size.

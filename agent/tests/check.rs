@@ -22,6 +22,8 @@ fn device(directory: &Path) -> (Ca, Config) {
     config.collector.certificate = files.certificate;
     config.collector.key = files.key;
     config.spool.directory = directory.join("state/spool");
+    // However full this machine's disk is.
+    config.spool.free_percent = 0;
     config.status.file = directory.join("run/status.json");
     (ca, config)
 }
@@ -143,9 +145,17 @@ fn certificates_and_time() {
 
 #[test]
 fn a_spool_larger_than_its_disk_is_worth_a_warning() {
-    let (texts, code) = complaints(|_, config| config.spool.bytes_max = 1 << 60);
-    assert_eq!(code, 0);
-    assert!(texts[0].ends_with("-> make room, or lower spool.bytes_max"), "{texts:?}");
+    let is_told = |change: fn(&mut Config)| {
+        let (texts, code) = complaints(|_, config| change(config));
+        assert_eq!(code, 0);
+        let remedy = "-> make room, or lower spool.bytes_max or spool.free_percent";
+        assert!(texts[0].ends_with(remedy), "{texts:?}");
+        texts
+    };
+    is_told(|config| config.spool.bytes_max = 1 << 60);
+    // No disk has more to give than it has.
+    let texts = is_told(|config| config.spool.free_percent = 100);
+    assert!(texts[0].contains("has room for 0 bytes where 100 % "), "{texts:?}");
 }
 
 #[test]

@@ -37,7 +37,7 @@ impl Device {
         // Nobody listens there: what is told is in the spool and the status file all the same.
         let text = format!(
             "[collector]\nurl = \"https://localhost:1\"\nca = {:?}\ncertificate = {:?}\nkey = {:?}\n\
-             [frames]\nage_max_s = 1\n[status]\nfile = {status:?}\n[spool]\ndirectory = {spool:?}\n",
+             [frames]\nage_max_s = 1\n[status]\nfile = {status:?}\n[spool]\ndirectory = {spool:?}\nfree_percent = 0\n",
             files.ca, files.certificate, files.key,
         );
         Device { folder, text }

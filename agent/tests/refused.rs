@@ -61,7 +61,7 @@ impl Device {
         let receiver = Collector::start(server, move |_, _| answer());
         let text = format!(
             "[collector]\nurl = {:?}\nca = {:?}\ncertificate = {:?}\nkey = {:?}\n\
-             upload_interval_s = 1\n[spool]\ndirectory = {:?}\nmemory_bytes = 65536\n\
+             upload_interval_s = 1\n[spool]\ndirectory = {:?}\nfree_percent = 0\nmemory_bytes = 65536\n\
              [frames]\nbytes_max = 16384\nage_max_s = 1\nvolume_age_max_s = 1\ngeneration_records_max = 100\n\
              [status]\nfile = {:?}\n",
             receiver.url(),
@@ -227,9 +227,9 @@ struct Mount(PathBuf);
 
 impl Mount {
     /// None, after saying so, where it may not be mounted.
-    fn new(path: &Path) -> Option<Mount> {
+    fn new(path: &Path, size: &str) -> Option<Mount> {
         let mount = Mount(path.into());
-        if mount.run(&["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs"]) {
+        if mount.run(&["mount", "-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]) {
             return Some(mount);
         }
         let said = b"\nskipped: refused: mounting a tmpfs needs root\n";
@@ -253,7 +253,7 @@ impl Drop for Mount {
 #[test]
 fn a_disk_that_may_be_well_later_ends_a_start_with_75() {
     let device = Device::new(503, "busy");
-    let Some(mount) = Mount::new(&device.state) else { return };
+    let Some(mount) = Mount::new(&device.state, "64k") else { return };
     let is_told = |why: &str| {
         let (code, said) = device.refused();
         assert_eq!(code, Some(75), "{said}");
@@ -280,4 +280,23 @@ fn a_disk_that_may_be_well_later_ends_a_start_with_75() {
     // It is well again.
     let mut agent = device.start();
     device.until(&mut agent, "an agent that watches", |told| told["ready"] == true);
+}
+
+#[test]
+fn a_disk_that_others_fill_is_told() {
+    let device = Device::new(503, "busy");
+    let Some(_mount) = Mount::new(&device.state, "4m") else { return };
+    let path = device.directory.path().join("agent.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace("free_percent = 0", "free_percent = 5")).unwrap();
+    let mut agent = device.start();
+    let is_less = |told: &Value| told["spool"]["bytes_max"].as_u64() <= Some(4 << 20);
+    if !device.until(&mut agent, "a smaller spool", |told| told["ready"] == true && is_less(told)) {
+        return;
+    }
+    kill_process(Pid::from_raw(agent.0.id() as i32).unwrap(), Signal::TERM).unwrap();
+    let mut said = String::new();
+    agent.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    let told = said.matches("spool: others fill its file system: ").count();
+    assert!(told == 1 && said.contains("lower spool.free_percent = 5"), "{said}");
 }

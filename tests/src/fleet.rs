@@ -325,7 +325,7 @@ pub struct AgentSettings {
 }
 
 impl AgentSettings {
-    /// The configuration file.
+    /// The configuration file. The spool has what it is given, however full this machine's disk is.
     pub fn text(&self) -> String {
         let chosen = |key, value: Option<u32>| {
             value.map_or_else(String::new, |value| format!("{key} = {value}\n"))
@@ -333,7 +333,7 @@ impl AgentSettings {
         format!(
             "[collector]\nurl = {:?}\nca = {:?}\ncertificate = {:?}\nkey = {:?}\n\
              upload_interval_s = {}\nbytes_per_day = {}\n\n\
-             [spool]\ndirectory = {:?}\nbytes_max = {}\nsync = {:?}\n\
+             [spool]\ndirectory = {:?}\nbytes_max = {}\nfree_percent = 0\nsync = {:?}\n\
              write_bytes_per_day = {}\n\n\
              [flows]\nactive_timeout_s = {}\n\n\
              [frames]\nage_max_s = {}\nvolume_age_max_s = {}\n\

@@ -67,6 +67,8 @@ struct Delivery {
     /// When the spool was made durable last.
     synced: Instant,
     complaint: RateLimit,
+    /// Whether others fill the file system so far that the spool may not have all of its bytes.
+    cramped: bool,
     supervisor: Supervisor,
     /// What the supervisor has been told of the state.
     told: String,
@@ -81,6 +83,7 @@ struct Lost {
 
 impl Delivery {
     fn write_status(&mut self, books: Option<&Books>) {
+        self.note_room();
         let wear = self.wear.as_ref().map(|wear| wear.standing()).unwrap_or_default();
         let status = &mut self.status;
         status.written_unix_s = unix_s();
@@ -192,6 +195,20 @@ impl Delivery {
                 "they will be missing without a reason"
             };
             log::error!("{error}: {frames} frames dropped: {told}");
+        }
+    }
+
+    /// Says when others begin to fill the file system.
+    fn note_room(&mut self) {
+        let (bytes_max, free_percent) =
+            (self.config.spool.bytes_max, self.config.spool.free_percent);
+        let least = self.writer.bytes_max();
+        let was_cramped = std::mem::replace(&mut self.cramped, least < bytes_max);
+        if self.cramped && !was_cramped {
+            self.complain(format_args!(
+                "spool: others fill its file system: {least} bytes instead of spool.bytes_max = \
+                 {bytes_max}: make room, or lower spool.free_percent = {free_percent}"
+            ));
         }
     }
 
@@ -481,6 +498,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
         until_ns: 0,
         synced: Instant::now(),
         complaint: RateLimit::new(COMPLAINT_INTERVAL),
+        cramped: false,
         supervisor: Supervisor::from_environment(Instant::now()),
         told: String::new(),
     }));

@@ -1,7 +1,7 @@
 //! The end that appends.
 
 mod held;
-mod room;
+pub(super) mod room;
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
@@ -217,7 +217,8 @@ impl Writer {
             self.dropped.add(&generation, reason, Some([header.key.sequence; 2]), count);
             self.kill(generation, reason);
         }
-        let mut restart = self.present_bytes.map(|bytes| bytes >= bytes_max / GENERATIONS_MIN);
+        let quota = self.bytes_max();
+        let mut restart = self.present_bytes.map(|bytes| bytes >= quota / GENERATIONS_MIN);
         for ((restart, dead), present) in restart.iter_mut().zip(&self.dead).zip(&self.present) {
             *restart |= dead.is_some() && dead == present;
         }

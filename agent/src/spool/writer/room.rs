@@ -2,13 +2,21 @@
 //! the least urgent first, the oldest first, none that is on its way.
 
 use codec::DropReason;
-use rustix::fs::statvfs;
+use rustix::fs::{StatVfs, statvfs};
 
 use super::super::{Generation, SEGMENTS_MAX, Segment, SpoolError};
 use super::Writer;
 
 /// The quota does not shrink below this, bytes, however full the file system is.
 const QUOTA_BYTES_MIN: u64 = 1 << 20;
+
+/// How large a spool that has `used` bytes of a file system may grow where `free_percent` of that are
+/// kept free, bytes.
+pub fn share(space: &StatVfs, used: u64, free_percent: u8) -> u64 {
+    let reserve = space.f_blocks.saturating_mul(space.f_frsize) / 100 * u64::from(free_percent);
+    let free = space.f_bavail.saturating_mul(space.f_frsize);
+    used.saturating_add(free).saturating_sub(reserve)
+}
 
 impl Writer {
     /// The quota as the file system is now, where segments have `used` bytes.
@@ -19,10 +27,7 @@ impl Writer {
         }
         // Where it does not tell, writing will.
         let Ok(space) = statvfs(&self.shared.directory) else { return bytes_max };
-        let reserve =
-            space.f_blocks.saturating_mul(space.f_frsize) / 100 * u64::from(self.free_percent);
-        let free = space.f_bavail.saturating_mul(space.f_frsize);
-        (used + free).saturating_sub(reserve).clamp(QUOTA_BYTES_MIN.min(bytes_max), bytes_max)
+        share(&space, used, self.free_percent).clamp(QUOTA_BYTES_MIN.min(bytes_max), bytes_max)
     }
 
     /// Drops generations until `bytes` more of the class at `lane` are within the quota. Returns
