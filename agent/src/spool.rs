@@ -29,25 +29,28 @@
 //!    [`Sync::MemoryFirst`].
 
 mod contents;
+mod positions;
 mod reader;
 mod recover;
 mod scan;
+mod shared;
 mod writer;
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use codec::{CLASSES, StreamKey};
+use codec::CLASSES;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::slots::Slots;
 
+use positions::{POSITION_BYTES, Positions};
 use recover::recover;
+use shared::{Generation, Segment, Shared, State, lane_of};
 
 pub use contents::{Contents, Purged, SegmentContents, StreamContents, complete_purge, purge};
 pub use reader::{Reader, Sent, Settled};
@@ -68,8 +71,6 @@ const EXTENSION: &str = "frames";
 const EXTENSION_ASIDE: &str = "aside";
 const LOCK_FILE: &str = "lock";
 const POSITION_FILE: &str = "position";
-/// Of each class segment number and offset.
-const POSITION_BYTES: usize = 16 * CLASSES;
 
 /// What the spool may use, and how careful it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -227,248 +228,6 @@ impl Spool {
         });
         let writer = Writer::new(Arc::clone(&shared), next);
         Ok((writer, Reader::new(shared, position, settled), recovery))
-    }
-}
-
-/// What both ends share. The lock file is released when the last of them is gone.
-#[derive(Debug)]
-struct Shared {
-    directory: PathBuf,
-    limits: Limits,
-    state: Mutex<State>,
-    lock: File,
-}
-
-/// The segments, oldest first. Files are made and removed outside the mutex, so that neither
-/// thread waits for the other's disk.
-#[derive(Debug)]
-struct State {
-    segments: VecDeque<Segment>,
-    /// By class, whether the writer may still append to its last segment.
-    growing: [bool; CLASSES],
-}
-
-/// What the frames of a segment are of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Generation {
-    run_tag: [u8; 8],
-    class: u8,
-    number: u32,
-}
-
-impl Generation {
-    fn new(key: &StreamKey, number: u32) -> Self {
-        Generation { run_tag: key.run_tag, class: key.class, number }
-    }
-
-    /// The place of its class in tables: classes that are not known are the least urgent.
-    fn lane(&self) -> usize {
-        lane_of(self.class)
-    }
-}
-
-fn lane_of(class: u8) -> usize {
-    usize::from(class).min(CLASSES - 1)
-}
-
-#[derive(Debug)]
-struct Segment {
-    number: u64,
-    generation: Generation,
-    /// First and last sequence in it; none if it has frames of several streams, as segments of
-    /// earlier versions could.
-    sequences: Option<[u64; 2]>,
-    /// Whole frames, as far as the writer has finished them.
-    bytes: u64,
-    /// Everything before this is settled.
-    settled_bytes: u64,
-    /// Frames and records that are not settled.
-    frames: u64,
-    records: u64,
-    pinned: bool,
-    /// Its file is being removed: it is not given out meanwhile, and none of its class behind it.
-    is_going: bool,
-    /// What comes behind `written_bytes` is here and not in the file, which is not there before
-    /// anything is written. Shared while it is written, and only then.
-    memory: Arc<Vec<u8>>,
-    written_bytes: u64,
-}
-
-impl Segment {
-    /// An empty one, whose first frame will be that with `key`.
-    fn new(number: u64, generation: Generation, key: &StreamKey) -> Self {
-        Segment {
-            number,
-            generation,
-            sequences: Some([key.sequence; 2]),
-            bytes: 0,
-            settled_bytes: 0,
-            frames: 0,
-            records: 0,
-            pinned: false,
-            is_going: false,
-            memory: Arc::default(),
-            written_bytes: 0,
-        }
-    }
-
-    /// Takes note of one more frame in it.
-    fn note(&mut self, key: &StreamKey) {
-        let Generation { run_tag, class, .. } = self.generation;
-        if (key.run_tag, key.class) != (run_tag, class) {
-            self.sequences = None;
-        }
-        if let Some([_, last]) = &mut self.sequences {
-            *last = key.sequence.max(*last);
-        }
-    }
-
-    fn lane(&self) -> usize {
-        self.generation.lane()
-    }
-
-    fn waits(&self) -> bool {
-        self.settled_bytes < self.bytes
-    }
-}
-
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Each change is complete when the guard is dropped: there is nothing half done.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn path(&self, number: u64) -> PathBuf {
-        segment_path(&self.directory, number)
-    }
-
-    /// Whether the folder that was opened is still there by its name: a file system that is gone
-    /// shows another one, or none.
-    fn is_here(&self) -> bool {
-        let identity = |of: io::Result<fs::Metadata>| of.ok().map(|of| (of.dev(), of.ino()));
-        let opened = identity(self.lock.metadata());
-        opened.is_some() && opened == identity(fs::metadata(self.directory.join(LOCK_FILE)))
-    }
-
-    /// Removes a segment's file. One that is not there is removed, unless all the folder is away.
-    fn remove(&self, number: u64) -> Result<(), SpoolError> {
-        let path = self.path(number);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && self.is_here() => Ok(()),
-            removed => removed.map_err(failed("remove", &path)),
-        }
-    }
-
-    /// Removes the segments whose frames are all settled and to which nothing is appended. One that
-    /// the device does not remove stays in the books, and is tried again.
-    fn remove_settled(&self) {
-        let mut settled = Vec::new();
-        let mut state = self.state();
-        let is_done = |state: &State, segment: &Segment| {
-            !segment.waits() && !segment.pinned && !segment.is_going && !state.grows(segment.number)
-        };
-        while let Some(at) = state.segments.iter().position(|segment| is_done(&state, segment)) {
-            settled.extend(state.segments.remove(at));
-        }
-        drop(state);
-        for mut segment in settled {
-            if self.remove(segment.number).is_err() && segment.written_bytes > 0 {
-                segment.memory = Arc::default();
-                segment.bytes = segment.written_bytes;
-                segment.settled_bytes = segment.bytes;
-                let segments = &mut self.state().segments;
-                let at = segments.partition_point(|other| other.number < segment.number);
-                segments.insert(at, segment);
-            }
-        }
-    }
-
-    fn segment_bytes(&self) -> u64 {
-        let bytes_max = self.limits.bytes_max;
-        (bytes_max / 16).min(SEGMENT_BYTES_MAX).max(bytes_max / SEGMENTS_AIM)
-    }
-
-    fn depth(&self) -> Depth {
-        let mut depth = Depth::default();
-        for segment in &self.state().segments {
-            depth.segments += 1;
-            depth.bytes += segment.bytes;
-            depth.frames += segment.frames;
-            depth.records += segment.records;
-            depth.waiting_bytes += segment.bytes - segment.settled_bytes;
-        }
-        depth
-    }
-}
-
-impl State {
-    fn bytes(&self) -> u64 {
-        self.segments.iter().map(|segment| segment.bytes).sum()
-    }
-
-    /// The newest segment of a class.
-    fn last_of(&self, lane: usize) -> Option<&Segment> {
-        self.segments.iter().rfind(|segment| segment.lane() == lane)
-    }
-
-    /// Whether the writer may append to this segment.
-    fn grows(&self, number: u64) -> bool {
-        let segment = self.segments.iter().find(|segment| segment.number == number);
-        segment.is_some_and(|segment| {
-            let lane = segment.lane();
-            let is_last = self.last_of(lane).is_some_and(|last| last.number == number);
-            is_last && self.growing.get(lane) == Some(&true)
-        })
-    }
-
-    /// What goes first to make room for a frame of the class at `lane`.
-    fn victim(&self, lane: usize) -> Option<Generation> {
-        let oldest = |of: usize| {
-            self.segments.iter().find(|segment| segment.lane() == of && !segment.pinned)
-        };
-        (lane..CLASSES).rev().find_map(oldest).map(|segment| segment.generation)
-    }
-}
-
-/// Up to where each class is settled: segment number, and offset in it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Positions([(u64, u64); CLASSES]);
-
-impl Positions {
-    fn parse(bytes: &[u8; POSITION_BYTES]) -> Positions {
-        let mut positions = Positions::default();
-        for (position, bytes) in positions.0.iter_mut().zip(bytes.chunks_exact(16)) {
-            let number = |bytes: Option<&[u8; 8]>| bytes.map_or(0, |b| u64::from_le_bytes(*b));
-            *position = (number(bytes.first_chunk()), number(bytes.last_chunk()));
-        }
-        positions
-    }
-
-    fn bytes(&self) -> [u8; POSITION_BYTES] {
-        let mut bytes = [0; POSITION_BYTES];
-        for ((number, end), bytes) in self.0.iter().zip(bytes.chunks_exact_mut(16)) {
-            let (number_bytes, end_bytes) = bytes.split_at_mut(8);
-            number_bytes.copy_from_slice(&number.to_le_bytes());
-            end_bytes.copy_from_slice(&end.to_le_bytes());
-        }
-        bytes
-    }
-
-    /// Everything of a class up to here is settled.
-    fn settle(&mut self, class: u8, number: u64, end: u64) {
-        if let Some(position) = self.0.get_mut(lane_of(class)) {
-            *position = (*position).max((number, end));
-        }
-    }
-
-    /// Up to which offset frames of a class are settled in a segment.
-    fn settled_in(&self, class: u8, number: u64) -> u64 {
-        let (settled, end) = self.0.get(lane_of(class)).copied().unwrap_or_default();
-        match number.cmp(&settled) {
-            std::cmp::Ordering::Less => u64::MAX,
-            std::cmp::Ordering::Equal => end,
-            std::cmp::Ordering::Greater => 0,
-        }
     }
 }
 

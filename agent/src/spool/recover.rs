@@ -23,7 +23,7 @@ pub(super) fn recover(
     settled: Positions,
 ) -> Result<(VecDeque<Segment>, u64, Recovery), SpoolError> {
     let mut numbers = segment_numbers(directory, EXTENSION)?;
-    let known = settled.0.into_iter().map(|(number, _)| number).chain(numbers.last().copied());
+    let known = settled.numbers().chain(numbers.last().copied());
     let mut next = known.max().unwrap_or(0) + 1;
     let mut recovery = Recovery::default();
     take_back(directory, &mut numbers, &mut next, &mut recovery)?;
