@@ -67,7 +67,7 @@ impl Certificates {
     /// # Errors
     /// Names the file and what is wrong with it.
     pub(crate) fn of_authority(file: &Path) -> Result<Certificates, String> {
-        let authority = Some(tls::verifier(file, Vec::new())?);
+        let authority = Some(tls::verifier("--ca", file, Vec::new())?);
         Ok(Certificates { authority, ..Certificates::default() })
     }
 

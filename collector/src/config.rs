@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer};
 
+use crate::layout;
+
 /// The whole file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -135,13 +137,16 @@ impl Config {
     /// Reads and checks a configuration file.
     ///
     /// # Errors
-    /// Names the file, the key and what it may be.
+    /// Names the file, and of all that is wrong the key and what it may be.
     pub(crate) fn load(path: &Path) -> Result<Self, ConfigError> {
         let error = |what: &dyn fmt::Display| ConfigError(format!("{}: {what}", path.display()));
         let text = fs::read_to_string(path).map_err(|e| error(&e))?;
         let mut config: Config = toml::from_str(&text).map_err(|e| error(&e))?;
-        config.limits.check().map_err(|e| error(&e))?;
-        config.store.check().map_err(|e| error(&e))?;
+        let faults =
+            [config.limits.faults(), config.store.faults(), config.agents.faults()].concat();
+        if !faults.is_empty() {
+            return Err(error(&faults.join("; ")));
+        }
         let base = path.parent().unwrap_or(Path::new("")).to_owned();
         let Tls { ca, certificate, key, crl } = &mut config.tls;
         let files = [ca, certificate, key, &mut config.store.directory].into_iter();
@@ -153,19 +158,20 @@ impl Config {
 }
 
 impl StoreConfig {
-    fn check(&self) -> Result<(), String> {
+    fn faults(&self) -> Vec<String> {
         let (low, high) = BYTES_PER_AGENT.into_inner();
-        match self.bytes_per_agent_max {
-            Some(bytes) if !(low..=high).contains(&bytes) => Err(format!(
+        let wrong = self.bytes_per_agent_max.filter(|bytes| !(low..=high).contains(bytes));
+        let fault = wrong.map(|bytes| {
+            format!(
                 "store.bytes_per_agent_max is {bytes}: set it to {low} to {high}, or leave it out"
-            )),
-            _ => Ok(()),
-        }
+            )
+        });
+        fault.into_iter().collect()
     }
 }
 
 impl Limits {
-    fn check(&self) -> Result<(), String> {
+    fn faults(&self) -> Vec<String> {
         let bounds = [
             ("body_bytes_max", self.body_bytes_max as u64, 1024..=(1 << 30)),
             ("connections_max", self.connections_max as u64, 1..=65_536),
@@ -174,13 +180,23 @@ impl Limits {
             ("uploads_max", self.uploads_max as u64, 1..=65_536),
             ("request_timeout_s", self.request_timeout_s, 1..=3600),
         ];
-        for (key, value, range) in bounds {
-            if !range.contains(&value) {
-                let (low, high) = range.into_inner();
-                return Err(format!("limits.{key} is {value}: set it to {low} to {high}"));
-            }
-        }
-        Ok(())
+        let wrong = bounds.into_iter().filter(|(_, value, range)| !range.contains(value));
+        let fault = |(key, value, range): (_, _, std::ops::RangeInclusive<u64>)| {
+            let (low, high) = range.into_inner();
+            format!("limits.{key} is {value}: set it to {low} to {high}")
+        };
+        wrong.map(fault).collect()
+    }
+}
+
+impl Agents {
+    /// An id that no agent can have would deny nobody.
+    fn faults(&self) -> Vec<String> {
+        let wrong = self.denied.iter().filter(|id| !layout::is_agent_id(id));
+        let fault = |id| {
+            format!("agents.denied has {id:?}: ids are of the form [a-z0-9][a-z0-9._-]{{0,62}}")
+        };
+        wrong.map(fault).collect()
     }
 }
 
@@ -228,5 +244,14 @@ mod tests {
         let error = with(0).unwrap_err().to_string();
         assert!(error.contains("store.bytes_per_agent_max is 0: set it to 1048576 to"), "{error}");
         assert!(load("").unwrap_err().to_string().contains("tls"));
+        let error = load(&format!(
+            "{MINIMAL}bytes_per_agent_max = 0\n[limits]\nconnections_max = 0\nuploads_max = 0\n\
+             [agents]\ndenied = ['gw-1', 'GW 2']\n"
+        ));
+        let error = error.unwrap_err().to_string();
+        let named =
+            ["s.connections_max is", "s.uploads_max is", "agent_max is", "has \"GW 2\": ids"];
+        assert!(named.iter().all(|named| error.contains(named)), "{error}");
+        assert!(!error.contains("gw-1"), "{error}");
     }
 }

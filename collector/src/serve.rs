@@ -103,7 +103,10 @@ pub(crate) fn serve(file: &Path, config: Config) -> Result<(), StartError> {
     if let Some(receiver) = Arc::into_inner(receiver) {
         receiver.compactor.finish();
     }
-    served.map_err(|error| StartError::Config(format!("{}: {error}", config.listen.address)))
+    served.map_err(|error| {
+        let remedy = "end what has it, or choose another";
+        StartError::Config(format!("listen.address {}: {error}: {remedy}", config.listen.address))
+    })
 }
 
 async fn accept(

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ServerSessionMemoryCache, WebPkiClientVerifier};
@@ -51,16 +51,18 @@ impl Server {
     }
 }
 
-/// What client certificates are held against: the CAs in `ca`, and revocation lists.
+/// What client certificates are held against: the CAs in `ca`, a file that `key` names, and
+/// revocation lists.
 ///
 /// # Errors
 /// Names the file and what is wrong with it.
 pub(crate) fn verifier(
+    key: &str,
     ca: &Path,
     lists: Vec<CertificateRevocationListDer<'static>>,
 ) -> Result<Arc<dyn ClientCertVerifier>, String> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(ca)? {
+    for certificate in certificates(key, ca)? {
         roots.add(certificate).map_err(|error| named(ca, &error))?;
     }
     let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
@@ -78,14 +80,24 @@ fn named(path: &Path, error: &dyn std::fmt::Display) -> String {
     format!("{}: {error}", path.display())
 }
 
+/// Names the file, what it is, and what is wrong with it.
+fn unreadable<'a>(key: &'a str, path: &'a Path) -> impl Fn(pem::Error) -> String + 'a {
+    move |error| match error {
+        pem::Error::Io(error) => {
+            named(path, &format_args!("{error}: make it readable here, or set {key}"))
+        }
+        error => named(path, &format_args!("{error}: {key} is a file in PEM form")),
+    }
+}
+
 /// The server side of TLS by the configuration's files.
 ///
 /// # Errors
 /// Names the file and what is wrong with it.
 pub(crate) fn server(tls: &config::Tls) -> Result<Server, String> {
-    let verifier = verifier(&tls.ca, revocation_lists(tls)?)?;
-    let chain = certificates(&tls.certificate)?;
-    let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|error| named(&tls.key, &error))?;
+    let verifier = verifier("tls.ca", &tls.ca, revocation_lists(tls)?)?;
+    let chain = certificates("tls.certificate", &tls.certificate)?;
+    let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(unreadable("tls.key", &tls.key))?;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .and_then(|builder| {
@@ -110,13 +122,13 @@ pub(crate) fn server(tls: &config::Tls) -> Result<Server, String> {
 fn revocation_lists(
     tls: &config::Tls,
 ) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
-    let authorities = certificates(&tls.ca)?;
+    let authorities = certificates("tls.ca", &tls.ca)?;
     let mut lists = Vec::new();
     for path in &tls.crl {
         let named = |what: &dyn std::fmt::Display| format!("{}: {what}", path.display());
         let found: Vec<_> = CertificateRevocationListDer::pem_file_iter(path)
             .and_then(Iterator::collect)
-            .map_err(|error| named(&error))?;
+            .map_err(unreadable("tls.crl", path))?;
         if found.is_empty() {
             return Err(named(&"holds no revocation list in PEM form (X509 CRL)"));
         }
@@ -159,10 +171,11 @@ pub(crate) fn warn_of_old_lists(tls: &config::Tls) {
     }
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+/// The certificates of a file that is named by `key`.
+fn certificates(key: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let certificates: Vec<_> = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect)
-        .map_err(|error| named(path, &error))?;
+        .map_err(unreadable(key, path))?;
     if certificates.is_empty() {
         return Err(named(path, &"holds no certificate in PEM form"));
     }

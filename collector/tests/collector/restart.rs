@@ -26,6 +26,30 @@ fn a_stream_goes_on_after_a_restart_in_good_order() {
 }
 
 #[test]
+fn what_keeps_it_from_starting_is_named_with_its_key_and_the_remedy() {
+    let site = Site::new("");
+    let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (config, address) = (site.path("collector.toml"), held.local_addr().unwrap().to_string());
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("127.0.0.1:0", &address)).unwrap();
+    let told = site.does_not_start();
+    let words = ["listen.address ", &address, ": end what has it, or choose another"];
+    assert!(words.iter().all(|words| told.contains(words)), "{told}");
+
+    std::fs::write(site.path("collector.key"), "none").unwrap();
+    let told = site.does_not_start();
+    assert!(
+        told.contains("collector.key: no items found: tls.key is a file in PEM form"),
+        "{told}"
+    );
+    for (file, key) in [("collector.pem", "tls.certificate"), ("ca.pem", "tls.ca")] {
+        std::fs::remove_file(site.path(file)).unwrap();
+        let told = site.does_not_start();
+        assert!(told.contains(&format!("make it readable here, or set {key}")), "{told}");
+    }
+}
+
+#[test]
 fn a_request_under_way_is_finished_before_the_end() {
     let site = Site::new("");
     let collector = site.start();

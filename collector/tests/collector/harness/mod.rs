@@ -85,6 +85,15 @@ impl Site {
         Collector { site: self, address: address.parse().unwrap(), child }
     }
 
+    /// What a collector says that does not start because of its configuration.
+    pub(crate) fn does_not_start(&self) -> String {
+        let config = self.path("collector.toml");
+        let output = run(&["serve".as_ref(), "--config".as_ref(), config.as_ref()]);
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(78), "{told}");
+        told
+    }
+
     /// A file of the site.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
