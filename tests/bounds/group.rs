@@ -101,6 +101,24 @@ impl Group {
         })
     }
 
+    /// Has the kernel take back what it can: page cache, and its caches of names and inodes. How much
+    /// that is remains to be seen in [`Group::usage`].
+    ///
+    /// # Errors
+    /// If the kernel has no such call (before 5.19 with the second hierarchy).
+    pub(crate) fn reclaim(&self) -> Result {
+        match self.version {
+            Version::One => self.write("memory.force_empty", "0"),
+            // It refuses where there is less to take back than that, which is so.
+            Version::Two => match fs::write(self.path.join("memory.reclaim"), "1G") {
+                Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => {
+                    Err(format!("memory.reclaim: {error}").into())
+                }
+                _ => Ok(()),
+            },
+        }
+    }
+
     /// Members that were killed for want of memory.
     pub(crate) fn kills(&self) -> Result<u64> {
         match self.version {

@@ -152,6 +152,19 @@ fn run(plan: Plan) -> Result<Option<Vec<String>>> {
     if peak.bytes() > budget_bytes + SPARE_BYTES {
         faults.push(format!("more than the budget and {SPARE_BYTES} bytes were taken"));
     }
+    group.reclaim()?;
+    let kept = group.usage()?;
+    println!(
+        "{} bytes once the kernel has taken back its caches of names and files ({} anonymous, {} of \
+         the kernel): {:.2} of the budget",
+        kept.bytes(),
+        kept.anonymous,
+        kept.kernel,
+        kept.bytes() as f64 / budget_bytes as f64,
+    );
+    if kept.bytes() > budget_bytes {
+        faults.push("more than the budget is kept".to_string());
+    }
     match group.kills()? {
         0 => {}
         kills => faults.push(format!("{kills} times the group had no memory left")),
