@@ -64,6 +64,14 @@ impl fmt::Display for Error {
     }
 }
 
+impl Error {
+    /// Whether a signal cut the attempt short, and another may succeed.
+    pub(crate) fn is_interruption(&self) -> bool {
+        let Error::Refused(_, error) = self else { return false };
+        matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock)
+    }
+}
+
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {

@@ -114,6 +114,9 @@ const ATTACHED: [(&str, Hook); 6] = [
     ("sys_exit", Hook::SysExit),
 ];
 
+/// The kernel gives up on a program while a signal waits: so often a load is begun.
+const LOAD_ATTEMPTS_MAX: u32 = 16;
+
 /// A flow's counters as the kernel has them now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -172,7 +175,15 @@ impl Probes {
     /// See [`Error`]. A hook that the kernel refuses is no error but in
     /// [`missing`](Probes::missing), unless it is `sys_exit`.
     pub fn load(bounds: &Bounds) -> Result<Probes, Error> {
-        let mut probes = Probes::prepare(bounds)?;
+        let mut attempts = 1;
+        let mut probes = loop {
+            match Probes::prepare(bounds) {
+                Err(error) if error.is_interruption() && attempts < LOAD_ATTEMPTS_MAX => {
+                    attempts += 1;
+                }
+                prepared => break prepared?,
+            }
+        };
         probes.attach()?;
         give_back();
         Ok(probes)
