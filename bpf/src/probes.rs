@@ -115,7 +115,7 @@ const ATTACHED: [(&str, Hook); 6] = [
 ];
 
 /// The kernel gives up on a program while a signal waits: so often a load is begun.
-const LOAD_ATTEMPTS_MAX: u32 = 16;
+const LOAD_ATTEMPTS_MAX: u32 = 64;
 
 /// A flow's counters as the kernel has them now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -70,3 +70,25 @@ fn a_new_certificate_is_in_use_as_soon_as_the_agent_is_told() -> Result {
     assert_eq!(code, Some(0), "nothing is lost");
     Ok(())
 }
+
+/// Each of them may cut a load of the probes short, and libbpf itself tries five times.
+#[test]
+fn signals_while_it_starts_do_not_end_the_agent() -> Result {
+    const SIGNALS: usize = 400;
+    let test = "signals_while_it_starts_do_not_end_the_agent";
+    let Some(machine) = Machine::claim(test, &[Need::Agent])? else { return Ok(()) };
+    let fleet = Fleet::new(&machine)?;
+    let mut collector = fleet.start_collector("127.0.0.1:0")?;
+    let settings = fleet.agent_settings("agent", collector.address);
+    let mut agent = fleet.launch_agent(&settings)?;
+    // It takes its lock when it takes signals, and before it loads anything.
+    let lock = settings.spool.join("lock");
+    wait_for("its lock", DEADLINE, || Ok(lock.exists().then_some(())))?;
+    for _ in 0..SIGNALS {
+        agent.program.reload()?;
+        std::thread::sleep(Duration::from_micros(500));
+    }
+    agent.wait_until("it watches the kernel", |status| status["ready"] == true)?;
+    agent.program.stop()?;
+    collector.program.stop()
+}
