@@ -122,6 +122,11 @@ fn operations(record: &Value) -> String {
 
 fn what(record: &Value, truth: &Truth) -> String {
     let result = number(record, "ret").unwrap_or(0);
+    let failed = if result == 0 { String::new() } else { format!(" = {result}") };
+    let end = |ip, port| {
+        let (ip, port) = (text(record, ip), number(record, port).unwrap_or(0));
+        if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") }
+    };
     match (text(record, "type"), text(record, "opflags")) {
         ("PE", "EXEC") => shorten(text(record, "proc.args"), truth),
         ("PE", "EXIT") if result % 256 == 0 => format!("code {}", result / 256),
@@ -131,17 +136,11 @@ fn what(record: &Value, truth: &Truth) -> String {
         ("FE", _) => {
             let new = text(record, "file.newpath");
             let arrow = if new.is_empty() { "" } else { " → " };
-            let failed = if result == 0 { String::new() } else { format!(" = {result}") };
             let path = shorten(text(record, "file.path"), truth);
             format!("{path}{arrow}{}{failed}", shorten(new, truth))
         }
-        ("NF", _) => {
-            let end = |ip, port| {
-                let (ip, port) = (text(record, ip), number(record, port).unwrap_or(0));
-                if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") }
-            };
-            format!("{} → {}", end("net.sip", "net.sport"), end("net.dip", "net.dport"))
-        }
+        ("NE", _) => end("net.dip", "net.dport") + &failed,
+        ("NF", _) => format!("{} → {}", end("net.sip", "net.sport"), end("net.dip", "net.dport")),
         _ => shorten(text(record, "file.path"), truth),
     }
 }
