@@ -17,6 +17,7 @@ pub mod debian;
 pub mod demo;
 pub mod image;
 pub mod kernels;
+pub mod mutations;
 pub mod notices;
 pub mod packages;
 pub mod parts;

@@ -7,8 +7,8 @@ use lexopt::{Arg, ValueExt};
 use xtask::Result;
 use xtask::campaign::{self, Campaign};
 use xtask::{
-    btf, build, check, crates, cross, deb, demo, image, pki, reproduce, sbom, setup, suite,
-    targets, vm,
+    btf, build, check, crates, cross, deb, demo, image, mutations, pki, reproduce, sbom, setup,
+    suite, targets, vm,
 };
 
 const HELP: &str = "\
@@ -55,6 +55,9 @@ cargo xtask VERB
   allocations [--events N] [--seconds N]
           the agent's path of events takes no memory after its start: N recorded events (10000000)
           go through it, then what a program does in N seconds (60; needs root)
+  mutations [--count N] [--seed S]
+          takes one of the statements that add to the ledger out of a copy of the tree, N times (3),
+          each another, drawn from S (the time); a test must fail each time (needs root)
   reproduce [TARGET]...
           build the agent for these targets (or all) here and in another directory, and compare
           the bytes
@@ -87,6 +90,7 @@ enum Verb {
     Vm(Option<PathBuf>, Vec<String>),
     Campaign(Campaign),
     Allocations(Vec<(&'static str, u64)>),
+    Mutations(Vec<(&'static str, u64)>),
     Reproduce(Vec<String>),
     Crates,
     Setup,
@@ -131,6 +135,9 @@ fn parse() -> Result<Verb> {
         "allocations" => {
             let options = parse_numbers(&mut parser, &["events", "seconds"])?;
             return Ok(Verb::Allocations(options));
+        }
+        "mutations" => {
+            return Ok(Verb::Mutations(parse_numbers(&mut parser, &["count", "seed"])?));
         }
         "reproduce" => Verb::Reproduce(words(&mut parser)?),
         "crates" => Verb::Crates,
@@ -266,6 +273,7 @@ fn run(verb: Verb) -> Result {
         Verb::Vm(agent, names) => vm::run(agent.as_deref(), &names),
         Verb::Campaign(campaign) => campaign::run(&campaign),
         Verb::Allocations(options) => campaign::allocations(&options),
+        Verb::Mutations(options) => mutations::run(&options),
         Verb::Reproduce(targets) => reproduce::run(&targets),
         Verb::Crates => crates::run(),
         Verb::Setup => {

@@ -5,10 +5,8 @@
 //! toolchain, one machine; the standard library's source lies in the user's cache, because cargo
 //! hashes its path into every crate.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use crate::workspace::{self, root, say};
 use crate::{Result, build, setup, targets};
@@ -75,30 +73,19 @@ impl Copy {
     /// If this is no checkout, or a file cannot be copied.
     pub fn new() -> Result<Copy> {
         let folder = tempfile::Builder::new().prefix("sysflow-edge-somewhere-else-").tempdir()?;
-        let mut git = Command::new("git");
-        git.args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
-        git.current_dir(root()).stdin(Stdio::null()).stderr(Stdio::inherit());
-        let output = git.output().map_err(|e| format!("start git: {e}"))?;
-        if !output.status.success() {
-            return Err(format!(
-                "{}: git cannot list the tree's files: compare builds in a git checkout",
-                root().display()
-            )
-            .into());
-        }
-        for name in output.stdout.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-            let name = Path::new(OsStr::from_bytes(name));
-            let (from, to) = (root().join(name), folder.path().join(name));
-            // A file that was deleted and not yet committed is listed all the same.
-            if !from.exists() {
-                continue;
-            }
+        for name in workspace::files()? {
+            let (from, to) = (root().join(&name), folder.path().join(name));
             if let Some(parent) = to.parent() {
                 std::fs::create_dir_all(parent)?;
             }
             std::fs::copy(&from, &to).map_err(|e| format!("copy {}: {e}", from.display()))?;
         }
         Ok(Copy { folder })
+    }
+
+    /// Where it is.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Builds the agent in it for a target; returns where it is.

@@ -12,7 +12,7 @@ use crate::workspace::{self, Workspace, say, show};
 use crate::{Result, packages, reproduce, setup, targets, vm};
 
 /// How the agent is built for end-to-end tests: what ships, at a bearable build time.
-const AGENT_PROFILE: &str = "test-release";
+pub const AGENT_PROFILE: &str = "test-release";
 const COLLECTOR_PROFILE: &str = "release";
 
 /// Counts of tests, as their runner gives them.

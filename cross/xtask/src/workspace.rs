@@ -1,7 +1,9 @@
 //! The tree and its three workspaces, and how cargo is called on them.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 use std::time::Instant;
 
@@ -101,6 +103,27 @@ impl Workspace {
 pub fn root() -> PathBuf {
     let tool = Path::new(env!("CARGO_MANIFEST_DIR"));
     tool.ancestors().nth(2).unwrap_or(tool).to_path_buf()
+}
+
+/// The tree's files, tracked or new, from its root.
+///
+/// # Errors
+/// If this is no checkout.
+pub fn files() -> Result<Vec<PathBuf>> {
+    let mut git = Command::new("git");
+    git.args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
+    git.current_dir(root()).stdin(Stdio::null()).stderr(Stdio::inherit());
+    let output = git.output().map_err(|e| format!("start git: {e}"))?;
+    if !output.status.success() {
+        let root = root();
+        return Err(
+            format!("{}: git cannot list its files: it is no checkout", root.display()).into()
+        );
+    }
+    let names = output.stdout.split(|byte| *byte == 0).filter(|name| !name.is_empty());
+    let files = names.map(|name| PathBuf::from(OsStr::from_bytes(name)));
+    // A file that was deleted and not yet committed is listed all the same.
+    Ok(files.filter(|file| root().join(file).exists()).collect())
 }
 
 /// Who keeps the packages, `NAME <ADDRESS>`: `workspace.package.authors` of Cargo.toml, unless
