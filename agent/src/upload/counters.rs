@@ -111,12 +111,12 @@ impl Counters {
     }
 
     pub(super) fn succeed(&self, settled: &Settled, now_s: u64) {
+        self.fail(0, String::new());
         self.uploads.fetch_add(1, Ordering::Relaxed);
         self.frames.fetch_add(settled.frames, Ordering::Relaxed);
-        self.records.fetch_add(settled.records, Ordering::Relaxed);
         self.bytes.fetch_add(settled.bytes, Ordering::Relaxed);
         self.last_success_unix_s.store(now_s, Ordering::Relaxed);
-        self.fail(0, String::new());
+        self.records.fetch_add(settled.records, Ordering::Relaxed);
     }
 
     pub(super) fn fail(&self, failures: u32, text: String) {

@@ -83,8 +83,14 @@ impl Device {
         self.upload.counters().snapshot()
     }
 
+    /// Waits until nothing is in the spool, and what was in it, a record a frame, is counted, which
+    /// comes after.
     pub(crate) fn empty(&self) {
-        until("an empty spool", || self.writer.depth().frames == 0);
+        until("an empty spool", || {
+            let Snapshot { records, refused_records, damaged_records, .. } = self.counters();
+            let counted = records + refused_records.values().sum::<u64>() + damaged_records;
+            self.writer.depth().frames == 0 && counted >= self.next
+        });
     }
 
     /// Waits for a failure and returns its text; nothing has left the spool.
