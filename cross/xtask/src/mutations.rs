@@ -172,7 +172,7 @@ impl Tree {
             }
         }
         let mut build = self.cargo("build")?;
-        build.args(["--quiet", "-p", "agent", "--profile", suite::AGENT_PROFILE]);
+        build.args(["--quiet", "-p", "agent", "--profile", suite::PROFILE]);
         workspace::run(&mut build)?;
         for suite in LIVE {
             if let Some(verdict) = self.caught_by(suite)? {
@@ -195,7 +195,7 @@ impl Tree {
         // What a place that is taken out leaves unused is no fault here.
         command.arg("--locked").env_remove("SYSFLOW_PROBES_STRICT");
         suite::environment(&mut command)?;
-        let agent = self.target.join(suite::AGENT_PROFILE).join("sysflow-agent");
+        let agent = self.target.join(suite::PROFILE).join("sysflow-agent");
         command.env("SYSFLOW_AGENT", agent);
         Ok(command)
     }

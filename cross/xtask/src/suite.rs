@@ -11,9 +11,8 @@ use crate::reproduce::Copy;
 use crate::workspace::{self, Workspace, say, show};
 use crate::{Result, packages, reproduce, setup, targets, vm};
 
-/// How the agent is built for end-to-end tests: what ships, at a bearable build time.
-pub const AGENT_PROFILE: &str = "test-release";
-const COLLECTOR_PROFILE: &str = "release";
+/// How agent and collector are built for end-to-end tests: what ships, at a bearable build time.
+pub const PROFILE: &str = "test-release";
 
 /// Counts of tests, as their runner gives them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,7 +67,7 @@ pub fn build_agent() -> Result {
         "-p",
         "agent",
         "--profile",
-        AGENT_PROFILE,
+        PROFILE,
     ]))
 }
 
@@ -82,7 +81,7 @@ pub fn build_collector() -> Result {
         "--quiet",
         "--locked",
         "--profile",
-        COLLECTOR_PROFILE,
+        PROFILE,
     ]))
 }
 
@@ -93,11 +92,8 @@ pub fn build_collector() -> Result {
 pub fn environment(command: &mut Command) -> Result {
     command
         .env("SYSPRINT", setup::sysprint())
-        .env("SYSFLOW_AGENT", Workspace::Device.binary(AGENT_PROFILE, "sysflow-agent"))
-        .env(
-            "SYSFLOW_COLLECTOR",
-            Workspace::Collector.binary(COLLECTOR_PROFILE, "sysflow-collector"),
-        )
+        .env("SYSFLOW_AGENT", Workspace::Device.binary(PROFILE, "sysflow-agent"))
+        .env("SYSFLOW_COLLECTOR", Workspace::Collector.binary(PROFILE, "sysflow-collector"))
         .env("SYSFLOW_NGINX", setup::nginx())
         .env("SYSFLOW_LAYER_TOOLS", setup::layer_tools())
         .env("SYSFLOW_XTASK", std::env::current_exe()?);
