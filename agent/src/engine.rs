@@ -439,12 +439,17 @@ impl Engine {
     /// The process that an event is about; one whose start was missed, or that had to go, gets a
     /// place without attributes. Where there is no place, the operation is lost, and counted.
     fn subject(&mut self, header: &Header, operation: Operation) -> Option<Oid> {
-        let oid = self.processes.resolve(header.tgid, header.start_ns);
-        if !self.processes.touch(oid) && !self.know(oid, header.time_ns) {
+        let oid = self.known(header);
+        if oid.is_none() {
             self.count(operation, Term::LostTable, 1);
-            return None;
         }
-        Some(oid)
+        oid
+    }
+
+    /// The process that an event is about, if it has a place, or gets one.
+    fn known(&mut self, header: &Header) -> Option<Oid> {
+        let oid = self.processes.resolve(header.tgid, header.start_ns);
+        (self.processes.touch(oid) || self.know(oid, header.time_ns)).then_some(oid)
     }
 
     /// Makes a process of which nothing but its identity is known known; `false` if there is no

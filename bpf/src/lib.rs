@@ -20,7 +20,8 @@ pub use error::Error;
 pub use event::{EVENT_COMPAT, Event, Named, Started, Walked, flow, path};
 pub use kernel::{
     Attribute, Clone_, ClosedRange, Exec, ExecFailed, Exit, FlowEnd, FlowKey, FlowStart, Fork,
-    Header, Operation, PathEvent, Privilege, Setuid, Socket, SocketState, Tally, Task, Volume,
+    Header, IoUring, Operation, PathEvent, Privilege, Setuid, Socket, SocketState, Tally, Task,
+    Volume,
 };
 pub use probes::{Bounds, Entry, Hook, Probes, Ring, processors};
 pub use types::Types;

@@ -39,8 +39,6 @@ impl Engine {
         path: &Walked<'_>,
         counters: &dyn Counters,
     ) {
-        let kind = Operation::ALL[operation as usize];
-        let Some(oid) = self.subject(&start.header, kind) else { return };
         let (ops, kind) = match operation {
             bpf::Operation::Open => (op::OPEN, Some(Operation::Open)),
             bpf::Operation::Accept => (op::ACCEPT, Some(Operation::Accept)),
@@ -50,6 +48,20 @@ impl Engine {
             bpf::Operation::Setns => (op::SETNS, Some(Operation::Setns)),
             // What the flow's counters tell.
             _ => (0, None),
+        };
+        let untracked = (start.flags & kernel_flow::UNTRACKED != 0).then(|| {
+            let once = |wanted| u32::from(operation == wanted);
+            let (shutdowns, mmaps) = (once(bpf::Operation::Shutdown), once(bpf::Operation::Mmap));
+            Totals::new(&start.volume, shutdowns, mmaps)
+        });
+        let Some(oid) = self.known(&start.header) else {
+            if let Some(kind) = kind {
+                self.count(kind, Term::LostTable, 1);
+            }
+            if let Some(totals) = &untracked {
+                self.count_lost(totals, 0);
+            }
+            return;
         };
         if let Some(kind) = kind {
             self.count(kind, Term::Aggregated, 1);
@@ -97,12 +109,10 @@ impl Engine {
             flow.note(last.totals, now_ns);
             flow.is_taken = true;
         }
-        if start.flags & kernel_flow::UNTRACKED != 0 {
+        if let Some(totals) = untracked {
             // One that the kernel does not track displaces nothing: the end of what is known
             // under its number, if it has one, is still on its way.
-            let once = |wanted| u32::from(operation == wanted);
-            let (shutdowns, mmaps) = (once(bpf::Operation::Shutdown), once(bpf::Operation::Mmap));
-            flow.note(Totals::new(&start.volume, shutdowns, mmaps), now_ns);
+            flow.note(totals, now_ns);
             let end = EndReason::LackOfResources;
             self.tell(&start.key, &mut flow, now_ns, op::TRUNCATE, end);
             self.release(&flow);

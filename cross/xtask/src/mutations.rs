@@ -19,7 +19,7 @@ const COUNT: u64 = 3;
 /// The suites that are quick to build and to run.
 const QUICK: [&[&str]; 2] = [
     &["-p", "bpf", "--lib"],
-    &["-p", "agent", "--lib", "--test", "losses", "--test", "replay", "--test", "summaries"],
+    &["-p", "agent", "--lib", "--test", "books", "--test", "losses", "--test", "summaries"],
 ];
 /// Those that run the agent.
 const LIVE: [&[&str]; 3] = [
