@@ -387,6 +387,10 @@ impl Engine {
             self.export(key, now_ns, op::TRUNCATE, EndReason::ForcedEnd);
         }
         self.keys = open;
+        // Their starts were lost.
+        while let Some((.., lost)) = self.early.pop_front() {
+            self.count_lost(&lost.totals, lost.ended);
+        }
         self.export_all_threads(u64::MAX, now_ns, EndReason::ForcedEnd);
         self.export_summaries(u64::MAX, now_ns, EndReason::ForcedEnd);
         self.batch.close(now_ns);

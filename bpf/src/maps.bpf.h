@@ -277,13 +277,6 @@ inline_always struct tally *tally_of(__u32 operation)
 	return bpf_map_lookup_elem(&tallies, &operation);
 }
 
-#define COUNT(operation, term)                                                                \
-	({                                                                                    \
-		struct tally *tally_ = tally_of(operation);                                   \
-		if (tally_)                                                                   \
-			tally_->term++;                                                       \
-	})
-
 /* Whether this is the agent itself; then the operation is counted as its own. */
 inline_always __u32 is_own(__u32 tgid, struct tally *tally)
 {

@@ -61,6 +61,9 @@ impl Engine {
             if let Some(totals) = &untracked {
                 self.count_lost(totals, 0);
             }
+            if let Some(last) = self.claim_early(start) {
+                self.count_lost(&last.totals, last.ended);
+            }
             return;
         };
         if let Some(kind) = kind {
@@ -100,11 +103,7 @@ impl Engine {
             floods: self.floods,
             is_taken: false,
         };
-        let is_it = |(key, flow_ns, _): &(FlowKey, u64, Last)| {
-            (*key, *flow_ns) == (start.key, start.flow_ns)
-        };
-        let found = self.early.iter().position(is_it);
-        let early = found.and_then(|at| self.early.remove(at)).map(|(.., last)| last);
+        let early = self.claim_early(start);
         if let Some(last) = &early {
             flow.note(last.totals, now_ns);
             flow.is_taken = true;
@@ -313,6 +312,15 @@ impl Engine {
                 None
             }
         }
+    }
+
+    /// What was taken out of the kernel's map of a flow before its start was told.
+    fn claim_early(&mut self, start: &FlowStart) -> Option<Last> {
+        let is_it = |(key, flow_ns, _): &(FlowKey, u64, Last)| {
+            (*key, *flow_ns) == (start.key, start.flow_ns)
+        };
+        let found = self.early.iter().position(is_it);
+        found.and_then(|at| self.early.remove(at)).map(|(.., last)| last)
     }
 
     /// Counts what a flow did that has no place here.
