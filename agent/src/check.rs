@@ -21,6 +21,7 @@ use bpf::Probes;
 use crate::budget::{self, Division};
 use crate::config::{Config, ConfigError, Spool};
 use crate::pipeline::Settings;
+use crate::spool;
 use crate::tls::clock::Clock;
 use crate::tls::seal_key::SealKey;
 use crate::tls::{self, Files, SetupError};
@@ -414,9 +415,10 @@ fn spool(config: &Config, findings: &mut Vec<Finding>) {
                 .into_iter()
                 .flatten()
                 .flatten()
+                .filter(|entry| entry.path().extension().is_some_and(|e| e == spool::EXTENSION))
                 .fold(0, |sum, e| sum + e.metadata().map_or(0, |metadata| metadata.len()));
             let percent = config.spool.free_percent;
-            let share = crate::spool::share(&space, used, percent);
+            let share = spool::share(&space, used, percent);
             if share < wanted {
                 findings.push(Finding::new(
                     Level::Warning,

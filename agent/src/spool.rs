@@ -66,7 +66,7 @@ const SEGMENT_BYTES_MAX: u64 = 1 << 20;
 /// ... unless the spool is so large that there would be more than so many.
 const SEGMENTS_AIM: u64 = 512;
 
-const EXTENSION: &str = "frames";
+pub(crate) const EXTENSION: &str = "frames";
 /// Of segments whose frames this version cannot read.
 const EXTENSION_ASIDE: &str = "aside";
 const LOCK_FILE: &str = "lock";

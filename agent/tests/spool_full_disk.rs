@@ -217,4 +217,11 @@ fn a_share_of_the_disk_is_kept_free() {
     let least = fill(&mut writer);
     assert!((700 * KIB..=1024 * KIB).contains(&least), "{least}");
     assert_eq!(writer.bytes_max(), 1 << 20);
+    // Generations are begun anew by what there is, not by what there may be.
+    let generation = u32::try_from(appended).unwrap();
+    let begun_anew = (0..20).find(|number| {
+        let frame = sample::frame_of(1, (generation, *number == 0), appended + number, 1, 20_000);
+        writer.append(&frame).unwrap().restart[1]
+    });
+    assert!(begun_anew.is_some_and(|number| (10..20).contains(&number)), "{begun_anew:?}");
 }

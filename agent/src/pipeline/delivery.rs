@@ -67,7 +67,7 @@ struct Delivery {
     /// When the spool was made durable last.
     synced: Instant,
     complaint: RateLimit,
-    /// Whether others fill the file system so far that the spool may not have all of its bytes.
+    /// Whether it was said that the file system leaves the spool less than all of its bytes.
     cramped: bool,
     supervisor: Supervisor,
     /// What the supervisor has been told of the state.
@@ -83,7 +83,8 @@ struct Lost {
 
 impl Delivery {
     fn write_status(&mut self, books: Option<&Books>) {
-        self.note_room();
+        let room = self.writer.bytes_max();
+        self.note_room(room);
         let wear = self.wear.as_ref().map(|wear| wear.standing()).unwrap_or_default();
         let status = &mut self.status;
         status.written_unix_s = unix_s();
@@ -92,7 +93,7 @@ impl Delivery {
             write_bytes_per_day: wear.bytes_per_day,
             day_written_bytes: wear.spent,
             next_day_s: wear.next_day_s,
-            ..status::Spool::new(self.writer.depth(), self.writer.bytes_max())
+            ..status::Spool::new(self.writer.depth(), room)
         };
         if let Some(upload) = &self.upload {
             status.upload = upload.counters().snapshot();
@@ -198,24 +199,27 @@ impl Delivery {
         }
     }
 
-    /// Says when others begin to fill the file system.
-    fn note_room(&mut self) {
-        let (bytes_max, free_percent) =
-            (self.config.spool.bytes_max, self.config.spool.free_percent);
-        let least = self.writer.bytes_max();
-        let was_cramped = std::mem::replace(&mut self.cramped, least < bytes_max);
-        if self.cramped && !was_cramped {
-            self.complain(format_args!(
-                "spool: others fill its file system: {least} bytes instead of spool.bytes_max = \
-                 {bytes_max}: make room, or lower spool.free_percent = {free_percent}"
+    /// Says when the file system begins to leave the spool no more than `room` bytes.
+    fn note_room(&mut self, room: u64) {
+        let (most, percent) = (self.config.spool.bytes_max, self.config.spool.free_percent);
+        if room >= most {
+            self.cramped = false;
+        } else if !self.cramped {
+            // What is not admitted now is said another time.
+            self.cramped = self.complain(format_args!(
+                "spool: the file system leaves it {room} bytes instead of spool.bytes_max = {most}: \
+                 make room, or lower spool.bytes_max or spool.free_percent = {percent}"
             ));
         }
     }
 
-    fn complain(&mut self, text: std::fmt::Arguments<'_>) {
-        if let Some(repeated) = self.complaint.admit(Instant::now()) {
+    /// Whether it was said, and not too soon after another complaint.
+    fn complain(&mut self, text: std::fmt::Arguments<'_>) -> bool {
+        let admitted = self.complaint.admit(Instant::now());
+        if let Some(repeated) = admitted {
             log::error!("{text} ({repeated} more since the last complaint)");
         }
+        admitted.is_some()
     }
 }
 
