@@ -86,13 +86,14 @@ impl Counters {
 
     /// All counters.
     pub fn snapshot(&self) -> Snapshot {
+        let records = self.records.load(Ordering::Acquire);
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let budget = *self.budget.lock().unwrap_or_else(PoisonError::into_inner);
         let refused = Refusal::ALL.iter().zip(&self.refused_records);
         Snapshot {
             uploads: read(&self.uploads),
             frames: read(&self.frames),
-            records: read(&self.records),
+            records,
             bytes: read(&self.bytes),
             refused_records: refused
                 .map(|(refusal, records)| (refusal.name().to_string(), read(records)))
@@ -112,11 +113,12 @@ impl Counters {
 
     pub(super) fn succeed(&self, settled: &Settled, now_s: u64) {
         self.fail(0, String::new());
+        // The records last: who sees them sees the rest.
         self.uploads.fetch_add(1, Ordering::Relaxed);
         self.frames.fetch_add(settled.frames, Ordering::Relaxed);
         self.bytes.fetch_add(settled.bytes, Ordering::Relaxed);
         self.last_success_unix_s.store(now_s, Ordering::Relaxed);
-        self.records.fetch_add(settled.records, Ordering::Relaxed);
+        self.records.fetch_add(settled.records, Ordering::Release);
     }
 
     pub(super) fn fail(&self, failures: u32, text: String) {
