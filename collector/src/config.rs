@@ -137,7 +137,7 @@ impl Config {
     /// Reads and checks a configuration file.
     ///
     /// # Errors
-    /// Names the file, and of all that is wrong the key and what it may be.
+    /// Names the file, and of all values that are wrong the key and what it may be.
     pub(crate) fn load(path: &Path) -> Result<Self, ConfigError> {
         let error = |what: &dyn fmt::Display| ConfigError(format!("{}: {what}", path.display()));
         let text = fs::read_to_string(path).map_err(|e| error(&e))?;

@@ -103,10 +103,7 @@ pub(crate) fn serve(file: &Path, config: Config) -> Result<(), StartError> {
     if let Some(receiver) = Arc::into_inner(receiver) {
         receiver.compactor.finish();
     }
-    served.map_err(|error| {
-        let remedy = "end what has it, or choose another";
-        StartError::Config(format!("listen.address {}: {error}: {remedy}", config.listen.address))
-    })
+    served
 }
 
 async fn accept(
@@ -114,11 +111,18 @@ async fn accept(
     connections: Arc<Connections>,
     sources: Sources,
     receiver: Arc<Receiver>,
-) -> io::Result<()> {
+) -> Result<(), StartError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let hangup = signal(SignalKind::hangup())?;
-    let listener = TcpListener::bind(address).await?;
+    let listener = TcpListener::bind(address).await.map_err(|error| {
+        let remedy = match error.kind() {
+            io::ErrorKind::AddrInUse => "end what has it, or choose another",
+            io::ErrorKind::PermissionDenied => "take a port from 1024 on",
+            _ => "choose an address of this machine",
+        };
+        StartError::Config(format!("listen.address {address}: {error}: {remedy}"))
+    })?;
     let renewing = tokio::spawn(renew(sources, hangup));
     let mut out = io::stdout();
     writeln!(out, "listening on {}", listener.local_addr()?)?;

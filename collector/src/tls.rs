@@ -51,18 +51,18 @@ impl Server {
     }
 }
 
-/// What client certificates are held against: the CAs in `ca`, a file that `key` names, and
+/// What client certificates are held against: the CAs in `ca`, a file that `setting` names, and
 /// revocation lists.
 ///
 /// # Errors
 /// Names the file and what is wrong with it.
 pub(crate) fn verifier(
-    key: &str,
+    setting: &str,
     ca: &Path,
     lists: Vec<CertificateRevocationListDer<'static>>,
 ) -> Result<Arc<dyn ClientCertVerifier>, String> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(key, ca)? {
+    for certificate in certificates(setting, ca)? {
         roots.add(certificate).map_err(|error| named(ca, &error))?;
     }
     let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
@@ -80,13 +80,16 @@ fn named(path: &Path, error: &dyn std::fmt::Display) -> String {
     format!("{}: {error}", path.display())
 }
 
-/// Names the file, what it is, and what is wrong with it.
-fn unreadable<'a>(key: &'a str, path: &'a Path) -> impl Fn(pem::Error) -> String + 'a {
+/// Names the file, what is wrong with it, and the setting that names the file.
+fn unreadable<'a>(setting: &'a str, path: &'a Path) -> impl Fn(pem::Error) -> String + 'a {
     move |error| match error {
-        pem::Error::Io(error) => {
-            named(path, &format_args!("{error}: make it readable here, or set {key}"))
+        pem::Error::Io(error) if error.kind() == io::ErrorKind::NotFound => {
+            named(path, &format_args!("{error}: put it there, or set {setting}"))
         }
-        error => named(path, &format_args!("{error}: {key} is a file in PEM form")),
+        pem::Error::Io(error) => {
+            named(path, &format_args!("{error}: make it readable, or set {setting}"))
+        }
+        error => named(path, &format_args!("{error}: {setting} must be a file in PEM form")),
     }
 }
 
@@ -171,13 +174,13 @@ pub(crate) fn warn_of_old_lists(tls: &config::Tls) {
     }
 }
 
-/// The certificates of a file that is named by `key`.
-fn certificates(key: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+/// The certificates of a file that is named by `setting`.
+fn certificates(setting: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let certificates: Vec<_> = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect)
-        .map_err(unreadable(key, path))?;
+        .map_err(unreadable(setting, path))?;
     if certificates.is_empty() {
-        return Err(named(path, &"holds no certificate in PEM form"));
+        return Err(unreadable(setting, path)(pem::Error::NoItemsFound));
     }
     Ok(certificates)
 }

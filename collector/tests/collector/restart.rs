@@ -39,13 +39,13 @@ fn what_keeps_it_from_starting_is_named_with_its_key_and_the_remedy() {
     std::fs::write(site.path("collector.key"), "none").unwrap();
     let told = site.does_not_start();
     assert!(
-        told.contains("collector.key: no items found: tls.key is a file in PEM form"),
+        told.contains("collector.key: no items found: tls.key must be a file in PEM form"),
         "{told}"
     );
     for (file, key) in [("collector.pem", "tls.certificate"), ("ca.pem", "tls.ca")] {
         std::fs::remove_file(site.path(file)).unwrap();
         let told = site.does_not_start();
-        assert!(told.contains(&format!("make it readable here, or set {key}")), "{told}");
+        assert!(told.contains(&format!("put it there, or set {key}")), "{told}");
     }
 }
 
