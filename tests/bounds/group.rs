@@ -69,6 +69,7 @@ impl Group {
     pub(crate) fn limit(&self, bytes: u64) -> Result {
         match self.version {
             Version::One => {
+                self.write("memory.swappiness", "0")?;
                 self.write("memory.limit_in_bytes", &bytes.to_string())?;
                 self.write("memory.max_usage_in_bytes", "0")
             }
