@@ -11,7 +11,8 @@ use crate::reproduce::Copy;
 use crate::workspace::{self, Workspace, say, show};
 use crate::{Result, packages, reproduce, setup, targets, vm};
 
-/// How agent and collector are built for end-to-end tests: what ships, at a bearable build time.
+/// How agent and collector are built for end-to-end tests and campaigns: what ships, but for how far
+/// it is optimised, at a bearable build time.
 pub const PROFILE: &str = "test-release";
 
 /// Counts of tests, as their runner gives them.

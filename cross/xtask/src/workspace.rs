@@ -117,7 +117,7 @@ pub fn files() -> Result<Vec<PathBuf>> {
     if !output.status.success() {
         let root = root();
         return Err(
-            format!("{}: git cannot list its files: it is no checkout", root.display()).into()
+            format!("{}: git cannot list its files: take a git checkout", root.display()).into()
         );
     }
     let names = output.stdout.split(|byte| *byte == 0).filter(|name| !name.is_empty());
