@@ -259,8 +259,12 @@ fn generations_are_a_chain() {
 #[test]
 fn a_process_whose_last_threads_end_at_once_ends_once() {
     let is_last = |event: &Event<'_>| matches!(event, Event::Exit(exit) if exit.last != 0);
-    let doubled = events().flat_map(|event| {
+    // The first to find nobody left is another thread than the process's first.
+    let doubled = events().flat_map(|mut event| {
         let again = is_last(&event).then_some(event);
+        if let (Some(_), Event::Exit(exit)) = (again, &mut event) {
+            exit.header.tid += 1;
+        }
         [Some(event), again].into_iter().flatten()
     });
     let exits = events().filter(is_last).count() as u64;
@@ -275,6 +279,15 @@ fn a_process_whose_last_threads_end_at_once_ends_once() {
     let operation = format!(" {:#x} ", codec::op::EXIT);
     let ends = told.lines().filter(|line| line.starts_with("PE ") && line.contains(&operation));
     assert_eq!(ends.count() as u64, exits, "{told}");
+    for frame in &frames {
+        for record in Frame::decode(frame).unwrap().0.records() {
+            if let Record::ProcessEvent(event) = record.unwrap()
+                && event.ops == codec::op::EXIT
+            {
+                assert_eq!(event.tid, event.process.pid);
+            }
+        }
+    }
 }
 
 /// Identities of the processes that frames describe, with their parents, in order.

@@ -149,8 +149,10 @@ impl Engine {
         self.export_threads(oid, now_ns, EndReason::EndDetected);
         self.export_process_summary(oid, now_ns, EndReason::EndDetected);
         let exe = self.exe_hash(oid);
-        if !self.fold_event(&exit.header, oid, Operation::Exit, Subject::Processes, exe) {
-            self.process_event(oid, &exit.header, Operation::Exit, &[], exit.status);
+        // The end is the process's, whichever of its threads came last.
+        let header = Header { tid: exit.header.tgid, ..exit.header };
+        if !self.fold_event(&header, oid, Operation::Exit, Subject::Processes, exe) {
+            self.process_event(oid, &header, Operation::Exit, &[], exit.status);
         }
         self.processes.end(oid, now_ns);
     }
