@@ -50,9 +50,9 @@ const SPARE_BYTES: u64 = 2 << 20;
 /// A quiet program acts so often.
 const ACT_INTERVAL: Duration = Duration::from_millis(100);
 /// Memory is looked at so often: whoever looks all the time is busy, too.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// How long the kernel may take to give back what it can.
 const RECLAIM_PATIENCE: Duration = Duration::from_secs(10);
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a program, or the delivery of all, may take.
 const DEADLINE: Duration = Duration::from_secs(3600);
 
