@@ -5,11 +5,11 @@
 //! for each range of frames that is missing, at the end of a stream, too: a run's farewell says how
 //! many frames of each class there are, and the run after it how far it came.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::Path;
 
-use codec::{CLASSES, Counter, Frame, Operation, Term};
+use codec::{CLASSES, Counter, Frame, Interruption, Operation, Term};
 use serde_json::{Value, json};
 
 use crate::capture::Origin;
@@ -56,13 +56,35 @@ struct Reach {
     frames: [u64; CLASSES],
 }
 
+/// A run that tells of one that was cut.
+#[derive(Clone, Copy, Debug)]
+struct Teller {
+    run_id: [u8; 16],
+    boot_id: [u8; 16],
+    interruption: Interruption,
+}
+
+impl Teller {
+    /// The interruption of this one, of which `next` does not know: from when it watched until that
+    /// one did.
+    fn cut_before(&self, next: &Teller) -> Interruption {
+        Interruption {
+            boot_id: self.boot_id,
+            run_id: self.run_id,
+            from_ns: self.interruption.to_ns,
+            to_ns: if next.boot_id == self.boot_id { next.interruption.to_ns } else { 0 },
+            operations_at_least: 0,
+        }
+    }
+}
+
 /// Ledgers and gaps of all that was read.
 #[derive(Default)]
 pub(crate) struct Account {
     runs: Vec<Run>,
     gaps: Vec<Gap>,
-    /// Runs whose end was told, by agent.
-    interruptions: HashSet<(String, [u8; 16])>,
+    /// Runs that were cut, by agent, each with the last run that tells of it.
+    interruptions: HashMap<(String, [u8; 16]), Teller>,
     /// How far runs came, as they tell themselves and later ones do, by agent and run tag.
     reaches: BTreeMap<(String, String), Reach>,
     /// Runs of which a later one tells, by agent.
@@ -145,15 +167,43 @@ impl Account {
             self.reaches(&run_tag(&former.run_id), &origin.agent, boot, former.frames);
         }
         self.graves.note(origin, &header.tombstones);
-        if let Some(interruption) = header.interruption
-            && self.interruptions.insert((origin.agent.clone(), interruption.run_id))
-        {
-            self.gaps.push(Gap::Interruption {
-                agent: origin.agent.clone(),
-                reported_by: origin.run.clone(),
-                interruption,
-            });
+        if let (Some(interruption), Some(start)) = (header.interruption, &header.start) {
+            let (run_id, boot_id) = (start.run_id, start.boot_id);
+            self.interruption(origin, Teller { run_id, boot_id, interruption });
         }
+    }
+
+    /// Takes note that a run tells of one that was cut. Where another has told of the same one before,
+    /// that was cut itself, before it could note that it was the latest.
+    fn interruption(&mut self, origin: &Origin, teller: Teller) {
+        let cut = (origin.agent.clone(), teller.interruption.run_id);
+        let (latest, interruption) = match self.interruptions.get(&cut) {
+            Some(known) if known.run_id == teller.run_id => return,
+            Some(known) => {
+                // The clock that streams are in order by may have been wrong.
+                let is_earlier = (1..known.interruption.to_ns).contains(&teller.interruption.to_ns);
+                let (first, second) = if is_earlier { (teller, *known) } else { (*known, teller) };
+                (second, first.cut_before(&second))
+            }
+            None => (teller, teller.interruption),
+        };
+        self.interruptions.insert(cut, latest);
+        let is_closed = |run: &Run| {
+            run.agent == origin.agent
+                && run.run == run_tag(&interruption.run_id)
+                && run.farewell.is_some()
+        };
+        if interruption.run_id != teller.interruption.run_id {
+            if self.runs.iter().any(is_closed) {
+                return;
+            }
+            self.interruptions.insert((origin.agent.clone(), interruption.run_id), latest);
+        }
+        self.gaps.push(Gap::Interruption {
+            agent: origin.agent.clone(),
+            reported_by: run_tag(&latest.run_id),
+            interruption,
+        });
     }
 
     fn reaches(&mut self, run: &str, agent: &str, boot: String, frames: [u64; CLASSES]) {
@@ -219,7 +269,7 @@ impl Account {
 
     /// Whether a later run tells of the end of this one.
     pub(crate) fn has_successor(&self, run: &Run) -> bool {
-        let told = self.formers.iter().chain(&self.interruptions);
+        let told = self.formers.iter().chain(self.interruptions.keys());
         told.into_iter().any(|(agent, id)| *agent == run.agent && run_tag(id) == run.run)
     }
 

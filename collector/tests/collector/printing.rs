@@ -318,6 +318,63 @@ fn a_store_is_printed_once_and_as_its_sf_files() {
     assert_eq!(manifest["frames"], json!([0, 1]));
 }
 
+/// A run notes that it is the latest behind its first frame: one that is cut in between leaves it to the
+/// next to tell of the run before both.
+#[test]
+fn a_run_that_was_cut_before_it_noted_so_is_told_of() {
+    let [first, second, third, fourth] = [1, 2, 3, 4].map(|number| Run::new("gw-1", number));
+    let told = |frames: &[Vec<u8>]| {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("all.frame"), frames.concat()).unwrap();
+        let output = run(&["ledger".as_ref(), "--json".as_ref(), folder.path().as_ref()]);
+        let rows = json_lines(&String::from_utf8(output.stdout).unwrap());
+        let of = |kind: &str| rows.iter().filter(|row| row["type"] == kind).collect::<Vec<_>>();
+        let cuts = of("GAP").into_iter().map(|gap| {
+            assert_eq!(gap["reason"], "interruption");
+            let text = |key: &str| gap[key].as_str().unwrap().to_owned();
+            let interval = ["from_ns", "to_ns"].map(|key| gap[key].as_u64().unwrap());
+            (text("run"), interval, text("reported_by_run"))
+        });
+        let cuts = cuts.collect::<Vec<_>>();
+        let ending = |run: &Run| {
+            let books = of("BOOKS").into_iter().find(|books| books["run"] == json!(run.tag()));
+            books.map(|books| books["ending"].as_str().unwrap().to_owned())
+        };
+        (cuts, [&first, &second, &third, &fourth].map(ending))
+    };
+    let cut = |run: &Run, from_ns, to_ns, by: &Run| (run.tag(), [from_ns, to_ns], by.tag());
+    let ends = |of: [Option<&str>; 4]| of.map(|ending| ending.map(str::to_owned));
+    let frames = [
+        first.start(0, 0),
+        second.start_behind(&first, 100, 200),
+        third.start_behind(&first, 100, 300),
+        fourth.start_behind(&third, 400, 500),
+    ];
+    let cuts = vec![
+        cut(&first, 100, 200, &second),
+        cut(&second, 200, 300, &third),
+        cut(&third, 400, 500, &fourth),
+    ];
+    let (is_cut, is_open) = (Some("cut"), Some("open"));
+    assert_eq!(told(&frames), (cuts, ends([is_cut, is_cut, is_cut, is_open])));
+
+    // In another boot nobody knows until when.
+    let other = Run { boot_id: [0xb1; 16], ..third.clone() };
+    let frames = [first.start(0, 0), second.start_behind(&first, 100, 200)];
+    let frames = [&frames[..], &[other.start_behind(&first, 100, 0)]].concat();
+    let cuts = vec![cut(&first, 100, 200, &second), cut(&second, 200, 0, &third)];
+    assert_eq!(told(&frames), (cuts, ends([is_cut, is_cut, is_open, None])));
+
+    // One that came to its end says so itself.
+    let frames = [
+        second.start_behind(&first, 100, 200),
+        second.farewell(1, 250),
+        third.start_behind(&first, 100, 300),
+    ];
+    let cuts = vec![cut(&first, 100, 200, &second)];
+    assert_eq!(told(&frames), (cuts, ends([None, Some("closed"), is_open, None])));
+}
+
 #[test]
 fn damage_is_named_counted_and_decides_the_exit_status() {
     let folder = sample_folder();

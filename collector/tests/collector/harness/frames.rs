@@ -1,10 +1,10 @@
 //! Frames as an agent makes them, and a sample that has every kind of record.
 
 use codec::{
-    Address, Capabilities, Clock, Container, Counter, EndReason, FRAME_BYTES_MAX, File, FileEvent,
-    FileFlow, FileId, FrameWriter, GenerationStart, Header, Interruption, K8sEvent, NetworkEvent,
-    NetworkFlow, ObjectState, Oid, Operation, Pod, Process, ProcessEvent, ProcessFlow, Record,
-    StreamKey, Term, Volume, op,
+    Address, Capabilities, Clock, Container, Counter, EndReason, FRAME_BYTES_MAX, Farewell, File,
+    FileEvent, FileFlow, FileId, FrameWriter, GenerationStart, Header, Interruption, K8sEvent,
+    NetworkEvent, NetworkFlow, ObjectState, Oid, Operation, Pod, Process, ProcessEvent,
+    ProcessFlow, Record, StreamKey, Term, Volume, op,
 };
 
 /// Boot clock to Unix time, ns: a moment in 2026.
@@ -74,6 +74,23 @@ impl Run {
     pub(crate) fn frames(&self, count: u64) -> Vec<Vec<u8>> {
         let frame = |s| if s == 0 { self.start(0, 0) } else { self.next(0, s) };
         (0..count).map(frame).collect()
+    }
+
+    /// The first frame of a run that tells how another was cut.
+    pub(crate) fn start_behind(&self, cut: &Run, from_ns: u64, to_ns: u64) -> Vec<u8> {
+        let mut header = self.start_header(0, 0);
+        let Run { boot_id, run_id, .. } = *cut;
+        let operations_at_least = 0;
+        header.interruption =
+            Some(Interruption { boot_id, run_id, from_ns, to_ns, operations_at_least });
+        frame(&header, &[])
+    }
+
+    /// The last frame of a run that ends in order: the urgent one with this sequence.
+    pub(crate) fn farewell(&self, sequence: u64, at_ns: u64) -> Vec<u8> {
+        let mut header = self.header(0, sequence);
+        header.farewell = Some(Farewell { at_ns, frames: [sequence + 1, 0] });
+        frame(&header, &[])
     }
 
     /// Two frames with every kind of record, a ledger and an interruption.
