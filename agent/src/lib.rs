@@ -24,6 +24,7 @@ pub mod slots;
 pub mod spool;
 pub mod status;
 pub mod supervisor;
+pub mod syncer;
 pub mod table;
 pub mod texts;
 pub mod tls;

@@ -15,6 +15,7 @@ use codec::{CLASSES, Class, FormerRun, Interruption};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::slots::Slots;
+use crate::syncer::Syncer;
 use crate::wear::{Meter, Wear};
 
 /// Name of the file, in the state folder.
@@ -40,6 +41,8 @@ pub struct RunState {
     last_end_ns: Option<u64>,
     /// How often it may be written.
     meter: Meter,
+    /// Makes the first of it durable.
+    syncer: Syncer,
 }
 
 /// What a run has to tell of the one before it.
@@ -76,6 +79,7 @@ impl RunState {
             former: before.former,
             last_end_ns: None,
             meter: Meter::new(wear),
+            syncer: Syncer::default(),
         };
         if before.interruption.is_none() {
             // A run that dies before its first frame is told of, too.
@@ -84,6 +88,11 @@ impl RunState {
             state.slots.sync()?;
         }
         Ok((state, before))
+    }
+
+    /// From now on `syncer` makes durable what need not be so before the run goes on.
+    pub fn sync_by(&mut self, syncer: Syncer) {
+        self.syncer = syncer;
     }
 
     /// The id of this run.
@@ -113,7 +122,7 @@ impl RunState {
             self.write(end_ns, OPEN)?;
         }
         if is_first {
-            self.slots.sync()?;
+            self.slots.sync_by(&self.syncer)?;
         }
         self.last_end_ns = Some(end_ns);
         Ok(())

@@ -15,6 +15,9 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
+use std::sync::Arc;
+
+use crate::syncer::Syncer;
 
 /// Distance of the slots, bytes: no device writes less at a time.
 const SLOT_BYTES: usize = 512;
@@ -26,7 +29,7 @@ const FRAME_BYTES: usize = 8 + 4;
 /// A value of `N` bytes in a file.
 #[derive(Debug)]
 pub struct Slots<const N: usize> {
-    file: File,
+    file: Arc<File>,
     serial: u64,
 }
 
@@ -63,7 +66,7 @@ impl<const N: usize> Slots<N> {
             }
         }
         let serial = newest.map_or(0, |(serial, _)| serial);
-        Ok((Slots { file, serial }, newest.map(|(_, value)| value)))
+        Ok((Slots { file: Arc::new(file), serial }, newest.map(|(_, value)| value)))
     }
 
     /// The newest whole value, without creating or changing anything.
@@ -96,6 +99,14 @@ impl<const N: usize> Slots<N> {
     /// If the device refuses.
     pub fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
+    }
+
+    /// The same by `syncer`.
+    ///
+    /// # Errors
+    /// As for [`Syncer::sync`].
+    pub fn sync_by(&self, syncer: &Syncer) -> io::Result<()> {
+        syncer.sync(&self.file)
     }
 }
 

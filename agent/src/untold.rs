@@ -15,6 +15,7 @@ use std::sync::Arc;
 use codec::{DropReason, TOMBSTONES_MAX, Tombstone};
 
 use crate::slots::Slots;
+use crate::syncer::Syncer;
 use crate::tombstones::Graveyard;
 use crate::wear::{Meter, Wear};
 
@@ -40,6 +41,8 @@ pub struct Untold {
     meter: Meter,
     /// Whether the file says something to tell.
     is_kept: bool,
+    /// Makes it durable where nobody waits for it.
+    syncer: Syncer,
 }
 
 /// Records that a run lost after its books were closed.
@@ -74,6 +77,7 @@ impl Untold {
             stones: Graveyard::default(),
             meter: Meter::default(),
             is_kept: false,
+            syncer: Syncer::default(),
         };
         if let Some(note) = &note {
             let mut rest = note.as_slice();
@@ -102,6 +106,11 @@ impl Untold {
     /// reason.
     pub fn spare(&mut self, wear: Option<Arc<Wear>>) {
         self.meter = Meter::new(wear);
+    }
+
+    /// From now on `syncer` makes it durable that something was told.
+    pub fn sync_by(&mut self, syncer: Syncer) {
+        self.syncer = syncer;
     }
 
     /// Writes what is to be told, at the end of a run.
@@ -188,7 +197,7 @@ impl Untold {
         self.meter.count();
         self.late = Late::default();
         self.write(0, self.until, Graveyard::default())?;
-        self.slots.sync()
+        self.slots.sync_by(&self.syncer)
     }
 
     fn write(&mut self, records: u64, until: u64, stones: Graveyard) -> io::Result<()> {

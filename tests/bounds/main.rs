@@ -139,8 +139,7 @@ fn run(plan: Plan) -> Result<Option<Vec<String>>> {
         let adversary = Adversary { kind, count, folder: &folder };
         let most = adversary.run(&fleet, &mut agent, &mut actor, &group)?;
         peak = if most.bytes() > peak.bytes() { most } else { peak };
-        // Nobody needs what a fast program left, and there are many of them.
-        std::fs::remove_dir_all(&folder)?;
+        remove(&folder)?;
     }
     let acts = actor.finish()?;
     println!(
@@ -185,6 +184,13 @@ fn run(plan: Plan) -> Result<Option<Vec<String>>> {
     println!("{whole} of {} quiet acts are whole", acts.len());
     faults.extend(missing);
     Ok(Some(faults))
+}
+
+/// Removes what a fast program left: nobody needs it, and there is much of it. To remove so much is a
+/// flood, too, and not to be one of the session that the quiet program is in.
+fn remove(folder: &Path) -> Result {
+    let status = Command::new("setsid").args(["--wait", "rm", "-rf"]).arg(folder).status()?;
+    if status.success() { Ok(()) } else { Err(format!("rm {}: {status}", folder.display()).into()) }
 }
 
 /// A program that does one thing as fast as it can.

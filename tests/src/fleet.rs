@@ -125,6 +125,7 @@ impl<'m> Fleet<'m> {
             spool: self.path(&format!("{name}/spool")),
             spool_bytes_max: 16 << 20,
             spool_sync: "interval".to_string(),
+            sync_interval_s: None,
             write_bytes_per_day: 0,
             status: self.path(&format!("{name}/status.json")),
             environment: Vec::new(),
@@ -312,6 +313,8 @@ pub struct AgentSettings {
     pub spool: PathBuf,
     pub spool_bytes_max: u64,
     pub spool_sync: String,
+    /// Absent: the agent's own choice.
+    pub sync_interval_s: Option<u32>,
     pub write_bytes_per_day: u64,
     pub status: PathBuf,
     pub environment: Vec<(OsString, OsString)>,
@@ -333,7 +336,7 @@ impl AgentSettings {
         format!(
             "[collector]\nurl = {:?}\nca = {:?}\ncertificate = {:?}\nkey = {:?}\n\
              upload_interval_s = {}\nbytes_per_day = {}\n\n\
-             [spool]\ndirectory = {:?}\nbytes_max = {}\nfree_percent = 0\nsync = {:?}\n\
+             [spool]\ndirectory = {:?}\nbytes_max = {}\nfree_percent = 0\nsync = {:?}\n{}\
              write_bytes_per_day = {}\n\n\
              [flows]\nactive_timeout_s = {}\n\n\
              [frames]\nage_max_s = {}\nvolume_age_max_s = {}\n\
@@ -350,6 +353,7 @@ impl AgentSettings {
             self.spool,
             self.spool_bytes_max,
             self.spool_sync,
+            chosen("sync_interval_s", self.sync_interval_s),
             self.write_bytes_per_day,
             self.active_timeout_s,
             self.frame_age_max_s,

@@ -1,8 +1,10 @@
 //! `run`: finished frames go into the spool, and from there to the collector by the upload
 //! thread. Keeps the state of the run and the status file.
 
-use std::cell::RefCell;
-use std::rc::Rc;
+mod start;
+
+pub use start::{purge, run};
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -11,30 +13,23 @@ use bpf::Probes;
 use codec::{CLASSES, Class, Frame, Step, Strain, Term};
 
 use super::strain::percent;
-use super::{
-    Error, Former, Losses, Outlet, Settings, boot_id, boot_ns, drop_privileges, identity, watch,
-};
-use crate::batch::{Books, Identity, Kept, Signer, Sink};
-use crate::config::{Config, SpoolSync};
+use super::{Error, Losses, Outlet, drop_privileges};
+use crate::batch::{Books, Kept, Signer, Sink};
+use crate::config::Config;
 use crate::confinement::Needs;
-use crate::day_budget::DayBudget;
 use crate::ladder::Measures;
 use crate::logger::RateLimit;
 use crate::run_state::RunState;
-use crate::spool::{self, Appended, Purged, Reader, Spool, SpoolError, Sync, Writer};
+use crate::spool::{Appended, Reader, Writer};
 use crate::status::{self, Status};
 use crate::supervisor::Supervisor;
-use crate::tls::clock::Clock;
+use crate::syncer::Syncer;
 use crate::tls::seal_key::Sealer;
-use crate::tls::{Credentials, Files};
 use crate::tombstones::Graveyard;
 use crate::untold::{self, Late, Untold};
 use crate::upload::{self, Upload};
-use crate::wear::{Meter, Wear};
+use crate::wear::Wear;
 
-/// How long the last delivery may take when the agent is told to stop. A service manager gives
-/// up after 90 s as a rule.
-const LAST_DELIVERY: Duration = Duration::from_secs(20);
 /// The same complaint is repeated so often.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -59,13 +54,20 @@ struct Delivery {
     framed: bool,
     /// Whether an urgent frame of this run is in the spool: it tells of the runs before.
     introduced: bool,
-    /// Whether all such frames were out of memory once: in a file, or delivered. Before, a kill may
-    /// take what this run tells of the runs before.
+    /// Whether all such frames were out of memory once: durable in a file, or delivered. Before, a
+    /// kill may take what this run tells of the runs before.
     rooted: bool,
+    /// What the device is to have done by then.
+    rooting: u64,
+    /// Whether the first urgent frame is the last that tells of what was dropped: it is told when that
+    /// is durable.
+    first_tells: bool,
     /// Up to when everything that was observed has been given to this, boot clock, ns.
     until_ns: u64,
     /// When the spool was made durable last.
     synced: Instant,
+    /// Makes durable what nothing waits for.
+    syncer: Syncer,
     complaint: RateLimit,
     /// Whether it was said that the file system leaves the spool less than all of its bytes.
     cramped: bool,
@@ -139,14 +141,22 @@ impl Delivery {
             if let Err(error) = self.writer.sync_class(Class::Urgent) {
                 self.complain(format_args!("{error}"));
             }
-            self.note_rooted();
+            self.rooting = self.syncer.ticket();
+            self.first_tells = true;
+        } else if appended.tells_of_dropped {
+            self.first_tells = false;
+            self.note_told();
         }
-        if (is_first || appended.tells_of_dropped)
-            && let Err(error) = self.untold.told()
-        {
+        // A later frame tells of these, and of all before them.
+        self.first_tells &= appended.dropped.is_empty();
+        self.note_rooted();
+        self.note_dropped(&appended.dropped);
+    }
+
+    fn note_told(&mut self) {
+        if let Err(error) = self.untold.told() {
             self.complain(format_args!("dropped frames will be told again: {error}"));
         }
-        self.note_dropped(&appended.dropped);
     }
 
     /// Returns whether it is kept in mind.
@@ -169,20 +179,46 @@ impl Delivery {
 
     fn sync(&mut self) {
         self.synced = Instant::now();
+        if self.syncer.is_busy() {
+            self.complain(format_args!(
+                "spool: the device takes more than spool.sync_interval_s to make durable what it was \
+                 given: a loss of power takes more than that"
+            ));
+        }
+        let was_held = self.writer.holds(Class::Urgent);
         if let Err(error) = self.writer.sync() {
             self.complain(format_args!("{error}"));
+        }
+        if was_held && !self.rooted {
+            self.rooting = self.syncer.ticket();
         }
         self.note_rooted();
     }
 
+    /// Says what the device refused while nobody waited for it.
+    fn note_sync(&mut self) {
+        if let Some(error) = self.syncer.error() {
+            let folder = self.config.spool.directory.clone();
+            self.complain(format_args!("sync in {}: {error}", folder.display()));
+        }
+    }
+
     /// Notes it if what this run tells of the runs before is out of memory now.
     fn note_rooted(&mut self) {
-        self.rooted |= self.introduced && !self.writer.holds(Class::Urgent);
+        let is_out = self.introduced && !self.writer.holds(Class::Urgent);
+        if self.rooted || !is_out || !self.syncer.is_done(self.rooting) {
+            return;
+        }
+        self.rooted = true;
+        if std::mem::take(&mut self.first_tells) {
+            self.note_told();
+        }
     }
 
     /// Makes durable what waits in memory, or at least what is told of it.
     fn close(&mut self) {
         let (dropped, refused) = self.writer.close();
+        self.note_sync();
         let is_noted = self.note_dropped(&dropped);
         let kept = self.untold.close();
         if let Err(error) = &kept {
@@ -269,6 +305,7 @@ impl Outlet for Delivery {
                 .map_err(|e| Error::System("starting the upload thread", e))?;
             self.upload = Some(upload);
         }
+        self.syncer.go_beside();
         self.status.ready = true;
         self.status.hooks_attached =
             probes.attached().iter().map(|hook| hook.name().to_string()).collect();
@@ -316,6 +353,7 @@ impl Outlet for Delivery {
         if self.synced.elapsed() >= interval {
             self.sync();
         }
+        self.note_sync();
         self.write_status(Some(books));
         let summary = self.summary();
         if summary != self.told {
@@ -360,169 +398,4 @@ impl Outlet for Delivery {
 
 fn unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Throws away what waits in the spool; the next run tells the collector of it.
-///
-/// # Errors
-/// See [`Error`]; [`SpoolError::InUse`] if an agent runs.
-pub fn purge(config: &Config) -> Result<Purged, Error> {
-    let folder = config.state_directory();
-    let note = folder.join(untold::FILE);
-    let untold = Untold::find(folder).map_err(super::file_error(&note))?;
-    let until = untold.as_ref().map_or(0, Untold::until);
-    // What an earlier purge counted is not counted again.
-    spool::complete_purge(&config.spool.directory, until).map_err(Error::Spool)?;
-    let purged = spool::purge(&config.spool.directory, |purged| {
-        Untold::open(folder)
-            .and_then(|mut untold| {
-                Untold::hand_over(folder)?;
-                untold.add_purge(purged.records, purged.until, &purged.stones)
-            })
-            .map_err(|source| SpoolError::Io { action: "write", path: note.clone(), source })
-    });
-    purged.map_err(Error::Spool)
-}
-
-/// Watches, spools and delivers until SIGTERM; at SIGHUP reads the certificate files anew.
-///
-/// # Errors
-/// See [`Error`].
-pub fn run(config: &Config) -> Result<(), Error> {
-    let stop = super::stop_on_signal()?;
-    let reload = super::reload_on_signal()?;
-    let path = Settings::new(config)?;
-    let folder = config.state_directory();
-    let sync = match config.spool.sync {
-        SpoolSync::Frame => Sync::EachFrame,
-        SpoolSync::Interval => Sync::OnRequest,
-        SpoolSync::MemoryFirst => Sync::MemoryFirst { bytes_max: config.spool.memory_bytes },
-    };
-    let limits = spool::Limits { bytes_max: config.spool.bytes_max, sync };
-    let until = Untold::find(folder).map_err(super::file_error(&folder.join(untold::FILE)))?;
-    let until = until.as_ref().map_or(0, Untold::until);
-    spool::complete_purge(&config.spool.directory, until).map_err(Error::Spool)?;
-    let (mut writer, mut reader, recovery) =
-        Spool::open(&config.spool.directory, limits).map_err(Error::Spool)?;
-    // Made now: what is to be told of a full disk is noted on it.
-    let mut untold = Untold::open(folder).map_err(super::file_error(&folder.join(untold::FILE)))?;
-    writer.keep_free(config.spool.free_percent);
-    writer.hold_at_most(config.spool.memory_bytes);
-    if recovery.cut_bytes + recovery.damaged_bytes > 0 {
-        log::warn!(
-            "spool: {} bytes of an unfinished frame cut, {} damaged bytes skipped",
-            recovery.cut_bytes,
-            recovery.damaged_bytes
-        );
-    }
-    if recovery.foreign_bytes > 0 {
-        log::warn!(
-            "spool: {} bytes of frames of another version set aside: an agent that reads them \
-             delivers them ({}/*.aside)",
-            recovery.foreign_bytes,
-            config.spool.directory.display()
-        );
-    }
-    let (clock, error) = Clock::open(folder);
-    if let Some(error) = error {
-        log::warn!("{}: told time is not kept: {error}", folder.display());
-    }
-    let clock = Arc::new(clock);
-    let credentials =
-        Credentials::load(&Files::from(&config.collector), config.agent.id.as_deref(), &clock)
-            .map_err(|error| Error::Config(error.to_string()))?;
-    let boot_id = boot_id()?;
-    let file = folder.join(upload::BUDGET_FILE);
-    let mut budget = DayBudget::open(&file, config.collector.bytes_per_day, boot_id, boot_ns())
-        .map_err(super::file_error(&file))?;
-    let per_day = config.spool.write_bytes_per_day;
-    let wear = match per_day {
-        0 => None,
-        _ => Some(Arc::new(
-            Wear::open(folder, per_day, boot_id, boot_ns).map_err(super::file_error(folder))?,
-        )),
-    };
-    if let Some(wear) = &wear {
-        writer.spare(Arc::clone(wear));
-        reader.spare(Arc::clone(wear));
-        budget.spare();
-    }
-    untold.spare(wear.clone());
-    let (state, before) = RunState::begin(folder, boot_id, boot_ns(), wear.clone())
-        .map_err(super::file_error(folder))?;
-    if credentials.seal_key.is_none() {
-        let key = credentials.files.key.display();
-        log::warn!("{key}: no key of P-256, P-384 or Ed25519: seals of generations are not signed");
-    }
-    let sealer = Sealer::new(credentials.seal_key.clone());
-    let identity: Identity = identity(credentials.agent_id.clone(), boot_id, state.run_id());
-    let status = Status {
-        version: env!("CARGO_PKG_VERSION").into(),
-        pid: std::process::id(),
-        started_unix_s: unix_s(),
-        agent_id: identity.agent_id.clone(),
-        run_id: hexadecimal(&identity.run_id),
-        boot_id: hexadecimal(&identity.boot_id),
-        step: Step::Everything.name().into(),
-        ..Status::default()
-    };
-    let settings = upload::Settings {
-        collector: config.collector.clone(),
-        credentials,
-        clock,
-        sealer: sealer.clone(),
-        timeouts: upload::Timeouts::default(),
-        budget,
-        meter: Meter::new(wear.clone()),
-    };
-    let purged_records = untold.records();
-    let dropped = untold.stones().clone();
-    let Late { refused, damaged } = untold.late();
-    let late = Losses { refused, damaged, ..Losses::default() };
-    let former = Former { before, purged_records, dropped, late };
-    let delivery = Rc::new(RefCell::new(Delivery {
-        config: config.clone(),
-        writer,
-        thread: Some((settings, reader)),
-        upload: None,
-        sealer,
-        reload,
-        state,
-        untold,
-        wear,
-        status,
-        lost: Lost::default(),
-        framed: false,
-        introduced: false,
-        rooted: false,
-        until_ns: 0,
-        synced: Instant::now(),
-        complaint: RateLimit::new(COMPLAINT_INTERVAL),
-        cramped: false,
-        supervisor: Supervisor::from_environment(Instant::now()),
-        told: String::new(),
-    }));
-    watch(&path, identity, former, None, &stop, &delivery)?;
-    let mut delivery = delivery.borrow_mut();
-    if let Some(upload) = &delivery.upload {
-        upload.shutdown(Instant::now() + LAST_DELIVERY);
-    }
-    delivery.note_late();
-    delivery.close();
-    let left = delivery.writer.depth().frames;
-    if left > 0 {
-        log::warn!(
-            "stopped with {left} frames in the spool: they are delivered after the next start"
-        );
-    }
-    let until_ns = delivery.until_ns;
-    delivery.told_until(until_ns)?;
-    delivery.status.ready = false;
-    delivery.write_status(None);
-    delivery.state.close().map_err(super::file_error(folder))?;
-    delivery.wear.as_ref().map_or(Ok(()), |wear| wear.close()).map_err(super::file_error(folder))
 }

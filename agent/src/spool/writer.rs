@@ -10,6 +10,7 @@ use std::sync::Arc;
 use codec::{CLASSES, DropReason, Frame, StreamKey, Tombstone};
 
 use super::{Depth, Generation, Segment, Shared, SpoolError, Sync, failed};
+use crate::syncer::Syncer;
 use crate::tombstones::Graveyard;
 use crate::wear::{BLOCK_BYTES, WRITE_BACK_NS, Wear, blocks_bytes};
 
@@ -24,7 +25,7 @@ const NEW_SEGMENT_BYTES: u64 = 2 * BLOCK_BYTES;
 pub struct Writer {
     shared: Arc<Shared>,
     /// By class, its last segment while it may grow.
-    files: [Option<File>; CLASSES],
+    files: [Option<Arc<File>>; CLASSES],
     /// By class, the generation that was appended to last.
     present: [Option<Generation>; CLASSES],
     /// By class, bytes of it.
@@ -50,6 +51,8 @@ pub struct Writer {
     written_back_ns: u64,
     /// The last failure that cost no frame.
     trouble: Option<SpoolError>,
+    /// Makes files durable.
+    syncer: Syncer,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -123,7 +126,13 @@ impl Writer {
             counted_to: [0; CLASSES],
             written_back_ns: 0,
             trouble: None,
+            syncer: Syncer::default(),
         }
+    }
+
+    /// From now on `syncer` makes durable what need not be so before the writer goes on.
+    pub fn sync_by(&mut self, syncer: Syncer) {
+        self.syncer = syncer;
     }
 
     /// Keeps so much of the file system free from now on, percent: where others fill it up, the
@@ -254,14 +263,15 @@ impl Writer {
     }
 
     /// Makes what was appended durable, for [`Sync::OnRequest`] and [`Sync::MemoryFirst`]; what
-    /// waits in memory for bytes of a day goes on waiting.
+    /// waits in memory for bytes of a day goes on waiting. With [`Writer::sync_by`] it is begun, and
+    /// not waited for.
     ///
     /// # Errors
     /// If the device refuses. What is in memory stays there then.
     pub fn sync(&mut self) -> Result<(), SpoolError> {
         self.write_memory(0)?;
         for file in self.files.iter().flatten() {
-            file.sync_data().map_err(failed("sync", &self.shared.directory))?;
+            self.syncer.sync(file).map_err(failed("sync", &self.shared.directory))?;
         }
         self.counted_to = [0; CLASSES];
         Ok(())
@@ -374,7 +384,7 @@ impl Writer {
         Ok(true)
     }
 
-    fn file(&self, lane: usize) -> Option<&File> {
+    fn file(&self, lane: usize) -> Option<&Arc<File>> {
         self.files.get(lane)?.as_ref()
     }
 
@@ -389,7 +399,7 @@ impl Writer {
             .map_err(failed("create", &path))?;
         if self.shared.limits.sync == Sync::EachFrame {
             // The name must be durable before the first frame is.
-            self.sync_directory()?;
+            self.sync_directory(&Syncer::default())?;
         }
         let lane = generation.lane();
         let mut state = self.shared.state();
@@ -399,14 +409,14 @@ impl Writer {
         }
         drop(state);
         self.next += 1;
-        self.set(lane, |writer| &mut writer.files, Some(file));
+        self.set(lane, |writer| &mut writer.files, Some(Arc::new(file)));
         Ok(())
     }
 
-    fn sync_directory(&self) -> Result<(), SpoolError> {
+    fn sync_directory(&self, syncer: &Syncer) -> Result<(), SpoolError> {
         let directory = &self.shared.directory;
         File::open(directory)
-            .and_then(|directory| directory.sync_all())
+            .and_then(|directory| syncer.sync_names(directory))
             .map_err(failed("sync", directory))
     }
 
@@ -415,7 +425,8 @@ impl Writer {
     fn close_file(&mut self, lane: usize) {
         if self.shared.limits.sync == Sync::OnRequest
             && let Some(file) = self.file(lane)
-            && let Err(error) = file.sync_data().map_err(failed("sync", &self.shared.directory))
+            && let Err(error) =
+                self.syncer.sync(file).map_err(failed("sync", &self.shared.directory))
         {
             self.trouble = Some(error);
         }

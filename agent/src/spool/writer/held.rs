@@ -51,12 +51,12 @@ impl Writer {
                 .open(&path)
                 .and_then(|file| {
                     file.write_all_at(&bytes, offset)?;
-                    file.sync_data()
+                    self.syncer.sync(&Arc::new(file))
                 });
             written.map_err(failed("write", &path))?;
             self.written_bytes += bytes.len() as u64;
             if offset == 0 {
-                self.sync_directory()?;
+                self.sync_directory(&self.syncer)?;
             }
             let mut state = self.shared.state();
             match state.segments.iter_mut().find(|segment| segment.number == number) {
@@ -73,7 +73,8 @@ impl Writer {
         }
     }
 
-    /// Makes durable what was appended of a class, and nothing else.
+    /// Makes durable what was appended of a class, and nothing else; as for [`Writer::sync`] it is not
+    /// waited for.
     ///
     /// # Errors
     /// If the device refuses. What is in memory stays there then.
@@ -81,9 +82,9 @@ impl Writer {
         self.write_memory_of(&[class], 0)?;
         match self.file(class as usize) {
             Some(file) => {
-                file.sync_data().map_err(failed("sync", &self.shared.directory))?;
+                self.syncer.sync(file).map_err(failed("sync", &self.shared.directory))?;
                 // Its name, too: the segment may be new.
-                self.sync_directory()
+                self.sync_directory(&self.syncer)
             }
             None => Ok(()),
         }
@@ -209,8 +210,10 @@ impl Writer {
     }
 
     /// Writes what is in memory out, as far as the budget goes and the device takes it, and drops the
-    /// rest: for the end of a run. Returns what went, and why the device refused it.
+    /// rest: for the end of a run, so all of it is durable when it returns. Returns what went, and why
+    /// the device refused it.
     pub fn close(&mut self) -> (Graveyard, Option<SpoolError>) {
+        self.syncer.finish();
         let mut refused = self.sync().err();
         while refused.is_none() {
             refused = match self.write_memory(0) {
