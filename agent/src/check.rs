@@ -445,13 +445,18 @@ fn directory(name: &str, path: Option<&Path>, findings: &mut Vec<Finding>) -> Op
         findings.push(Finding::new(Level::Problem, subject, text, "remove it, or name another"));
         return None;
     }
+    let is_there = existing == path;
     match access(existing, Access::WRITE_OK | Access::EXEC_OK) {
         Ok(()) => {
             findings.push(Finding::good(subject, "can be written"));
             Some(existing.to_path_buf())
         }
         Err(error) => {
-            let remedy = format!("give the agent's user write access to {}", existing.display());
+            let remedy = if is_there {
+                format!("give the agent's user write access to {}", path.display())
+            } else {
+                format!("make {}, and give it to the agent's user", path.display())
+            };
             findings.push(Finding::of_io(subject, &error.into(), &remedy));
             None
         }

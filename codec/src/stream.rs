@@ -48,7 +48,7 @@ pub struct Header<'a> {
     pub capabilities: Option<Capabilities>,
     /// Present in the last frame of a run that ended in order.
     pub farewell: Option<Farewell>,
-    /// The run before this one, in the first frame of each generation.
+    /// The run before this one, in the first frame of each urgent generation.
     pub former: Option<FormerRun>,
     /// What the device dropped: in the first frame of each urgent generation, and when it grew.
     pub tombstones: Tombstones,

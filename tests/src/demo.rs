@@ -15,7 +15,7 @@ use crate::truth::Truth;
 const COLUMNS: usize = 118;
 /// Records that are printed; the rest is counted.
 const ROWS_MAX: usize = 64;
-/// Folders of programs' libraries and of the kernel's files: reads there say little.
+/// Folders of programs' libraries and of the kernel's files: looks there say little.
 const QUIET: [&str; 7] =
     ["/etc/ld.so", "/etc/locale.alias", "/lib", "/usr/lib", "/proc", "/dev", "/sys"];
 
@@ -50,6 +50,8 @@ fn process_tree(records: &[Value], truth: &Truth) -> BTreeSet<i64> {
 fn is_quiet(record: &Value) -> bool {
     let path = text(record, "file.path");
     match text(record, "type") {
+        // A library that the loader may not look for is one that it finds elsewhere.
+        "FE" if text(record, "opflags").trim() == "O" && path.contains("/lib/") => true,
         "FF" => QUIET.iter().any(|folder| path.starts_with(folder)) || !path.starts_with('/'),
         // The two records of a start say less than the program that then runs.
         "PE" => text(record, "opflags") == "CLONE" || is_thread(record),
@@ -131,18 +133,24 @@ fn what(record: &Value, truth: &Truth) -> String {
         ("PE", "EXEC") => shorten(text(record, "proc.args"), truth),
         ("PE", "EXIT") if result % 256 == 0 => format!("code {}", result / 256),
         ("PE", "EXIT") => format!("signal {}", result % 128),
-        ("PE", "SETUID") => format!("to {} = {result}", record["record.args"]),
+        ("PE", "SETUID") => format!("to {} = {result}", list(&record["record.args"])),
         ("PE", _) => format!("= {result}"),
         ("FE", _) => {
             let new = text(record, "file.newpath");
             let arrow = if new.is_empty() { "" } else { " → " };
             let path = shorten(text(record, "file.path"), truth);
-            format!("{path}{arrow}{}{failed}", shorten(new, truth))
+            let refused = if text(record, "opflags").trim() == "O" { "refused: " } else { "" };
+            format!("{refused}{path}{arrow}{}{failed}", shorten(new, truth))
         }
         ("NE", _) => end("net.dip", "net.dport") + &failed,
         ("NF", _) => format!("{} → {}", end("net.sip", "net.sport"), end("net.dip", "net.dport")),
         _ => shorten(text(record, "file.path"), truth),
     }
+}
+
+fn list(values: &Value) -> String {
+    let words = values.as_array().into_iter().flatten();
+    words.map(|word| word.as_str().unwrap_or_default()).collect::<Vec<_>>().join(", ")
 }
 
 /// The workload's own folder is named in its arguments; `…` stands for it.

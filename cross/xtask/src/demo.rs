@@ -151,6 +151,8 @@ impl Place {
     fn work(&self) -> Result {
         say("running the workload: programs, files, HTTP over IPv4 and IPv6, a dropped privilege");
         let output = Command::new(Workspace::Device.binary("dev", "workload-demo"))
+            // Cargo's own, in which each program that is started would look for its libraries first.
+            .env_remove("LD_LIBRARY_PATH")
             .arg("--dir")
             .arg(self.path("work"))
             .stdin(Stdio::null())
