@@ -13,9 +13,9 @@ use tests::records::text;
 
 /// How long the device takes each time: an agent that waited for it would lose most of what happens
 /// meanwhile.
-const DEVICE: Duration = Duration::from_secs(3);
+const DEVICE: Duration = Duration::from_secs(2);
 /// How long files are made, and how often one is: few enough that the agent may be late by a second.
-const MADE_FOR: Duration = Duration::from_secs(10);
+const MADE_FOR: Duration = Duration::from_secs(8);
 const MADE_EACH: Duration = Duration::from_millis(4);
 
 #[test]

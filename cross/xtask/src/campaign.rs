@@ -18,7 +18,7 @@ pub struct Campaign {
 /// # Errors
 /// If something does not build, or the campaign finds a fault.
 pub fn run(campaign: &Campaign) -> Result {
-    setup::run()?;
+    setup::for_tests()?;
     suite::build_agent()?;
     suite::build_collector()?;
     let mut command = Workspace::Device.cargo("test");

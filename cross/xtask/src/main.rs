@@ -277,7 +277,7 @@ fn run(verb: Verb) -> Result {
         Verb::Reproduce(targets) => reproduce::run(&targets),
         Verb::Crates => crates::run(),
         Verb::Setup => {
-            setup::run()?;
+            setup::for_tests()?;
             setup::web_servers()?;
             setup::layer()?;
             setup::packaging()

@@ -57,7 +57,7 @@ pub fn run(options: &[(&'static str, u64)]) -> Result {
     let seed = asked("seed").unwrap_or(now);
     let all = places()?;
     let count = asked("count").unwrap_or(COUNT).min(all.len() as u64) as usize;
-    setup::run()?;
+    setup::for_tests()?;
     suite::build_collector()?;
     let tree = Tree::new()?;
     say(&format!("the suites with all of {} places", all.len()));

@@ -183,7 +183,7 @@ const PACKAGING: [Package; 4] = [
 const BTF: [Package; 1] =
     [Package { name: "bpftool", sign: Sign::Program("bpftool"), why: "minimises BTF" }];
 
-/// The reference suite's printer, once [`run`] has been called.
+/// The reference suite's printer, once [`install_sysprint`] has been called.
 pub fn sysprint() -> PathBuf {
     environment().join("bin/sysprint")
 }
@@ -192,13 +192,21 @@ fn environment() -> PathBuf {
     root().join("target/venv")
 }
 
-/// Installs what is missing.
+/// Installs what building for this machine takes, and running here.
 ///
 /// # Errors
 /// If something is missing and cannot be installed: names it and the command that does it.
 pub fn run() -> Result {
     install_packages(&COMPILERS)?;
-    install_packages(&PACKAGES)?;
+    install_packages(&PACKAGES)
+}
+
+/// Installs the same, and the reference suite's printer, which tests hold against what we write.
+///
+/// # Errors
+/// As [`run`].
+pub fn for_tests() -> Result {
+    run()?;
     install_sysprint()
 }
 
@@ -375,7 +383,11 @@ fn apt() -> Command {
     command
 }
 
-fn install_sysprint() -> Result {
+/// Installs the reference suite's printer.
+///
+/// # Errors
+/// If it cannot be had from PyPI.
+pub fn install_sysprint() -> Result {
     python_environment(&environment(), &[SYSFLOW_TOOLS])
 }
 

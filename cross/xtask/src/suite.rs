@@ -139,10 +139,12 @@ pub fn run() -> Result {
     packages::set_up()?;
     let copy = Copy::new()?;
     // Builds in two places at a time: each has steps that leave a processor idle.
-    let (laid_out, built) = std::thread::scope(|scope| {
+    let (laid_out, built, printer) = std::thread::scope(|scope| {
+        let printer = scope.spawn(setup::install_sysprint);
         let here = scope.spawn(|| build_here(&copy));
-        (vm::prepare_always(), here.join())
+        (vm::prepare_always(), here.join(), printer.join())
     });
+    printer.map_err(|_| "an installation ended in a panic")??;
     let guests = laid_out?;
     let prepared = built.map_err(|_| "a build ended in a panic")??;
     let mut sum = Counts::default();

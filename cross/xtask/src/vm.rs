@@ -57,7 +57,7 @@ pub fn run(agent: Option<&Path>, names: &[String]) -> Result {
             return Err("none of these kernels has these suites in tests/kernels.toml".into());
         }
     }
-    setup::run()?;
+    setup::for_tests()?;
     let guests = prepare(&kernels, what, Programs::with(agent)?)?;
     suite::build_collector()?;
     let mut command = Workspace::Device.cargo("test");
