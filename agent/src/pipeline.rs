@@ -310,7 +310,7 @@ fn watch(
     log::info!("watching: {} hooks attached", probes.attached().len());
 
     outlet.borrow_mut().ready(&probes)?;
-    path.engine.borrow_mut().batch.open();
+    path.engine.borrow_mut().batch.open(boot_ns());
     let started = Instant::now();
     let (mut swept, mut told) = (started, started);
     let mut framed = [started; CLASSES];

@@ -1,6 +1,7 @@
 //! A device that takes seconds to make something durable: the ring does not wait for it.
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use codec::Term;
@@ -9,7 +10,7 @@ use tests::Result;
 use tests::fleet::{AgentSettings, Fleet};
 use tests::frames::Summary;
 use tests::machine::{Machine, Need};
-use tests::records::text;
+use tests::records::{of_kind, text};
 
 /// How long the device takes each time: an agent that waited for it would lose most of what happens
 /// meanwhile.
@@ -18,6 +19,16 @@ const DEVICE: Duration = Duration::from_secs(2);
 const MADE_FOR: Duration = Duration::from_secs(8);
 const MADE_EACH: Duration = Duration::from_millis(4);
 
+/// A command line under which each sync of the agent takes so long; each that is over is in `trace`.
+fn slow(machine: &Machine, trace: &Path) -> Vec<OsString> {
+    let strace = ["strace", "-D", "-f", "-qq", "--signal=none", "--seccomp-bpf", "-e"];
+    let mut wrapper = strace.map(OsString::from).to_vec();
+    let inject = format!("inject=fsync,fdatasync:delay_enter={}", DEVICE.as_micros());
+    wrapper.extend(["trace=fsync,fdatasync", "-e", &inject, "-o"].map(Into::into));
+    wrapper.extend([trace.into(), machine.agent().into()]);
+    wrapper
+}
+
 #[test]
 fn a_device_that_is_slow_to_sync_costs_no_record() -> Result {
     let test = "a_device_that_is_slow_to_sync_costs_no_record";
@@ -25,16 +36,11 @@ fn a_device_that_is_slow_to_sync_costs_no_record() -> Result {
     let fleet = Fleet::new(&machine)?;
     let mut collector = fleet.start_collector("127.0.0.1:0")?;
     let trace = fleet.path("trace");
-    let inject = format!("inject=fsync,fdatasync:delay_enter={}", DEVICE.as_micros());
-    let strace = ["strace", "-D", "-f", "-qq", "--signal=none", "--seccomp-bpf", "-e"];
-    let mut wrapper = strace.map(OsString::from).to_vec();
-    wrapper.extend(["trace=fsync,fdatasync", "-e", &inject, "-o"].map(Into::into));
-    wrapper.extend([trace.clone().into(), machine.agent().into()]);
     let settings = AgentSettings {
         ring_bytes: Some(128 << 10),
         sync_interval_s: Some(1),
         frame_age_max_s: 1,
-        wrapper,
+        wrapper: slow(&machine, &trace),
         ..fleet.agent_settings("agent", collector.address)
     };
     let mut agent = fleet.start_agent(&settings)?;
@@ -67,5 +73,41 @@ fn a_device_that_is_slow_to_sync_costs_no_record() -> Result {
     let log = agent.program.log()?;
     assert!(log.contains("takes more than spool.sync_interval_s to make durable"), "{log}");
     println!("{made} files while the device was waited for {times} times");
+    Ok(())
+}
+
+/// Its first frame came to the collector before the device had it, so that it had not noted yet that it
+/// is the latest run.
+#[test]
+fn a_run_that_is_killed_while_the_device_is_slow_is_named_as_cut() -> Result {
+    let test = "a_run_that_is_killed_while_the_device_is_slow_is_named_as_cut";
+    let Some(machine) = Machine::claim(test, &[Need::Agent, Need::Strace])? else { return Ok(()) };
+    let fleet = Fleet::new(&machine)?;
+    let mut collector = fleet.start_collector("127.0.0.1:0")?;
+    let settings = fleet.agent_settings("agent", collector.address);
+    let slow = AgentSettings { wrapper: slow(&machine, &fleet.path("trace")), ..settings.clone() };
+    let mut runs = Vec::new();
+    for settings in [&settings, &slow, &settings] {
+        let mut agent = fleet.start_agent(settings)?;
+        agent.wait_until("a delivery", |status| status["upload"]["frames"].as_u64() > Some(0))?;
+        let run_id = agent.status()?["run_id"].as_str().unwrap_or_default().to_owned();
+        runs.push(run_id.get(..16).ok_or("no run id")?.to_owned());
+        if runs.len() < 3 { agent.program.kill()? } else { agent.program.stop()? }
+    }
+    collector.program.stop()?;
+    let (_, lines) = fleet.ledger()?;
+    let ending = |run: &String| {
+        let books = of_kind(&lines, "BOOKS").find(|books| text(books, "run") == run);
+        books.map_or("", |books| text(books, "ending"))
+    };
+    assert_eq!(runs.iter().map(ending).collect::<Vec<_>>(), ["cut", "cut", "closed"]);
+    let cuts: Vec<&Value> =
+        of_kind(&lines, "GAP").filter(|gap| text(gap, "reason") == "interruption").collect();
+    let [first, second] = cuts[..] else { panic!("{lines:?}") };
+    for (cut, run, teller) in [(first, &runs[0], &runs[1]), (second, &runs[1], &runs[2])] {
+        assert_eq!((text(cut, "run"), text(cut, "reported_by_run")), (&**run, &**teller), "{cut}");
+        assert!(cut["from_ns"].as_u64() < cut["to_ns"].as_u64(), "{cut}");
+    }
+    assert_eq!(first["to_ns"], second["from_ns"]);
     Ok(())
 }
