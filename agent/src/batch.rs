@@ -247,9 +247,9 @@ impl Batch {
 
     /// Makes the first urgent frame of the run, of what is known at its beginning: what a run tells of
     /// those before it is not to wait for something to happen, since the run may be cut short, too.
-    /// `now_ns` is on the boot clock: runs are in order by it.
-    pub fn open(&mut self, now_ns: u64) {
-        self.lane_mut(Class::Urgent).last_ns = now_ns;
+    /// `begins_ns` is when the run began to watch, boot clock: runs are in order by it.
+    pub fn open(&mut self, begins_ns: u64) {
+        self.lane_mut(Class::Urgent).last_ns = begins_ns;
         self.make(Class::Urgent);
     }
 

@@ -244,6 +244,7 @@ fn watch(
 ) -> Result<(), Error> {
     privileges::start().map_err(|e| Error::System("giving up capabilities", e))?;
     let probes = Rc::new(Probes::load(&settings.bounds).map_err(Error::Probes)?);
+    let watching_ns = boot_ns();
     log::info!("types of the kernel: {}", probes.types());
     for (hook, reason) in probes.missing() {
         let option = hook.option();
@@ -269,7 +270,7 @@ fn watch(
         && interruption.to_ns != 0
     {
         // Loading takes a moment, in which nothing is seen yet.
-        interruption.to_ns = boot_ns();
+        interruption.to_ns = watching_ns;
     }
     let mut offset = clock();
     let sink = Box::new(Rc::clone(outlet));
@@ -310,7 +311,7 @@ fn watch(
     log::info!("watching: {} hooks attached", probes.attached().len());
 
     outlet.borrow_mut().ready(&probes)?;
-    path.engine.borrow_mut().batch.open(boot_ns());
+    path.engine.borrow_mut().batch.open(watching_ns);
     let started = Instant::now();
     let (mut swept, mut told) = (started, started);
     let mut framed = [started; CLASSES];

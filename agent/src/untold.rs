@@ -2,8 +2,9 @@
 //!
 //! One small file beside the spool holds how many records an operator purged, and which frames
 //! went, for the quota or by a purge, until an urgent frame that tells of them is in the spool. A
-//! crash in between tells them twice, which changes nothing at a collector, or, after a power cut
-//! in the moment of a drop, not at all: the frames are then missing without a reason. It holds the
+//! crash in between tells them twice: a collector knows the frames, and the records stand in the books of two
+//! runs. After a power cut in the moment of a drop they are not told at all: the frames are then missing
+//! without a reason. It holds the
 //! last segment of a purge, too, so that the next run can end one that was cut short, and counts
 //! nothing twice.
 

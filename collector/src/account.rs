@@ -5,7 +5,7 @@
 //! for each range of frames that is missing, at the end of a stream, too: a run's farewell says how
 //! many frames of each class there are, and the run after it how far it came.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::path::Path;
 
@@ -16,6 +16,7 @@ use crate::capture::Origin;
 use crate::certificates::Certificates;
 use crate::chain::{self, Chain, Checked, Fault};
 use crate::convert::Unresolved;
+use crate::cuts::Cuts;
 use crate::gap::{Gap, Graves, run_tag};
 use crate::ladder::Ladder;
 use crate::layout;
@@ -56,25 +57,26 @@ struct Reach {
     frames: [u64; CLASSES],
 }
 
-/// A run that tells of one that was cut.
-#[derive(Clone, Copy, Debug)]
-struct Teller {
-    run_id: [u8; 16],
-    boot_id: [u8; 16],
-    interruption: Interruption,
+/// Which runs are over without a farewell.
+#[derive(Debug)]
+pub(crate) struct Ends {
+    /// By agent and run tag.
+    cut: BTreeMap<(String, String), Interruption>,
+    /// Runs of which later ones say how far they came.
+    over: HashSet<(String, String)>,
 }
 
-impl Teller {
-    /// The interruption of this one, of which `next` does not know: from when it watched until that
-    /// one did.
-    fn cut_before(&self, next: &Teller) -> Interruption {
-        Interruption {
-            boot_id: self.boot_id,
-            run_id: self.run_id,
-            from_ns: self.interruption.to_ns,
-            to_ns: if next.boot_id == self.boot_id { next.interruption.to_ns } else { 0 },
-            operations_at_least: 0,
-        }
+impl Ends {
+    /// Whether a later run tells of the end of this one.
+    pub(crate) fn has_successor(&self, run: &Run) -> bool {
+        let name = (run.agent.clone(), run.run.clone());
+        self.cut.contains_key(&name) || self.over.contains(&name)
+    }
+
+    /// When a run ended at the latest, boot clock, ns: by its farewell, or as the run after it tells.
+    pub(crate) fn end_ns(&self, run: &Run) -> Option<u64> {
+        let told = self.cut.get(&(run.agent.clone(), run.run.clone()));
+        run.farewell.or(told.map(|cut| cut.to_ns.max(cut.from_ns)))
     }
 }
 
@@ -83,8 +85,7 @@ impl Teller {
 pub(crate) struct Account {
     runs: Vec<Run>,
     gaps: Vec<Gap>,
-    /// Runs that were cut, by agent, each with the last run that tells of it.
-    interruptions: HashMap<(String, [u8; 16]), Teller>,
+    cuts: Cuts,
     /// How far runs came, as they tell themselves and later ones do, by agent and run tag.
     reaches: BTreeMap<(String, String), Reach>,
     /// Runs of which a later one tells, by agent.
@@ -167,43 +168,7 @@ impl Account {
             self.reaches(&run_tag(&former.run_id), &origin.agent, boot, former.frames);
         }
         self.graves.note(origin, &header.tombstones);
-        if let (Some(interruption), Some(start)) = (header.interruption, &header.start) {
-            let (run_id, boot_id) = (start.run_id, start.boot_id);
-            self.interruption(origin, Teller { run_id, boot_id, interruption });
-        }
-    }
-
-    /// Takes note that a run tells of one that was cut. Where another has told of the same one before,
-    /// that was cut itself, before it could note that it was the latest.
-    fn interruption(&mut self, origin: &Origin, teller: Teller) {
-        let cut = (origin.agent.clone(), teller.interruption.run_id);
-        let (latest, interruption) = match self.interruptions.get(&cut) {
-            Some(known) if known.run_id == teller.run_id => return,
-            Some(known) => {
-                // The clock that streams are in order by may have been wrong.
-                let is_earlier = (1..known.interruption.to_ns).contains(&teller.interruption.to_ns);
-                let (first, second) = if is_earlier { (teller, *known) } else { (*known, teller) };
-                (second, first.cut_before(&second))
-            }
-            None => (teller, teller.interruption),
-        };
-        self.interruptions.insert(cut, latest);
-        let is_closed = |run: &Run| {
-            run.agent == origin.agent
-                && run.run == run_tag(&interruption.run_id)
-                && run.farewell.is_some()
-        };
-        if interruption.run_id != teller.interruption.run_id {
-            if self.runs.iter().any(is_closed) {
-                return;
-            }
-            self.interruptions.insert((origin.agent.clone(), interruption.run_id), latest);
-        }
-        self.gaps.push(Gap::Interruption {
-            agent: origin.agent.clone(),
-            reported_by: run_tag(&latest.run_id),
-            interruption,
-        });
+        self.cuts.note(origin, header);
     }
 
     fn reaches(&mut self, run: &str, agent: &str, boot: String, frames: [u64; CLASSES]) {
@@ -231,10 +196,11 @@ impl Account {
         &self.runs
     }
 
-    /// The gaps in order of appearance; behind them the ends of runs that are missing, or all of
-    /// them, as later frames tell. What of the missing frames the device dropped is told so.
+    /// Interruptions, and the other gaps in order of appearance; behind them the ends of runs that are
+    /// missing, or all of them, as later frames tell. What of the missing frames the device dropped is
+    /// told so.
     pub(crate) fn gaps(&self) -> Vec<Gap> {
-        let mut gaps = Vec::new();
+        let mut gaps = self.interruptions();
         for gap in &self.gaps {
             match gap {
                 Gap::Missing { origin, first, last } => {
@@ -267,23 +233,24 @@ impl Account {
         gaps
     }
 
-    /// Whether a later run tells of the end of this one.
-    pub(crate) fn has_successor(&self, run: &Run) -> bool {
-        let told = self.formers.iter().chain(self.interruptions.keys());
-        told.into_iter().any(|(agent, id)| *agent == run.agent && run_tag(id) == run.run)
-    }
-
-    /// When a run ended at the latest, boot clock, ns: by its farewell, or as the run after it tells.
-    pub(crate) fn end_ns(&self, run: &Run) -> Option<u64> {
-        let told = self.gaps.iter().find_map(|gap| match gap {
-            Gap::Interruption { agent, interruption, .. }
-                if *agent == run.agent && run_tag(&interruption.run_id) == run.run =>
-            {
-                Some(interruption.to_ns.max(interruption.from_ns))
+    /// The runs that were cut, as later ones tell.
+    pub(crate) fn ends(&self) -> Ends {
+        let cut = self.interruptions().into_iter().filter_map(|gap| match gap {
+            Gap::Interruption { agent, interruption, .. } => {
+                Some(((agent, run_tag(&interruption.run_id)), interruption))
             }
             _ => None,
         });
-        run.farewell.or(told)
+        let formers = self.formers.iter().map(|(agent, id)| (agent.clone(), run_tag(id)));
+        Ends { cut: cut.collect(), over: formers.collect() }
+    }
+
+    /// Interruptions, as far as they are known in the end.
+    fn interruptions(&self) -> Vec<Gap> {
+        let is_closed = |run: &&Run| run.farewell.is_some();
+        let closed: HashSet<(&str, &str)> =
+            self.runs.iter().filter(is_closed).map(|run| (&*run.agent, &*run.run)).collect();
+        self.cuts.gaps(|agent, run_id| closed.contains(&(agent, &*run_tag(run_id))))
     }
 
     /// Whether files could not be read.

@@ -40,8 +40,9 @@ pub(crate) fn print(
     let account = &books.0;
     let gaps = account.gaps();
     let mut is_whole = gaps.is_empty();
+    let ends = account.ends();
     for run in account.runs() {
-        let statement = Statement::of(run, account.has_successor(run), account.end_ns(run));
+        let statement = Statement::of(run, ends.has_successor(run), ends.end_ns(run));
         is_whole &= statement.verdict().is_ok();
         match format {
             Format::Text => {

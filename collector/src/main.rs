@@ -15,6 +15,7 @@ mod compact;
 mod config;
 mod connections;
 mod convert;
+mod cuts;
 mod frame_files;
 mod gap;
 mod health;

@@ -1,17 +1,19 @@
 //! A device that takes seconds to make something durable: the ring does not wait for it.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use codec::Term;
 use serde_json::Value;
 use tests::Result;
 use tests::fleet::{AgentSettings, Fleet};
-use tests::frames::Summary;
+use tests::frames::{self, Summary};
 use tests::machine::{Machine, Need};
 use tests::records::{of_kind, text};
+use tests::wait::wait_for;
 
+const DEADLINE: Duration = Duration::from_secs(60);
 /// How long the device takes each time: an agent that waited for it would lose most of what happens
 /// meanwhile.
 const DEVICE: Duration = Duration::from_secs(2);
@@ -20,10 +22,10 @@ const MADE_FOR: Duration = Duration::from_secs(8);
 const MADE_EACH: Duration = Duration::from_millis(4);
 
 /// A command line under which each sync of the agent takes so long; each that is over is in `trace`.
-fn slow(machine: &Machine, trace: &Path) -> Vec<OsString> {
+fn slow(machine: &Machine, trace: &Path, device: Duration) -> Vec<OsString> {
     let strace = ["strace", "-D", "-f", "-qq", "--signal=none", "--seccomp-bpf", "-e"];
     let mut wrapper = strace.map(OsString::from).to_vec();
-    let inject = format!("inject=fsync,fdatasync:delay_enter={}", DEVICE.as_micros());
+    let inject = format!("inject=fsync,fdatasync:delay_enter={}", device.as_micros());
     wrapper.extend(["trace=fsync,fdatasync", "-e", &inject, "-o"].map(Into::into));
     wrapper.extend([trace.into(), machine.agent().into()]);
     wrapper
@@ -40,7 +42,7 @@ fn a_device_that_is_slow_to_sync_costs_no_record() -> Result {
         ring_bytes: Some(128 << 10),
         sync_interval_s: Some(1),
         frame_age_max_s: 1,
-        wrapper: slow(&machine, &trace),
+        wrapper: slow(&machine, &trace, DEVICE),
         ..fleet.agent_settings("agent", collector.address)
     };
     let mut agent = fleet.start_agent(&settings)?;
@@ -85,13 +87,19 @@ fn a_run_that_is_killed_while_the_device_is_slow_is_named_as_cut() -> Result {
     let fleet = Fleet::new(&machine)?;
     let mut collector = fleet.start_collector("127.0.0.1:0")?;
     let settings = fleet.agent_settings("agent", collector.address);
-    let slow = AgentSettings { wrapper: slow(&machine, &fleet.path("trace")), ..settings.clone() };
+    let wrapper = slow(&machine, &fleet.path("trace"), 10 * DEVICE);
+    let slow = AgentSettings { wrapper, ..settings.clone() };
     let mut runs = Vec::new();
     for settings in [&settings, &slow, &settings] {
         let mut agent = fleet.start_agent(settings)?;
-        agent.wait_until("a delivery", |status| status["upload"]["frames"].as_u64() > Some(0))?;
         let run_id = agent.status()?["run_id"].as_str().unwrap_or_default().to_owned();
-        runs.push(run_id.get(..16).ok_or("no run id")?.to_owned());
+        let run = run_id.get(..16).ok_or("no run id")?.to_owned();
+        let is_its = |path: &PathBuf| path.components().any(|part| part.as_os_str() == &*run);
+        wait_for("its first frame in the store", DEADLINE, || {
+            let found = if fleet.store().exists() { frames::find(&fleet.store())? } else { vec![] };
+            Ok(found.iter().any(is_its).then_some(()))
+        })?;
+        runs.push(run);
         if runs.len() < 3 { agent.program.kill()? } else { agent.program.stop()? }
     }
     collector.program.stop()?;

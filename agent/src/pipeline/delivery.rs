@@ -23,7 +23,7 @@ use crate::run_state::RunState;
 use crate::spool::{Appended, Reader, Writer};
 use crate::status::{self, Status};
 use crate::supervisor::Supervisor;
-use crate::syncer::Syncer;
+use crate::syncer::{Syncer, Ticket};
 use crate::tls::seal_key::Sealer;
 use crate::tombstones::Graveyard;
 use crate::untold::{self, Late, Untold};
@@ -57,18 +57,21 @@ struct Delivery {
     /// Whether all such frames were out of memory once: durable in a file, or delivered. Before, a
     /// kill may take what this run tells of the runs before.
     rooted: bool,
-    /// What the device is to have done by then.
-    rooting: u64,
-    /// Whether the first urgent frame is the last that tells of what was dropped: it is told when that
-    /// is durable.
-    first_tells: bool,
+    /// What the device is to have done by then, once it was asked.
+    rooting: Option<Ticket>,
+    /// Whether frames in the spool tell of all that was dropped: that is noted when this is rooted.
+    is_told: bool,
     /// Up to when everything that was observed has been given to this, boot clock, ns.
     until_ns: u64,
     /// When the spool was made durable last.
     synced: Instant,
     /// Makes durable what nothing waits for.
     syncer: Syncer,
+    /// What it was asked for when the spool was made durable last.
+    asked: Ticket,
     complaint: RateLimit,
+    /// For the complaint that the device is slow, lest it keep others from being said.
+    slowness: RateLimit,
     /// Whether it was said that the file system leaves the spool less than all of its bytes.
     cramped: bool,
     supervisor: Supervisor,
@@ -141,14 +144,15 @@ impl Delivery {
             if let Err(error) = self.writer.sync_class(Class::Urgent) {
                 self.complain(format_args!("{error}"));
             }
-            self.rooting = self.syncer.ticket();
-            self.first_tells = true;
+        }
+        if is_first || (appended.tells_of_dropped && !self.rooted) {
+            self.is_told = true;
         } else if appended.tells_of_dropped {
-            self.first_tells = false;
             self.note_told();
         }
         // A later frame tells of these, and of all before them.
-        self.first_tells &= appended.dropped.is_empty();
+        self.is_told &= appended.dropped.is_empty();
+        self.root();
         self.note_rooted();
         self.note_dropped(&appended.dropped);
     }
@@ -179,19 +183,26 @@ impl Delivery {
 
     fn sync(&mut self) {
         self.synced = Instant::now();
-        if self.syncer.is_busy() {
-            self.complain(format_args!(
+        if self.syncer.outcome(self.asked).is_none()
+            && let Some(repeated) = self.slowness.admit(self.synced)
+        {
+            log::warn!(
                 "spool: the device takes more than spool.sync_interval_s to make durable what it was \
-                 given: a loss of power takes more than that"
-            ));
+                 given: a loss of power takes more than that ({repeated} times more since this was \
+                 last said)"
+            );
         }
-        let was_held = self.writer.holds(Class::Urgent);
+        if self.introduced && !self.rooted && self.rooting.is_none() {
+            // In memory still, or refused by the device.
+            if let Err(error) = self.writer.sync_class(Class::Urgent) {
+                self.complain(format_args!("{error}"));
+            }
+        }
         if let Err(error) = self.writer.sync() {
             self.complain(format_args!("{error}"));
         }
-        if was_held && !self.rooted {
-            self.rooting = self.syncer.ticket();
-        }
+        self.asked = self.syncer.ticket();
+        self.root();
         self.note_rooted();
     }
 
@@ -203,22 +214,43 @@ impl Delivery {
         }
     }
 
-    /// Notes it if what this run tells of the runs before is out of memory now.
-    fn note_rooted(&mut self) {
-        let is_out = self.introduced && !self.writer.holds(Class::Urgent);
-        if self.rooted || !is_out || !self.syncer.is_done(self.rooting) {
-            return;
+    /// Notes what the device is to do until the run is rooted, once urgent frames are out of memory:
+    /// that was asked for before this is called.
+    fn root(&mut self) {
+        let is_out = || self.introduced && !self.writer.holds(Class::Urgent);
+        if !self.rooted && self.rooting.is_none() && is_out() {
+            self.rooting = Some(self.syncer.ticket());
         }
-        self.rooted = true;
-        if std::mem::take(&mut self.first_tells) {
-            self.note_told();
+    }
+
+    /// Notes it when what this run tells of the runs before is durable.
+    fn note_rooted(&mut self) {
+        let outcome = self.rooting.filter(|_| !self.rooted).map(|root| self.syncer.outcome(root));
+        match outcome.flatten() {
+            None => {}
+            // It is asked for anew.
+            Some(false) => self.rooting = None,
+            Some(true) => {
+                self.rooted = true;
+                if std::mem::take(&mut self.is_told) {
+                    self.note_told();
+                }
+            }
         }
     }
 
     /// Makes durable what waits in memory, or at least what is told of it.
     fn close(&mut self) {
         let (dropped, refused) = self.writer.close();
-        self.note_sync();
+        if let Some(error) = self.syncer.error() {
+            log::error!("sync in {}: {error}", self.config.spool.directory.display());
+        }
+        // Where urgent frames went, what they told of the runs before did, too: the next run tells it.
+        self.introduced &= dropped.stones().iter().all(|stone| stone.class != Class::Urgent as u8);
+        self.is_told &= dropped.is_empty();
+        self.root();
+        self.note_rooted();
+        self.note_late();
         let is_noted = self.note_dropped(&dropped);
         let kept = self.untold.close();
         if let Err(error) = &kept {
@@ -305,7 +337,9 @@ impl Outlet for Delivery {
                 .map_err(|e| Error::System("starting the upload thread", e))?;
             self.upload = Some(upload);
         }
-        self.syncer.go_beside();
+        self.syncer
+            .go_beside()
+            .map_err(|e| Error::System("starting the thread that makes files durable", e))?;
         self.status.ready = true;
         self.status.hooks_attached =
             probes.attached().iter().map(|hook| hook.name().to_string()).collect();

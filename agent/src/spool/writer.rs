@@ -267,7 +267,7 @@ impl Writer {
     /// not waited for.
     ///
     /// # Errors
-    /// If the device refuses. What is in memory stays there then.
+    /// If the device refuses. What could not be written stays in memory then.
     pub fn sync(&mut self) -> Result<(), SpoolError> {
         self.write_memory(0)?;
         for file in self.files.iter().flatten() {

@@ -110,8 +110,9 @@ impl Printer<'_> {
     fn finish(self) -> io::Result<Outcome> {
         self.table.finish(self.out)?;
         let runs = if self.filter.takes_all() { self.account.runs() } else { &[] };
+        let ends = self.account.ends();
         for run in runs {
-            let end_ns = self.account.end_ns(run);
+            let end_ns = ends.end_ns(run);
             match self.format {
                 Format::Text => {
                     for line in run.lines(end_ns) {

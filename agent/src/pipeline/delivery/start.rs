@@ -174,12 +174,14 @@ pub fn run(config: &Config) -> Result<(), Error> {
         framed: false,
         introduced: false,
         rooted: false,
-        rooting: 0,
-        first_tells: false,
+        rooting: None,
+        is_told: false,
         until_ns: 0,
         synced: Instant::now(),
+        asked: syncer.ticket(),
         syncer,
         complaint: RateLimit::new(COMPLAINT_INTERVAL),
+        slowness: RateLimit::new(COMPLAINT_INTERVAL),
         cramped: false,
         supervisor: Supervisor::from_environment(Instant::now()),
         told: String::new(),
@@ -189,7 +191,6 @@ pub fn run(config: &Config) -> Result<(), Error> {
     if let Some(upload) = &delivery.upload {
         upload.shutdown(Instant::now() + LAST_DELIVERY);
     }
-    delivery.note_late();
     delivery.close();
     let left = delivery.writer.depth().frames;
     if left > 0 {

@@ -77,7 +77,7 @@ impl Writer {
     /// waited for.
     ///
     /// # Errors
-    /// If the device refuses. What is in memory stays there then.
+    /// If the device refuses. What could not be written stays in memory then.
     pub fn sync_class(&mut self, class: Class) -> Result<(), SpoolError> {
         self.write_memory_of(&[class], 0)?;
         match self.file(class as usize) {
@@ -210,7 +210,8 @@ impl Writer {
     }
 
     /// Writes what is in memory out, as far as the budget goes and the device takes it, and drops the
-    /// rest: for the end of a run, so all of it is durable when it returns. Returns what went, and why
+    /// rest: for the end of a run. All of it is durable when it returns, but for what the device refused
+    /// while nobody waited ([`Syncer::error`](crate::syncer::Syncer::error)). Returns what went, and why
     /// the device refused it.
     pub fn close(&mut self) -> (Graveyard, Option<SpoolError>) {
         self.syncer.finish();

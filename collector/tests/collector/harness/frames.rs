@@ -76,9 +76,11 @@ impl Run {
         (0..count).map(frame).collect()
     }
 
-    /// The first frame of a run that tells how another was cut.
-    pub(crate) fn start_behind(&self, cut: &Run, from_ns: u64, to_ns: u64) -> Vec<u8> {
+    /// The first frame of a run that began to watch then, and tells how another was cut.
+    pub(crate) fn start_behind(&self, begins_ns: u64, cut: &Run, from_ns: u64) -> Vec<u8> {
         let mut header = self.start_header(0, 0);
+        (header.first_ns, header.last_ns) = (begins_ns, begins_ns);
+        let to_ns = if cut.boot_id == self.boot_id { begins_ns } else { 0 };
         let Run { boot_id, run_id, .. } = *cut;
         let operations_at_least = 0;
         header.interruption =
