@@ -128,8 +128,14 @@ impl Syncer {
         Ticket { asked, refused }
     }
 
+    /// Names all that it was asked for until now, whatever of it was refused since `before`: the device
+    /// may be quicker than who asks for a ticket.
+    pub fn ticket_since(&self, before: Ticket) -> Ticket {
+        Ticket { asked: self.state().asked, ..before }
+    }
+
     /// Whether the device is done with all of what a ticket names: with true if it refused nothing
-    /// since.
+    /// since it, or since the one that it is made of.
     pub fn outcome(&self, ticket: Ticket) -> Option<bool> {
         let state = self.state();
         (state.done >= ticket.asked).then_some(state.refused == ticket.refused)
@@ -201,9 +207,12 @@ mod tests {
             thread::yield_now();
         }
         assert_eq!(syncer.outcome(well), Some(true));
+        let before = syncer.ticket();
         syncer.sync(&pipe()).unwrap();
-        syncer.sync(&sound).unwrap();
-        let ill = syncer.ticket();
+        while syncer.outcome(syncer.ticket()).is_none() {
+            thread::yield_now();
+        }
+        let ill = syncer.ticket_since(before);
         syncer.finish();
         assert_eq!(syncer.outcome(ill), Some(false));
         assert_eq!(syncer.error().map(|error| error.kind()), Some(refused));

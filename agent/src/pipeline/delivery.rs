@@ -69,6 +69,8 @@ struct Delivery {
     syncer: Syncer,
     /// What it was asked for when the spool was made durable last.
     asked: Ticket,
+    /// The same before the present act.
+    before: Ticket,
     complaint: RateLimit,
     /// For the complaint that the device is slow, lest it keep others from being said.
     slowness: RateLimit,
@@ -182,6 +184,7 @@ impl Delivery {
     }
 
     fn sync(&mut self) {
+        self.before = self.syncer.ticket();
         self.synced = Instant::now();
         if self.syncer.outcome(self.asked).is_none()
             && let Some(repeated) = self.slowness.admit(self.synced)
@@ -219,7 +222,7 @@ impl Delivery {
     fn root(&mut self) {
         let is_out = || self.introduced && !self.writer.holds(Class::Urgent);
         if !self.rooted && self.rooting.is_none() && is_out() {
-            self.rooting = Some(self.syncer.ticket());
+            self.rooting = Some(self.syncer.ticket_since(self.before));
         }
     }
 
@@ -241,6 +244,7 @@ impl Delivery {
 
     /// Makes durable what waits in memory, or at least what is told of it.
     fn close(&mut self) {
+        self.before = self.syncer.ticket();
         let (dropped, refused) = self.writer.close();
         if let Some(error) = self.syncer.error() {
             log::error!("sync in {}: {error}", self.config.spool.directory.display());
@@ -293,6 +297,7 @@ impl Delivery {
 
 impl Sink for Delivery {
     fn frame(&mut self, class: Class, frame: &[u8]) -> Kept {
+        self.before = self.syncer.ticket();
         self.state.frame_made(class);
         let appended = self.writer.append(frame);
         if let Some(error) = self.writer.trouble() {

@@ -179,6 +179,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
         until_ns: 0,
         synced: Instant::now(),
         asked: syncer.ticket(),
+        before: syncer.ticket(),
         syncer,
         complaint: RateLimit::new(COMPLAINT_INTERVAL),
         slowness: RateLimit::new(COMPLAINT_INTERVAL),
