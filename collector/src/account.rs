@@ -318,7 +318,7 @@ impl Run {
         named
     }
 
-    /// The line of `print --json`; `end_ns` as [`Account::end_ns`] has it.
+    /// The line of `print --json`; `end_ns` as [`Ends::end_ns`] has it.
     pub(crate) fn json(&self, end_ns: Option<u64>) -> Value {
         let capabilities = self
             .capabilities
@@ -341,7 +341,7 @@ impl Run {
     }
 
     /// The lines of `print`: one for each operation, with the losses by their names; `end_ns` as
-    /// [`Account::end_ns`] has it.
+    /// [`Ends::end_ns`] has it.
     pub(crate) fn lines(&self, end_ns: Option<u64>) -> Vec<String> {
         let mut lines = vec![format!(
             "ledger of run {} (agent {}, boot {}): {} frames, {} records",
