@@ -87,7 +87,7 @@ fn a_run_that_is_killed_while_the_device_is_slow_is_named_as_cut() -> Result {
     let fleet = Fleet::new(&machine)?;
     let mut collector = fleet.start_collector("127.0.0.1:0")?;
     let settings = fleet.agent_settings("agent", collector.address);
-    let wrapper = slow(&machine, &fleet.path("trace"), 10 * DEVICE);
+    let wrapper = slow(&machine, &fleet.path("trace"), 5 * DEVICE);
     let slow = AgentSettings { wrapper, ..settings.clone() };
     let mut runs = Vec::new();
     for settings in [&settings, &slow, &settings] {
