@@ -11,15 +11,17 @@ use codec::{Header, Interruption};
 use crate::capture::Origin;
 use crate::gap::{Gap, run_tag};
 
-/// By agent and run that was cut, those that tell of it.
+/// By agent and run that was cut, those that tell of it by their run ids.
 #[derive(Debug, Default)]
-pub(crate) struct Cuts(BTreeMap<(String, [u8; 16]), Vec<Teller>>);
+pub(crate) struct Cuts(BTreeMap<(String, [u8; 16]), BTreeMap<[u8; 16], Teller>>);
 
 /// A run that tells of one that was cut.
 #[derive(Clone, Copy, Debug)]
 struct Teller {
     run_id: [u8; 16],
     boot_id: [u8; 16],
+    /// How many told of the same run before it appeared.
+    place: usize,
     /// When it began to watch, boot clock, ns.
     begins_ns: u64,
     interruption: Interruption,
@@ -33,10 +35,10 @@ impl Cuts {
         };
         let (run_id, boot_id, begins_ns) = (start.run_id, start.boot_id, header.first_ns);
         let tellers = self.0.entry((origin.agent.clone(), interruption.run_id)).or_default();
-        match tellers.iter_mut().find(|teller| teller.run_id == run_id) {
-            Some(known) => known.begins_ns = known.begins_ns.min(begins_ns),
-            None => tellers.push(Teller { run_id, boot_id, begins_ns, interruption }),
-        }
+        let place = tellers.len();
+        let teller = Teller { run_id, boot_id, place, begins_ns, interruption };
+        let known = tellers.entry(run_id).or_insert(teller);
+        known.begins_ns = known.begins_ns.min(begins_ns);
     }
 
     /// What is missing of runs that were cut, those included that told of one and were cut themselves;
@@ -45,10 +47,13 @@ impl Cuts {
         let mut gaps = Vec::new();
         for ((agent, _), tellers) in &self.0 {
             // Of one boot by its clock; boots as they appear, since they share no clock but the wall's.
-            let boots: Vec<[u8; 16]> = tellers.iter().map(|teller| teller.boot_id).collect();
-            let boot = |of: &Teller| boots.iter().position(|boot| *boot == of.boot_id);
-            let mut tellers = tellers.clone();
-            tellers.sort_by_key(|teller| (boot(teller), teller.begins_ns));
+            let mut boots = BTreeMap::new();
+            for teller in tellers.values() {
+                let place = boots.entry(teller.boot_id).or_insert(teller.place);
+                *place = teller.place.min(*place);
+            }
+            let mut tellers: Vec<&Teller> = tellers.values().collect();
+            tellers.sort_by_key(|teller| (boots.get(&teller.boot_id), teller.begins_ns));
             let mut push = |interruption, teller: &Teller| {
                 gaps.push(Gap::Interruption {
                     agent: agent.clone(),

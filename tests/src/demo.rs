@@ -15,7 +15,7 @@ use crate::truth::Truth;
 const COLUMNS: usize = 118;
 /// Records that are printed; the rest is counted.
 const ROWS_MAX: usize = 64;
-/// Folders of programs' libraries and of the kernel's files: looks there say little.
+/// Folders of programs' libraries and of the kernel's files: reads there say little.
 const QUIET: [&str; 7] =
     ["/etc/ld.so", "/etc/locale.alias", "/lib", "/usr/lib", "/proc", "/dev", "/sys"];
 
@@ -50,8 +50,6 @@ fn process_tree(records: &[Value], truth: &Truth) -> BTreeSet<i64> {
 fn is_quiet(record: &Value) -> bool {
     let path = text(record, "file.path");
     match text(record, "type") {
-        // A library that the loader may not look for is one that it finds elsewhere.
-        "FE" if text(record, "opflags").trim() == "O" && path.contains("/lib/") => true,
         "FF" => QUIET.iter().any(|folder| path.starts_with(folder)) || !path.starts_with('/'),
         // The two records of a start say less than the program that then runs.
         "PE" => text(record, "opflags") == "CLONE" || is_thread(record),
