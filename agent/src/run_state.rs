@@ -41,8 +41,6 @@ pub struct RunState {
     last_end_ns: Option<u64>,
     /// How often it may be written.
     meter: Meter,
-    /// Makes the first of it durable.
-    syncer: Syncer,
 }
 
 /// What a run has to tell of the one before it.
@@ -79,7 +77,6 @@ impl RunState {
             former: before.former,
             last_end_ns: None,
             meter: Meter::new(wear),
-            syncer: Syncer::default(),
         };
         if before.interruption.is_none() {
             // A run that dies before its first frame is told of, too.
@@ -92,7 +89,7 @@ impl RunState {
 
     /// From now on `syncer` makes durable what need not be so before the run goes on.
     pub fn sync_by(&mut self, syncer: Syncer) {
-        self.syncer = syncer;
+        self.slots.sync_by(syncer);
     }
 
     /// The id of this run.
@@ -122,7 +119,7 @@ impl RunState {
             self.write(end_ns, OPEN)?;
         }
         if is_first {
-            self.slots.sync_by(&self.syncer)?;
+            self.slots.sync()?;
         }
         self.last_end_ns = Some(end_ns);
         Ok(())

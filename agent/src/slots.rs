@@ -31,6 +31,8 @@ const FRAME_BYTES: usize = 8 + 4;
 pub struct Slots<const N: usize> {
     file: Arc<File>,
     serial: u64,
+    /// Makes it durable.
+    syncer: Syncer,
 }
 
 impl<const N: usize> Slots<N> {
@@ -66,7 +68,8 @@ impl<const N: usize> Slots<N> {
             }
         }
         let serial = newest.map_or(0, |(serial, _)| serial);
-        Ok((Slots { file: Arc::new(file), serial }, newest.map(|(_, value)| value)))
+        let (file, syncer) = (Arc::new(file), Syncer::default());
+        Ok((Slots { file, serial, syncer }, newest.map(|(_, value)| value)))
     }
 
     /// The newest whole value, without creating or changing anything.
@@ -98,15 +101,12 @@ impl<const N: usize> Slots<N> {
     /// # Errors
     /// If the device refuses.
     pub fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.syncer.sync(&self.file)
     }
 
-    /// The same by `syncer`.
-    ///
-    /// # Errors
-    /// As for [`Syncer::sync`].
-    pub fn sync_by(&self, syncer: &Syncer) -> io::Result<()> {
-        syncer.sync(&self.file)
+    /// From now on `syncer` does that.
+    pub fn sync_by(&mut self, syncer: Syncer) {
+        self.syncer = syncer;
     }
 }
 

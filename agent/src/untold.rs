@@ -42,8 +42,6 @@ pub struct Untold {
     meter: Meter,
     /// Whether the file says something to tell.
     is_kept: bool,
-    /// Makes it durable where nobody waits for it.
-    syncer: Syncer,
 }
 
 /// Records that a run lost after its books were closed.
@@ -78,7 +76,6 @@ impl Untold {
             stones: Graveyard::default(),
             meter: Meter::default(),
             is_kept: false,
-            syncer: Syncer::default(),
         };
         if let Some(note) = &note {
             let mut rest = note.as_slice();
@@ -109,9 +106,9 @@ impl Untold {
         self.meter = Meter::new(wear);
     }
 
-    /// From now on `syncer` makes it durable that something was told.
+    /// From now on `syncer` makes it durable.
     pub fn sync_by(&mut self, syncer: Syncer) {
-        self.syncer = syncer;
+        self.slots.sync_by(syncer);
     }
 
     /// Writes what is to be told, at the end of a run.
@@ -198,7 +195,7 @@ impl Untold {
         self.meter.count();
         self.late = Late::default();
         self.write(0, self.until, Graveyard::default())?;
-        self.slots.sync_by(&self.syncer)
+        self.slots.sync()
     }
 
     fn write(&mut self, records: u64, until: u64, stones: Graveyard) -> io::Result<()> {
